@@ -1,0 +1,1 @@
+"""Judging predictions, and pictures of them."""

@@ -1,0 +1,1 @@
+"""A ray-cast spinning LiDAR in made-up streets, with ground truth."""

@@ -1,0 +1,1 @@
+"""Offline training of the networks of `sqsegv3_ros.network`."""
