@@ -1,0 +1,136 @@
+"""Predicted and true labels, point by point, go in; IoU, mIoU and accuracy come out, all from one confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.labels import LabelSet
+
+BAND_EDGES_M = (0.0, 10.0, 20.0, 30.0, 50.0)
+"""Where the range bands begin, in metres; the last one is open."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a confusion matrix says. All are fractions, 0..1.
+
+    iou: (C,) float64 by label, 0 for ignored and absent classes. miou: its mean over all judged classes, absent ones
+    included as 0 (the official way). miou_present: its mean over the judged classes that the ground truth holds.
+    accuracy: the share of the counted points that are right.
+    """
+
+    iou: npt.NDArray[np.float64]
+    miou: float
+    miou_present: float
+    accuracy: float
+
+
+class ConfusionMatrix:
+    """Counts of points by predicted label (rows) and true label (columns), as in the official release.
+
+    labels: the label set; its ignored classes are counted but not judged. counts: (C, C) int64, zeros if not given.
+    """
+
+    def __init__(self, labels: LabelSet, counts: npt.NDArray[Any] | None = None) -> None:
+        size = len(labels)
+        self.labels = labels
+        self.counts = np.zeros((size, size), dtype=np.int64) if counts is None else np.array(counts, dtype=np.int64)
+        if self.counts.shape != (size, size):
+            raise UserError(
+                f"confusion matrix has shape {self.counts.shape}, but label set '{labels.name}' has {size} classes"
+            )
+
+    def add(self, prediction: npt.NDArray[Any], ground_truth: npt.NDArray[Any]) -> None:
+        """Count (N,) predicted against (N,) true labels of any integer type. Raises UserError where they do not fit."""
+        self.counts += count_pairs(prediction, ground_truth, len(self.labels))
+
+    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        return ConfusionMatrix(self.labels, self.counts + other.counts)
+
+    @property
+    def points(self) -> int:
+        """How many points were counted, ignored ones included."""
+        return int(self.counts.sum())
+
+    @property
+    def support(self) -> npt.NDArray[np.int64]:
+        """(C,) how many points of each class the ground truth holds."""
+        return self.counts.sum(axis=0)
+
+    @property
+    def judged_points(self) -> int:
+        """How many points have a true class that is judged."""
+        return int(self.support[list(self.labels.judged)].sum())
+
+    @property
+    def left_unlabeled(self) -> int:
+        """How many points of a judged class were predicted as an ignored one: dropped or wrong, as scores() is told."""
+        judged = self._is_judged()
+        return int(self.counts[~judged][:, judged].sum())
+
+    def scores(self, strict: bool = False) -> Scores:
+        """IoU = TP / (TP + FP + FN) and what follows from it.
+
+        strict False: the official release's way; a point of a judged class that is predicted as an ignored class is
+        dropped. strict True: such a point is a miss of its true class. Points whose true class is ignored never count.
+        """
+        judged = self._is_judged()
+        counts = np.where(judged[None, :], self.counts, 0)
+        if not strict:
+            counts = np.where(judged[:, None], counts, 0)
+        true_positive = np.where(judged, np.diag(counts), 0)
+        union = counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
+        iou = np.where(judged, true_positive / np.maximum(union, 1), 0.0)
+        present = judged & (self.support > 0)
+        return Scores(
+            iou=iou,
+            miou=float(iou[judged].mean()) if judged.any() else 0.0,
+            miou_present=float(iou[present].mean()) if present.any() else 0.0,
+            accuracy=float(true_positive.sum() / max(int(counts.sum()), 1)),
+        )
+
+    def _is_judged(self) -> npt.NDArray[np.bool_]:
+        judged = np.zeros(len(self.labels), dtype=bool)
+        judged[list(self.labels.judged)] = True
+        return judged
+
+
+def count_pairs(
+    prediction: npt.NDArray[Any],
+    ground_truth: npt.NDArray[Any],
+    classes: int,
+    group: npt.NDArray[Any] | None = None,
+    groups: int = 1,
+) -> npt.NDArray[np.int64]:
+    """Count points by (prediction, ground truth), in one pass.
+
+    prediction, ground_truth: (N,) integer labels in 0..classes-1. group: (N,) integers in 0..groups-1 that split the
+    points, or None. Returns (classes, classes) int64 with predictions as rows; with group (groups, classes, classes).
+    Raises UserError where lengths differ or a label lies outside.
+    """
+    if prediction.shape != ground_truth.shape or prediction.ndim != 1:
+        raise UserError(
+            f"predictions {prediction.shape} and ground truth {ground_truth.shape} must be flat and of equal length"
+        )
+    for what, values in (("predicted", prediction), ("true", ground_truth)):
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) < classes:
+            raise UserError(
+                f"{what} labels must lie in 0..{classes - 1}, found {int(values.min())}..{int(values.max())}"
+            )
+    cell = prediction.astype(np.int64) * classes + ground_truth.astype(np.int64)
+    if group is not None:
+        cell += group.astype(np.int64) * (classes * classes)
+    counts = np.bincount(cell, minlength=groups * classes * classes).astype(np.int64)
+    return counts.reshape((classes, classes) if group is None else (groups, classes, classes))
+
+
+def range_bands(ranges_m: npt.NDArray[Any], edges_m: Sequence[float] = BAND_EDGES_M) -> npt.NDArray[np.int64]:
+    """(N,) ranges in metres -> (N,) band of each: 0..len(edges)-1 by lower edge, len(edges) where not finite."""
+    band = np.digitize(ranges_m, np.asarray(edges_m[1:], dtype=np.float64))
+    return np.where(np.isfinite(ranges_m), band, len(edges_m)).astype(np.int64)
