@@ -1,0 +1,289 @@
+"""Spherical projection: points come in, the LiDAR image (range, x, y, z, remission by pixel) goes out.
+
+Plain torch, on any device. Equation 1 of the paper with the release's reading of the field of view (the printed f_up
+belongs to the lower limit).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqsegv3_ros.errors import UserError
+
+EMPTY = -1.0  # what every channel of a pixel without a point holds
+_NO_POINT = 2**63 - 1  # larger than the key of any point
+
+KEEP = ("nearest", "farthest")
+OUTSIDE_FOV = ("clamp", "drop")
+ROWS = ("elevation", "ring_from_bottom", "ring_from_top")
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """How points become an image.
+
+    height, width: pixels; the width must be divisible by 8 (the network halves it three times).
+    fov_up_deg, fov_down_deg: elevation of the upper edge of the first row and of the lower edge of the last one.
+    keep: which of several points in one pixel the network sees: 'nearest' (release) or 'farthest' (paper).
+    outside_fov: points above or below the field of view go into the edge rows ('clamp', release) or stay without a
+        label ('drop').
+    rows: the row of a point comes from its elevation, or from its ring number where beams are uneven: ring 0 lies at
+        the bottom (Velodyne) or at the top (Ouster). The rings are spread evenly over the rows.
+    ring_count: number of rings of the sensor; None: as many as the image has rows.
+    official_mask: reproduce the release's mask, which drops the pixel won by point 0.
+    """
+
+    height: int = 64
+    width: int = 2048
+    fov_up_deg: float = 3.0
+    fov_down_deg: float = -25.0
+    keep: str = "nearest"
+    outside_fov: str = "clamp"
+    rows: str = "elevation"
+    ring_count: int | None = None
+    official_mask: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.height <= 1024:
+            raise UserError(f"image height must lie in 1..1024, found {self.height}")
+        if not 8 <= self.width <= 16384 or self.width % 8:
+            raise UserError(f"image width must be a multiple of 8 in 8..16384, found {self.width}")
+        if not (math.isfinite(self.fov_up_deg) and math.isfinite(self.fov_down_deg)):
+            raise UserError(f"the field of view must be finite, found {self.fov_down_deg}..{self.fov_up_deg} deg")
+        if not -90.0 <= self.fov_down_deg < self.fov_up_deg <= 90.0:
+            raise UserError(
+                "the field of view must satisfy -90 <= fov_down_deg < fov_up_deg <= 90, "
+                f"found {self.fov_down_deg}..{self.fov_up_deg}"
+            )
+        for name, allowed in (("keep", KEEP), ("outside_fov", OUTSIDE_FOV), ("rows", ROWS)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} must be one of {', '.join(allowed)}, found '{getattr(self, name)}'")
+        if self.ring_count is not None and not 1 <= self.ring_count <= 1024:
+            raise UserError(f"ring_count must lie in 1..1024, found {self.ring_count}")
+
+    @property
+    def needs_rings(self) -> bool:
+        """Whether points need their ring number."""
+        return self.rows != "elevation"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ProjectionConfig:
+        """The inverse of `to_dict`. Raises UserError naming an unknown or malformed setting."""
+        return _from_dict(cls, data, "projection")
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of each channel: range, x, y, z (metres), remission."""
+
+    means: tuple[float, float, float, float, float] = (12.12, 10.88, 0.23, -1.04, 0.21)
+    stds: tuple[float, float, float, float, float] = (12.32, 11.47, 6.91, 0.86, 0.16)
+
+    def __post_init__(self) -> None:
+        for name in ("means", "stds"):
+            values = tuple(float(v) for v in getattr(self, name))
+            if len(values) != 5 or not all(math.isfinite(v) for v in values):
+                raise UserError(f"{name} must be five finite numbers (range, x, y, z, remission), found {values}")
+            object.__setattr__(self, name, values)
+        if min(self.stds) <= 0:
+            raise UserError(f"stds must be greater than 0, found {self.stds}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The statistics as plain JSON types."""
+        return {"means": list(self.means), "stds": list(self.stds)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Normalization:
+        """The inverse of `to_dict`. Raises UserError naming an unknown or malformed entry."""
+        return _from_dict(cls, data, "normalization")
+
+
+@dataclass
+class RangeImage:
+    """A LiDAR image and the way back to its points. Every tensor lies on the points' device.
+
+    channels: (5, H, W) float32: range, x, y, z in metres in the sensor frame, remission; -1 in empty pixels.
+    index: (H, W) int64, the point whose values the pixel holds; -1 where empty.
+    mask: (H, W) bool, whether the network sees the pixel.
+    pixel: (N,) int64, row * W + column of each point; 0 for points that cannot be used.
+    point_range: (N,) float32, metres.
+    usable: (N,) bool, False for NaN, Inf, (0, 0, 0), a ring that the sensor does not have, or, where
+        outside_fov is 'drop', a point above or below the field of view.
+    """
+
+    channels: Tensor
+    index: Tensor
+    mask: Tensor
+    pixel: Tensor
+    point_range: Tensor
+    usable: Tensor
+
+    @property
+    def height(self) -> int:
+        """Rows of the image."""
+        return self.channels.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Columns of the image."""
+        return self.channels.shape[2]
+
+    @property
+    def range(self) -> Tensor:
+        """(H, W) float32 range in metres, -1 where empty."""
+        return self.channels[0]
+
+    @property
+    def xyz(self) -> Tensor:
+        """(3, H, W) float32 coordinates in metres in the sensor frame, -1 where empty."""
+        return self.channels[1:4]
+
+    @property
+    def remission(self) -> Tensor:
+        """(H, W) float32 remission, -1 where empty."""
+        return self.channels[4]
+
+    @property
+    def px(self) -> Tensor:
+        """(N,) int64 column of each point."""
+        return self.pixel % self.width
+
+    @property
+    def py(self) -> Tensor:
+        """(N,) int64 row of each point."""
+        return self.pixel // self.width
+
+
+def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = None) -> RangeImage:
+    """Project points onto the sphere around the sensor.
+
+    points: (N, 4) float32 x, y, z in metres in the sensor frame (x forward, y left, z up), remission; N may be 0.
+    rings: (N,) integer ring numbers, needed where `config.rows` says so.
+    The forward direction is the middle column, left lies at lower columns, row 0 is the top. Of several points in a
+    pixel the nearest (or farthest) is kept; of equally near ones the later one. A remission that is not finite
+    counts as 0. Raises UserError for points of another shape or type.
+    """
+    if points.ndim != 2 or points.shape[1] != 4 or points.dtype != torch.float32:
+        raise UserError(f"points must be (N, 4) float32, found {tuple(points.shape)} {points.dtype}")
+    x, y, z, remission = points.unbind(1)
+    # torch's float32 square root is not correctly rounded everywhere; through float64 it is, as numpy's
+    point_range = (x * x + y * y + z * z).double().sqrt_().float()
+    usable = torch.isfinite(point_range) & (point_range > 0)
+    elevation = torch.asin(z / point_range)
+    column = _column(x, y, config.width)
+    if config.needs_rings:
+        row, known = _row_from_ring(rings, len(points), config)
+        usable &= known
+    else:
+        row = _row_from_elevation(elevation, config)
+    if config.outside_fov == "drop":
+        up, down = math.radians(config.fov_up_deg), math.radians(config.fov_down_deg)
+        usable &= (elevation <= up) & (elevation >= down)
+    pixel = torch.where(usable, row * config.width + column, 0)
+
+    index = _winners(pixel, point_range, usable, config)
+    mask = index >= 0
+    remission = torch.nan_to_num(remission, nan=0.0, posinf=0.0, neginf=0.0)
+    channels = _fill(index, mask, point_range, x, y, z, remission)
+    shape = (config.height, config.width)
+    network_mask = index > 0 if config.official_mask else mask
+    return RangeImage(channels.view(5, *shape), index.view(shape), network_mask.view(shape), pixel, point_range, usable)
+
+
+def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
+    """The network's input: (1, 5, H, W) float32, (value - mean) / std by channel, exactly 0 in masked pixels."""
+    channels = image.channels
+    means = channels.new_tensor(normalization.means).view(5, 1, 1)
+    stds = channels.new_tensor(normalization.stds).view(5, 1, 1)
+    return channels.sub(means).div_(stds).mul_(image.mask).unsqueeze(0)
+
+
+def restore(image_values: Tensor, image: RangeImage, fill: float = 0) -> Tensor:
+    """The inverse of the projection: every point takes its pixel's value.
+
+    image_values: (H, W) or (C, H, W). Returns (N,) or (C, N); points that cannot be used take `fill`.
+    """
+    values = image_values.flatten(-2).index_select(-1, image.pixel)
+    return values.masked_fill(~image.usable, fill)
+
+
+def _column(x: Tensor, y: Tensor, width: int) -> Tensor:
+    yaw = -torch.atan2(y, x)
+    u = (0.5 * (yaw / math.pi + 1.0)) * width
+    return _to_pixel(u, width)
+
+
+def _row_from_elevation(elevation: Tensor, config: ProjectionConfig) -> Tensor:
+    down = abs(math.radians(config.fov_down_deg))
+    fov = abs(math.radians(config.fov_up_deg)) + down
+    if config.fov_up_deg < 0 or config.fov_down_deg > 0:  # one-sided: the release's magnitudes would not hold
+        down = -math.radians(config.fov_down_deg)
+        fov = math.radians(config.fov_up_deg - config.fov_down_deg)
+    v = (1.0 - (elevation + down) / fov) * config.height
+    return _to_pixel(v, config.height)
+
+
+def _row_from_ring(rings: Tensor | None, count: int, config: ProjectionConfig) -> tuple[Tensor, Tensor]:
+    if rings is None:
+        raise UserError(f"rows '{config.rows}' need the points' ring numbers, found none; set rows to 'elevation'")
+    if rings.shape != (count,):
+        raise UserError(f"rings must be ({count},), found {tuple(rings.shape)}")
+    ring_count = config.ring_count or config.height
+    rings = rings.to(torch.int64)
+    known = (rings >= 0) & (rings < ring_count)
+    from_top = rings if config.rows == "ring_from_top" else ring_count - 1 - rings
+    row = torch.div(from_top * config.height, ring_count, rounding_mode="floor")
+    return row.clamp_(0, config.height - 1), known
+
+
+def _to_pixel(position: Tensor, size: int) -> Tensor:
+    # NaN (a point that cannot be used) has no defined integer: it becomes 0 here and is masked by `usable`
+    return torch.nan_to_num(torch.floor(position), nan=0.0).clamp_(0, size - 1).to(torch.int64)
+
+
+def _winners(pixel: Tensor, point_range: Tensor, usable: Tensor, config: ProjectionConfig) -> Tensor:
+    """(H * W,) int64: the point that keeps each pixel, -1 where there is none."""
+    count = len(pixel)
+    pixels = config.height * config.width
+    # A positive float orders like its bits: range and index in one integer make the minimum exact, free of the
+    # order of writing and equal on every device. The later of equally near points wins, as in the release.
+    order = point_range.view(torch.int32).to(torch.int64)
+    if config.keep == "farthest":
+        order = 0x7F800000 - order
+    later = torch.arange(count - 1, -1, -1, device=pixel.device)
+    key = (order << 32) | later
+    slot = torch.where(usable, pixel, pixels)  # unusable points fall into a slot behind the image
+    best = torch.full((pixels + 1,), _NO_POINT, dtype=torch.int64, device=pixel.device)
+    best.scatter_reduce_(0, slot, key, "amin")
+    best = best[:pixels]
+    return torch.where(best == _NO_POINT, -1, count - 1 - (best & 0xFFFFFFFF))
+
+
+def _fill(index: Tensor, mask: Tensor, *columns: Tensor) -> Tensor:
+    """(C, H * W): the winners' values by channel, -1 where there is no point."""
+    if not len(columns[0]):
+        return torch.full((len(columns), len(index)), EMPTY, device=index.device)
+    chosen = index.clamp_min(0)
+    channels = torch.stack([column.index_select(0, chosen) for column in columns])
+    return channels.masked_fill_(~mask, EMPTY)
+
+
+def _from_dict(cls: type, data: Mapping[str, Any], what: str) -> Any:
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise UserError(f"{what}: unknown setting {', '.join(unknown)} (known: {', '.join(sorted(known))})")
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    except TypeError as error:
+        raise UserError(f"{what}: {error}") from error
