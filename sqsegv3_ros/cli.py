@@ -14,6 +14,7 @@ VERBS = {
     "label": "label scans and data sets",
     "inspect": "print what a model file says about itself",
     "import-official": "turn a checkpoint folder of the official release into a model file",
+    "evaluate": "judge predictions by ground truth",
 }
 
 
