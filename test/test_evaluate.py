@@ -130,10 +130,10 @@ def test_border_iou_in_the_file_equals_the_official_release(tmp_path):
 
 
 def test_the_table_shows_the_numbers_of_the_file(folders, capsys):
-    found = evaluated(folders, "--border")
+    evaluated(folders, "--border")  # no two points lie in neighbouring pixels: nothing is near a border
     table = capsys.readouterr().out
     rows = {line[:18].strip(): line[18:].split() for line in table.splitlines()}
-    assert rows["car"] == ["75.0", "75.0", f"{100 * found['border']['iou']['car']:.1f}", "3"]
+    assert rows["car"] == ["75.0", "75.0", "-", "3"]
     assert rows["person"] == ["-", "-", "-", "0"]
     assert rows["accuracy"][:2] == ["77.8", "70.0"]
     assert rows["50 m and more"][-1] == "1"
