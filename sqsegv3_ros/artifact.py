@@ -1,0 +1,245 @@
+"""The model file: a TorchScript network together with everything that is needed to run it right.
+
+One zip archive as `torch.jit.save` writes it. Its extra file `sqsegv3.json` holds the classes, the projection, the
+normalisation, the KNN settings, the architecture and where the weights come from. Loading a TorchScript file can run
+code that its maker put into it: load model files only from those you trust, or pin their sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.kitti import write_whole
+from sqsegv3_ros.knn import KnnConfig
+from sqsegv3_ros.labels import LabelSet
+from sqsegv3_ros.projection import Normalization, ProjectionConfig
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "sqsegv3_ros model"
+FORMAT_VERSION = 1
+INFO_FILE = "sqsegv3.json"
+MAX_FILE_BYTES = 1 << 30  # the largest network of the paper needs 104 MB
+MAX_INFO_BYTES = 1 << 20
+WEIGHT_DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says about itself.
+
+    architecture: the network's configuration. provenance: source, data, date, metrics, licence, as far as known.
+    weights_dtype and weights_sha256 describe the tensors in the file; `save_artifact` fills them in.
+    """
+
+    name: str
+    architecture: Mapping[str, Any]
+    labels: LabelSet
+    projection: ProjectionConfig
+    normalization: Normalization
+    knn: KnnConfig
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights_dtype: str = ""
+    weights_sha256: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """The information as plain JSON types."""
+        return {
+            "format": FORMAT,
+            "format_version": self.format_version,
+            "name": self.name,
+            "architecture": dict(self.architecture),
+            "labels": self.labels.to_dict(),
+            "projection": self.projection.to_dict(),
+            "normalization": self.normalization.to_dict(),
+            "knn": self.knn.to_dict(),
+            "provenance": dict(self.provenance),
+            "weights_dtype": self.weights_dtype,
+            "weights_sha256": self.weights_sha256,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelInfo:
+        """The inverse of `to_dict`. Raises UserError naming what is missing, malformed or too new."""
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise UserError("its description is not one of this package")
+        version = data.get("format_version")
+        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+            raise UserError(
+                f"it has format version {version}, this package reads versions 1..{FORMAT_VERSION}; "
+                "update sqsegv3_ros or export the model again"
+            )
+        try:
+            return cls(
+                name=str(data["name"]),
+                architecture=dict(data["architecture"]),
+                labels=LabelSet.from_dict(data["labels"]),
+                projection=ProjectionConfig.from_dict(data["projection"]),
+                normalization=Normalization.from_dict(data["normalization"]),
+                knn=KnnConfig.from_dict(data["knn"]),
+                provenance=dict(data["provenance"]),
+                weights_dtype=str(data["weights_dtype"]),
+                weights_sha256=str(data["weights_sha256"]),
+                format_version=version,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"its description lacks or garbles {error}") from error
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded model: what it says about itself, the network on its device, the file and its sha256.
+
+    module: (N, 5, H, W) normalised image -> (N, C, H, W) logits.
+    """
+
+    info: ModelInfo
+    module: torch.jit.ScriptModule
+    path: Path
+    sha256: str
+
+
+def save_artifact(path: str | Path, module: torch.jit.ScriptModule, info: ModelInfo) -> ModelInfo:
+    """Write a model file, whole or not at all. Returns the information as written.
+
+    module: scripted, on the CPU, its floating-point tensors all float32 or all float16.
+    """
+    import io
+
+    import torch
+
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
+    if len(dtypes) != 1 or not dtypes <= set(WEIGHT_DTYPES):
+        raise UserError(f"a model file holds weights of one type, float32 or float16, found {sorted(dtypes)}")
+    info = replace(
+        info, weights_dtype=dtypes.pop(), weights_sha256=weights_sha256(module), format_version=FORMAT_VERSION
+    )
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer, _extra_files={INFO_FILE: json.dumps(info.to_dict(), indent=1)})
+    write_whole(path, buffer.getvalue())
+    return info
+
+
+def read_info(path: str | Path) -> ModelInfo:
+    """What a model file says about itself, without loading the network or running anything in it.
+
+    Raises UserError for a file that is missing, truncated, of another kind or of a newer format.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise UserError(f"model {path} is not a file")
+        if size > MAX_FILE_BYTES:
+            raise UserError(f"model {path} has {size} bytes, more than the {MAX_FILE_BYTES} that are accepted")
+        with zipfile.ZipFile(path) as archive:
+            return ModelInfo.from_dict(_read_description(archive))
+    except FileNotFoundError:
+        raise UserError(f"there is no model file {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+    except zipfile.BadZipFile:
+        raise UserError(
+            f"model {path} ({size} bytes) is truncated or no model file: it is not a whole zip archive. Model files "
+            "come from `sqsegv3 export` or `sqsegv3 import-official`"
+        ) from None
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"model {path} cannot be used: {error}") from None
+
+
+def load_artifact(
+    path: str | Path, device: str | torch.device = "cpu", dtype: str = "float32", sha256: str | None = None
+) -> Artifact:
+    """Load a model file onto a device.
+
+    dtype: 'float32', 'float16' or 'bfloat16', what the network computes in. sha256: the file's digest where it is
+    pinned. Raises UserError explaining what is wrong with a truncated, foreign, damaged or newer file.
+    """
+    import io
+
+    import torch
+
+    path = Path(path)
+    info = read_info(path)
+    try:
+        data = path.read_bytes()  # read once: what is checked is what is loaded, whatever happens to the file
+    except OSError as error:
+        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 and digest != sha256.lower():
+        raise UserError(f"model {path} has sha256 {digest}, expected {sha256.lower()}")
+    try:
+        module = torch.jit.load(io.BytesIO(data), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"model {path} is damaged, its network cannot be loaded: {first_line}") from None
+    found = weights_sha256(module)
+    if found != info.weights_sha256:
+        raise UserError(f"model {path} is damaged: its weights have sha256 {found}, it says {info.weights_sha256}")
+    module = module.to(device=device, dtype=getattr(torch, dtype)).eval()
+    return Artifact(info, module, path, digest)
+
+
+def weights_sha256(module: torch.nn.Module) -> str:
+    """sha256 over the names, types, shapes and values of a network's tensors, in order of name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def default_model() -> Path | None:
+    """The model that ships with the package, or None where none does.
+
+    Looked for beside an installed package (share/sqsegv3_ros/models, by pip or colcon) and in the source tree, so that
+    it is found with and without a sourced ROS environment.
+    """
+    for folder in share_folders():
+        models = sorted((folder / "models").glob("default*.pt"))
+        if models:
+            return models[0]
+    return None
+
+
+def share_folders() -> list[Path]:
+    """The folders that may hold the package's launch, config and models folders, the likeliest first."""
+    import sys
+
+    package = Path(__file__).resolve().parent
+    folders = [package.parent]  # the source tree, also behind an editable or symlinked installation
+    for prefix in [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), *_prefixes_of(package), sys.prefix]:
+        if prefix:
+            folders.append(Path(prefix) / "share" / "sqsegv3_ros")
+    return [folder for folder in folders if (folder / "package.xml").is_file()]
+
+
+def _prefixes_of(package: Path) -> list[str]:
+    # .../lib/python3.11/site-packages/sqsegv3_ros lies four levels below its prefix (Debian: local/lib one more)
+    return [str(parent) for parent in package.parents[2:6]]
+
+
+def _read_description(archive: zipfile.ZipFile) -> Any:
+    names = [n for n in archive.namelist() if n.endswith(f"/extra/{INFO_FILE}")]
+    if len(names) != 1:
+        raise UserError(
+            f"it holds no {INFO_FILE}: it was not made by this package (`sqsegv3 export` makes model files)"
+        )
+    if archive.getinfo(names[0]).file_size > MAX_INFO_BYTES:
+        raise UserError(f"its {INFO_FILE} is larger than {MAX_INFO_BYTES} bytes")
+    try:
+        return json.loads(archive.read(names[0]))
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"its {INFO_FILE} is damaged ({error})") from error

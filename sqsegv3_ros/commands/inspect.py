@@ -1,0 +1,64 @@
+"""`sqsegv3 inspect`: a model file goes in, what it says about itself is printed."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+from sqsegv3_ros.artifact import ModelInfo, read_info
+from sqsegv3_ros.commands.options import model_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model file (default: the shipped one)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the description. The network itself is not loaded."""
+    path = model_path(args.model)
+    info = read_info(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if args.json:
+        print(json.dumps({**info.to_dict(), "file": str(path), "file_sha256": sha256}, indent=1))
+    else:
+        print(_describe(info, path, sha256))
+    return 0
+
+
+def _describe(info: ModelInfo, path: Path, sha256: str) -> str:
+    rows = {
+        "model": info.name,
+        "file": f"{path} ({path.stat().st_size / 1e6:.1f} MB, format version {info.format_version})",
+        "file sha256": sha256,
+        "weights": f"{info.weights_dtype}, sha256 {info.weights_sha256}",
+        "architecture": _settings(dict(info.architecture)),
+        "projection": _settings(info.projection.to_dict()),
+        "means": _settings(dict(zip(("range", "x", "y", "z", "remission"), info.normalization.means, strict=True))),
+        "stds": _settings(dict(zip(("range", "x", "y", "z", "remission"), info.normalization.stds, strict=True))),
+        "knn": _settings(info.knn.to_dict()),
+        **{f"provenance: {key}": _value(value) for key, value in info.provenance.items()},
+        "label set": f"{info.labels.name}, {len(info.labels)} classes",
+    }
+    width = max(map(len, rows))
+    lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
+    lines.append(f"\n{'id':>4} {'raw id':>7}  {'RGB':<14}  class")
+    for label, c in enumerate(info.labels.classes):
+        color = " ".join(f"{channel:>3}" for channel in c.color)
+        lines.append(f"{label:>4} {c.raw_id:>7}  {color:<14}  {c.name}{' (ignored)' if c.ignored else ''}")
+    return "\n".join(lines)
+
+
+def _settings(values: dict[str, object]) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in values.items())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return (
+            "-".join(map(str, value)) if all(isinstance(v, (int, float)) for v in value) else ", ".join(map(str, value))
+        )
+    return json.dumps(value) if isinstance(value, dict) else str(value)

@@ -1,0 +1,61 @@
+"""Options that several verbs share: which model runs, on what, and how its labels are refined."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from sqsegv3_ros.errors import UserError
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.segmenter import Segmenter
+
+T = TypeVar("T")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --device, --precision, --threads and the KNN settings."""
+    parser.add_argument("--model", type=Path, help="model file (default: the one that ships with the package)")
+    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N or cpu (default: auto)")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: fp32")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    knn = parser.add_argument_group("KNN refinement", "the model's own settings unless given")
+    knn.add_argument("--knn", choices=("off", "safe", "official"), help="how neighbours vote on a point's label")
+    knn.add_argument("--knn-k", type=int, metavar="K", help="neighbours that vote")
+    knn.add_argument("--knn-search", type=int, metavar="S", help="side of the search window in pixels, odd")
+
+
+def model_path(given: Path | None) -> Path:
+    """The model file to use. Raises UserError where none is given and none ships."""
+    from sqsegv3_ros.artifact import default_model
+
+    path = given or default_model()
+    if path is None:
+        raise UserError(
+            "no model was given, and none ships with this package yet: pass --model FILE "
+            "(`sqsegv3 import-official` makes one)"
+        )
+    return path
+
+
+def make_segmenter(args: argparse.Namespace) -> Segmenter:
+    """The segmenter that the options of `add_model_options` describe. Raises UserError for what cannot be used."""
+    from sqsegv3_ros.artifact import read_info
+    from sqsegv3_ros.segmenter import Segmenter
+
+    path = model_path(args.model)
+    changes = {"mode": args.knn, "k": args.knn_k, "search": args.knn_search}
+    knn = replace(read_info(path).knn, **{name: value for name, value in changes.items() if value is not None})
+    return Segmenter(path, device=args.device, precision=args.precision, knn=knn, threads=args.threads)
+
+
+def progress(items: Iterable[T], total: int, unit: str) -> Iterator[T]:
+    """The items, with a progress bar on a terminal's standard error where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iter(items)
+    return iter(tqdm(items, total=total, unit=unit, disable=None, dynamic_ncols=True))

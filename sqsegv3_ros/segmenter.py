@@ -1,0 +1,203 @@
+"""The segmenter: the points of a scan go in, a label and a confidence for every point come out. No ROS in it.
+
+The paper's figure 1 in order: project the points, infer the classes of the pixels, restore the points' labels.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sqsegv3_ros.artifact import Artifact, load_artifact
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.knn import KnnConfig, refine
+from sqsegv3_ros.projection import ProjectionConfig, RangeImage, normalize, project, restore
+
+DEVICES = ("auto", "cuda", "cpu")
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+STAGES = ("upload", "project", "network", "restore", "knn", "download")
+_LARGE_TILE = 1 << 24  # pixels: the whole image at once, for devices with thousands of threads
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The result for one scan.
+
+    labels: (N,) uint8 (uint16 for more than 256 classes), 0 for points that could not be used.
+    confidences: (N,) float32, the softmax probability of the label at the point's own pixel, 0 where not used.
+    image: the LiDAR image, on the device. label_image: (H, W) int64 on the device, 0 in empty pixels.
+    timings_ms: milliseconds by stage (`STAGES`).
+    """
+
+    labels: npt.NDArray[Any]
+    confidences: npt.NDArray[np.float32]
+    image: RangeImage
+    label_image: Tensor
+    timings_ms: dict[str, float]
+
+
+class Segmenter:
+    """A model on a device, ready to label scans one after another.
+
+    model: a loaded artifact or the path of a model file. device: 'auto' takes CUDA where there is one.
+    precision: what the network computes in. projection, knn: instead of the model's own. threads: CPU threads of
+    torch for the whole process; None leaves them as they are.
+    Raises UserError where the model or a setting cannot be used, so that nothing fails at the first scan.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Artifact,
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
+        projection: ProjectionConfig | None = None,
+        knn: KnnConfig | None = None,
+        threads: int | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        self.device = resolve_device(device)
+        if precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, found '{precision}'")
+        if threads is not None:
+            if not 1 <= threads <= 1024:
+                raise UserError(f"threads must lie in 1..1024, found {threads}")
+            torch.set_num_threads(threads)
+        self.precision = precision
+        self.dtype: torch.dtype = getattr(torch, PRECISIONS[precision])
+        if isinstance(model, Artifact):
+            self.artifact = model
+        else:
+            self.artifact = load_artifact(model, self.device, PRECISIONS[precision], sha256)
+        self.info = self.artifact.info
+        self.projection = projection or self.info.projection
+        self.knn = knn or self.info.knn
+        if self.device.type != "cpu" and hasattr(self.artifact.module, "tile_pixels"):
+            self.artifact.module.tile_pixels = _LARGE_TILE
+
+    def segment(
+        self, points: npt.NDArray[np.float32] | Tensor, rings: npt.NDArray[Any] | Tensor | None = None
+    ) -> Segmentation:
+        """Label the points of one scan.
+
+        points: (N, 4) float32 x, y, z in metres in the sensor frame, remission in the model's scale; N may be 0.
+        rings: (N,) ring numbers, needed where the projection takes its rows from them.
+        """
+        clock = _StageClock(self.device)
+        with torch.inference_mode():
+            points, rings = self._upload(points), None if rings is None else self._upload(rings)
+            clock.stop("upload")
+
+            image = project(points, self.projection, rings)
+            network_input = normalize(image, self.info.normalization).to(self.dtype)
+            clock.stop("project")
+
+            logits = self.artifact.module(network_input)[0].float()
+            clock.stop("network")
+
+            label_image = logits.argmax(0)
+            log_total = logits.logsumexp(0)
+            clock.stop("restore")
+
+            labels = refine(label_image, image, self.knn, len(self.info.labels))
+            clock.stop("knn")
+
+            confidences = _confidences(labels, logits, log_total, image)
+            label_type = torch.uint8 if self.info.labels.dtype is np.uint8 else torch.int32
+            labels_out = labels.to(label_type).cpu().numpy().astype(self.info.labels.dtype, copy=False)
+            confidences_out = confidences.cpu().numpy()
+            clock.stop("download")
+            label_image = label_image.masked_fill(image.index < 0, 0)
+        return Segmentation(labels_out, confidences_out, image, label_image, clock.milliseconds())
+
+    def warm_up(self, points: int = 120_000, repeat: int = 2) -> None:
+        """Run made-up scans, so that the first real one is as quick as the others and what cannot run fails here.
+
+        Raises UserError where the model cannot run on the device in the chosen precision.
+        """
+        generator = torch.Generator().manual_seed(0)
+        azimuth = torch.rand(points, generator=generator) * 6.2831853
+        low, high = np.radians([self.projection.fov_down_deg, self.projection.fov_up_deg])
+        elevation = low + torch.rand(points, generator=generator) * float(high - low)
+        distance = 2 + 60 * torch.rand(points, generator=generator)
+        horizontal = distance * elevation.cos()
+        scan = torch.stack(
+            [horizontal * azimuth.cos(), horizontal * azimuth.sin(), distance * elevation.sin(), distance / 100], 1
+        )
+        rings = torch.arange(points) % (self.projection.ring_count or self.projection.height)
+        try:
+            for _ in range(repeat):
+                result = self.segment(scan, rings)
+        except RuntimeError as error:  # torch: out of memory, an operation without a kernel for the type, ...
+            message = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"model {self.artifact.path} does not run on {self.device} with precision {self.precision}: {message}"
+            ) from error
+        height, width = self.projection.height, self.projection.width
+        if tuple(result.label_image.shape) != (height, width):
+            raise UserError(f"model {self.artifact.path} gives no {height} x {width} image")
+
+    def _upload(self, values: npt.NDArray[Any] | Tensor) -> Tensor:
+        if isinstance(values, np.ndarray):
+            values = torch.from_numpy(values)
+        return values.to(self.device, non_blocking=True)
+
+
+def resolve_device(device: str) -> torch.device:
+    """'auto', 'cuda', 'cuda:N' or 'cpu' -> a device that is there. Raises UserError where it is not."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = torch.device("meta")
+    if resolved.type not in ("cpu", "cuda"):
+        raise UserError(f"device must be one of {', '.join(DEVICES)} or cuda:N, found '{device}'")
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= count:
+            raise UserError(f"device '{device}' is not there (CUDA devices: {count}); use 'auto' or 'cpu'")
+    return resolved
+
+
+def _confidences(labels: Tensor, logits: Tensor, log_total: Tensor, image: RangeImage) -> Tensor:
+    """(N,) softmax probability of the points' final labels at their own pixels, 0 for unusable points."""
+    pixels = logits.shape[1] * logits.shape[2]
+    logit = logits.flatten().index_select(0, labels.to(torch.int64) * pixels + image.pixel)
+    probability = (logit - restore(log_total, image)).exp_().clamp_(0, 1)
+    return probability.masked_fill_(~image.usable, 0)
+
+
+class _StageClock:
+    """Milliseconds between the stages, without making the host wait for the device before the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = [("", self._now())]
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self, stage: str) -> None:
+        """The stage ends here."""
+        self._marks.append((stage, self._now()))
+
+    def milliseconds(self) -> dict[str, float]:
+        """The time of each stage."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        result = {}
+        for (_, before), (stage, after) in zip(self._marks, self._marks[1:], strict=False):
+            result[stage] = before.elapsed_time(after) if self._cuda else 1e3 * (after - before)
+        return result
