@@ -15,6 +15,7 @@ VERBS = {
     "inspect": "print what a model file says about itself",
     "import-official": "turn a checkpoint folder of the official release into a model file",
     "evaluate": "judge predictions by ground truth",
+    "render": "draw a scan and its labels",
 }
 
 

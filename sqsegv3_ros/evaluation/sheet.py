@@ -1,0 +1,207 @@
+"""A scan and its labels go in, one picture of everything comes out: range, labels, errors, bird's-eye view, legend."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros.errors import missing_package
+from sqsegv3_ros.evaluation import pictures
+from sqsegv3_ros.evaluation.pictures import BACKGROUND, Picture
+from sqsegv3_ros.labels import LabelSet
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+    from sqsegv3_ros.projection import ProjectionConfig
+
+RIGHT, WRONG, MISSED, NOT_JUDGED = (78, 84, 96), (255, 84, 64), (255, 190, 70), (40, 42, 48)
+"""The colours of the error map: right, wrong, predicted as unlabeled, no true class to judge by."""
+PAPER, INK, FAINT = (28, 31, 37), (232, 234, 238), (150, 155, 165)
+WIDTH, STRIP_HEIGHT, MARGIN, CAPTION = 2048, 256, 24, 40
+RADIUS_M, RING_M = 50, 10
+HEIGHT_COLORS_M = (-3.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One colouring of the points: a caption and (N, 3) uint8 colours."""
+
+    caption: str
+    colors: Picture
+
+
+def scan_sheet(
+    title: str,
+    points: npt.NDArray[np.float32],
+    label_set: LabelSet,
+    labels: npt.NDArray[Any] | None = None,
+    truth: npt.NDArray[Any] | None = None,
+    projection: ProjectionConfig | None = None,
+) -> Image.Image:
+    """Draw a scan.
+
+    points: (N, 4) float32 x, y, z in metres in the sensor frame, remission. labels: (N,) labels to show. truth: (N,)
+    true labels to compare them with. projection: of the images; 64 x 2048, +3 to -25 degrees, if not given.
+    Returns a Pillow image, 2048 pixels wide. Raises UserError where Pillow is not installed.
+    """
+    try:
+        from PIL import Image, ImageDraw
+    except ImportError as error:
+        raise missing_package("Pillow", "drawing a picture", "tools") from error
+    import torch
+
+    from sqsegv3_ros.projection import ProjectionConfig, project
+
+    image = project(torch.from_numpy(points), projection or ProjectionConfig())
+    layers = label_layers(label_set, labels, truth)
+    strips = [Layer("range", pictures.range_picture(image))]
+    strips += [Layer(layer.caption, image_of_points(layer.colors, image.index.numpy())) for layer in layers]
+    low, high = HEIGHT_COLORS_M
+    by_height = Layer(f"height, {low:g} m (dark) to {high:g} m (bright)", colors_of_height(points[:, 2]))
+    panels = [layers[0], *layers[2:]] if layers else [by_height]
+    edge = 1200 if len(panels) == 1 else 824
+
+    strips_top = MARGIN + CAPTION
+    panels_top = strips_top + len(strips) * (CAPTION + STRIP_HEIGHT)
+    sheet = Image.new("RGB", (WIDTH, panels_top + CAPTION + edge + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), f"{title}   {len(points):,} points", fill=INK, font=_font(24))
+    _draw_strips(sheet, strips, strips_top)
+    for number, panel in enumerate(panels):
+        left = MARGIN + number * (edge + MARGIN)
+        caption = f"{panel.caption}; from above, forward is up, rings every {RING_M} m"
+        draw.text((left, panels_top + 12), caption, fill=FAINT, font=_font(18))
+        sheet.paste(_birds_eye_panel(points, panel.colors, edge), (left, panels_top + CAPTION))
+    if labels is not None:
+        corner = (MARGIN + len(panels) * (edge + MARGIN), panels_top + CAPTION)
+        _draw_legend(draw, corner, label_set, labels, truth)
+    return sheet
+
+
+def label_layers(label_set: LabelSet, labels: npt.NDArray[Any] | None, truth: npt.NDArray[Any] | None) -> list[Layer]:
+    """The colourings that labels (N,) and, to compare with, true labels (N,) give: labels, truth, errors."""
+    if labels is None:
+        return []
+    colors = pictures.display_colors(label_set)
+    layers = [Layer("labels", colors[labels])]
+    if truth is not None:
+        layers.append(Layer("compared with", colors[truth]))
+        layers.append(Layer("errors", error_colors(label_set, labels, truth)))
+    return layers
+
+
+def error_colors(label_set: LabelSet, labels: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Picture:
+    """(N,) labels and true labels -> (N, 3) uint8: `RIGHT`, `WRONG`, `MISSED` (left unlabeled) or `NOT_JUDGED`."""
+    judged = np.isin(np.arange(len(label_set)), label_set.judged)
+    kind = np.where(labels == truth, 0, np.where(judged[labels], 1, 2))
+    kind = np.where(judged[truth], kind, 3)
+    return np.array([RIGHT, WRONG, MISSED, NOT_JUDGED], dtype=np.uint8)[kind]
+
+
+def image_of_points(colors: Picture, index: npt.NDArray[np.int64]) -> Picture:
+    """(N, 3) colours and the (H, W) point of each pixel (-1 where empty) -> (H, W, 3)."""
+    picture = np.full((*index.shape, 3), BACKGROUND, dtype=np.uint8)
+    picture[index >= 0] = colors[index[index >= 0]]
+    return picture
+
+
+def png_of(sheet: Image.Image) -> bytes:
+    """A Pillow image as a PNG file, packed lightly: speed counts more than the last tenth."""
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def colors_of_height(z: npt.NDArray[Any]) -> Picture:
+    """(N,) heights in metres above the sensor -> (N, 3) uint8, dark below `HEIGHT_COLORS_M`, bright above."""
+    low, high = HEIGHT_COLORS_M
+    position = (np.clip(np.nan_to_num(z), low, high) - low) / (high - low)
+    return pictures.color_map()[np.rint(position * 255).astype(np.intp)]
+
+
+def _draw_strips(sheet: Image.Image, strips: list[Layer], top: int) -> None:
+    """Every image over the whole width, its caption above it; the first is the range image, with a scale."""
+    from PIL import Image, ImageDraw
+
+    draw = ImageDraw.Draw(sheet)
+    scale = Image.fromarray(np.repeat(pictures.color_map()[None, ::-1], 16, axis=0))
+    sheet.paste(scale, (170, top + 15))
+    draw.text((158, top + 12), f"{pictures.NEAREST_M:g} m", fill=FAINT, font=_font(18), anchor="ra")
+    draw.text((438, top + 12), f"{pictures.FARTHEST_M:g} m", fill=FAINT, font=_font(18))
+    for strip in strips:
+        draw.text((MARGIN, top + 12), strip.caption, fill=FAINT, font=_font(18))
+        picture = Image.fromarray(strip.colors).resize((WIDTH, STRIP_HEIGHT), Image.Resampling.NEAREST)
+        sheet.paste(picture, (0, top + CAPTION))
+        top += CAPTION + STRIP_HEIGHT
+
+
+def _birds_eye_panel(points: npt.NDArray[np.float32], colors: Picture, edge: int) -> Image.Image:
+    """The points over rings of equal range; a triangle where the sensor is, its tip to the front."""
+    from PIL import Image, ImageDraw
+
+    grid = Image.new("RGB", (edge, edge), BACKGROUND)
+    draw = ImageDraw.Draw(grid)
+    centre = edge / 2
+    radii = {metres: metres / RADIUS_M * centre for metres in range(RING_M, RADIUS_M + 1, RING_M)}
+    for radius in radii.values():
+        draw.ellipse((centre - radius, centre - radius, centre + radius, centre + radius), outline=(58, 62, 70))
+    panel = Image.fromarray(pictures.birds_eye_picture(points, colors, RADIUS_M, np.asarray(grid)))
+    draw = ImageDraw.Draw(panel)
+    draw.polygon([(centre, centre - 12), (centre - 7, centre + 8), (centre + 7, centre + 8)], fill=INK)
+    for metres, radius in radii.items():
+        place = (centre + radius * np.sqrt(0.5), centre - radius * np.sqrt(0.5))  # to the front right, on its ring
+        draw.text(place, f"{metres} m", fill=FAINT, font=_font(14), anchor="lb", stroke_width=2, stroke_fill=BACKGROUND)
+    return panel
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    label_set: LabelSet,
+    labels: npt.NDArray[Any],
+    truth: npt.NDArray[Any] | None,
+) -> None:
+    left, top = corner
+    colors = pictures.display_colors(label_set)
+    counts = np.bincount(labels, minlength=len(label_set))
+    for label in np.argsort(-counts, kind="stable"):
+        if not counts[label]:
+            break
+        share = counts[label] / len(labels)
+        _draw_entry(draw, (left, top), tuple(colors[label].tolist()), label_set.names[label], share)
+        top += 30
+    if truth is None:
+        return
+    judged = np.isin(truth, label_set.judged)
+    wrong = judged & (labels != truth)
+    missed = wrong & ~np.isin(labels, label_set.judged)
+    top += 30
+    for color, name, chosen in (
+        (RIGHT, "right", judged & ~wrong),
+        (WRONG, "wrong", wrong & ~missed),
+        (MISSED, "left unlabeled", missed),
+        (NOT_JUDGED, "no true class", ~judged),
+    ):
+        _draw_entry(draw, (left, top), color, name, chosen.sum() / max(len(labels), 1))
+        top += 30
+
+
+def _draw_entry(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], color: tuple[int, ...], name: str, share: float
+) -> None:
+    left, top = corner
+    percent = "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+    draw.rectangle((left, top, left + 20, top + 20), fill=color)
+    draw.text((left + 32, top), name, fill=INK, font=_font(18))
+    draw.text((left + 290, top), percent, fill=FAINT, font=_font(18), anchor="ra")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
