@@ -1,0 +1,280 @@
+"""A trained SqueezeSegV3 -> the same function in the form that runs live: image (N, 5, H, W) -> logits (N, C, H, W).
+
+Exact re-parameterisation, nothing is approximated: every BatchNorm is folded into the convolution before it, only the
+full-width head is left, and the tensors are laid out channels last. What the training form computes for whole images,
+the attention of 9 C channels and the unfolded features, exists here for one tile of pixels at a time:
+
+    columns (T, 3 k k + 1) of the coordinates, once for a stage   im2col; the last column is 1 and carries the bias
+    columns @ attention -> (T, 9 C), sigmoid, times the windows   tap-major, so that a window is three runs of memory
+    (T, 9 C) @ mix -> (T, C)
+
+TorchScript compiles all of it; device and dtype are those of the weights.
+"""
+
+# No `from __future__ import annotations` here: TorchScript needs the annotations of the classes as types.
+import math
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.network.config import WIDTH_DIVISOR
+from sqsegv3_ros.network.layers import AzimuthConv2d, AzimuthUpsample2d, ConvNorm
+from sqsegv3_ros.network.model import DecoderStage, EncoderStage, Head, SqueezeSegV3, narrow_coordinates
+from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
+
+DEPLOYABLE_BLOCKS = ("sac-isk",)
+TILE_PIXELS = 1024
+"""Pixels of a tile until the loader chooses for its device; 0 is the whole image."""
+
+
+def deploy(model: SqueezeSegV3) -> "DeployedSqueezeSegV3":
+    """The deploy form of a model as it would run in eval mode: float32, on the CPU; the model itself is not changed."""
+    if model.config.block not in DEPLOYABLE_BLOCKS:
+        raise UserError(f"network: a block '{model.config.block}' has no deploy form, only {DEPLOYABLE_BLOCKS[0]} has")
+    return DeployedSqueezeSegV3(model).eval()
+
+
+class DeployedSqueezeSegV3(nn.Module):
+    """Scriptable deploy form of a `SqueezeSegV3`. `tile_pixels` may be set at any time, also after loading."""
+
+    def __init__(self, model: SqueezeSegV3):
+        super().__init__()
+        self.tile_pixels = TILE_PIXELS
+        self.in_channels = model.in_channels
+        self.width_divisor = WIDTH_DIVISOR
+        self.minimum_width = model.minimum_width
+        self.circular = model.circular
+        self.attention_kernel = model.config.attention_kernel
+        self.stem = FoldedConv.of(model.stem)
+        self.encoder = nn.ModuleList(DeployedEncoderStage(s) for s in cast(Iterable[EncoderStage], model.encoder))
+        self.decoder = nn.ModuleList(DeployedDecoderStage(s) for s in cast(Iterable[DecoderStage], model.decoder))
+        self.head = FoldedConv.of_head(cast(Head, model.heads[0]))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalised, masked image (N, 5, H, W) -> logits (N, C, H, W), in memory channels last.
+
+        Raises ValueError (torch.jit.Error once scripted) where the image has the wrong rank, channels or width.
+        """
+        if image.dim() != 4 or image.size(1) != self.in_channels:
+            raise ValueError(f"network: expected an image (N, {self.in_channels}, H, W), found {image.size()}")
+        if image.size(3) % self.width_divisor != 0 or image.size(3) < self.minimum_width:
+            raise ValueError(
+                f"network: the image width must be a multiple of {self.width_divisor}, at least {self.minimum_width}, "
+                f"found {image.size(3)}"
+            )
+        coordinates = image[:, 1:4]
+        columns = coordinate_columns(coordinates, self.attention_kernel, self.circular)
+        feature = self.stem(image.permute(0, 2, 3, 1).contiguous())
+        skips: list[Tensor] = []
+        for i, stage in enumerate(self.encoder):
+            if i < 3:
+                skips.append(feature)
+            feature = stage(feature, columns, self.tile_pixels)
+            if i < 3:
+                coordinates = narrow_coordinates(coordinates, self.circular)
+                columns = coordinate_columns(coordinates, self.attention_kernel, self.circular)
+        for i, stage in enumerate(self.decoder):
+            feature = stage(feature)
+            if i >= 2:
+                feature = feature.add_(skips.pop())
+        return self.head(feature).permute(0, 3, 1, 2)
+
+
+class FoldedConv(nn.Module):
+    """A convolution with whatever followed it folded in, features (N, H, W, C) -> (N, H', W', C')."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: tuple[int, int], circular: bool, *, slope: float):
+        super().__init__()
+        self.register_buffer("weight", weight.detach().float().contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", bias.detach().float().clone())
+        self.stride = stride
+        self.reach = (weight.shape[2] // 2, weight.shape[3] // 2)
+        self.circular = circular
+        self.slope = slope
+
+    @classmethod
+    def of(cls, layer: ConvNorm) -> "FoldedConv":
+        """The same function as convolution, BatchNorm and activation."""
+        weight, bias = fold(layer.conv, layer.norm)
+        conv = layer.conv
+        if isinstance(conv, AzimuthConv2d):
+            return cls(weight, bias, (conv.stride[0], conv.stride[1]), conv.circular, slope=layer.slope)
+        assert isinstance(conv, AzimuthUpsample2d)
+        return cls(_upsampling_as_conv(weight), bias.repeat(2), (1, 1), conv.circular, slope=layer.slope)
+
+    @classmethod
+    def of_head(cls, head: Head) -> "FoldedConv":
+        """A head as it is in eval mode."""
+        assert head.conv.bias is not None
+        return cls(head.conv.weight, head.conv.bias, (1, 1), head.conv.circular, slope=1.0)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H', W', C'), contiguous."""
+        pad = self.reach[1]
+        if self.circular and pad > 0:
+            feature = torch.cat((feature[:, :, -pad:], feature, feature[:, :, :pad]), dim=2)
+            pad = 0
+        image = feature.permute(0, 3, 1, 2)
+        out = F.conv2d(image, self.weight, self.bias, self.stride, (self.reach[0], pad)).permute(0, 2, 3, 1)
+        if self.slope == 0.0:
+            out = out.relu_()
+        elif self.slope != 1.0:
+            out = F.leaky_relu_(out, self.slope)
+        return out
+
+
+class DeployedBlock(nn.Module):
+    """Deploy form of a `SpatiallyAdaptiveBlock`."""
+
+    attention: Tensor
+    mix: Tensor
+    mix_bias: Tensor
+
+    def __init__(self, block: SpatiallyAdaptiveBlock):
+        super().__init__()
+        weight, bias = fold(block.attention.conv, block.attention.norm)
+        channels = weight.shape[0] // TAPS
+        # (C, taps, xyz, ky, kx) -> one column per tap and channel, one row per column of `coordinate_columns`
+        rows = weight.reshape(channels, TAPS, *weight.shape[1:]).permute(3, 4, 2, 1, 0).reshape(-1, TAPS * channels)
+        attention = torch.cat((rows, bias.reshape(channels, TAPS).t().reshape(1, -1)))
+        # sigmoid(a) = 1 / (1 + 2 ** (-a log2 e)): two of its factors are constants
+        self.register_buffer("attention", (attention.double() * -math.log2(math.e)).float().contiguous())
+        weight, bias = fold(block.mix.conv, block.mix.norm)
+        self.register_buffer("mix", weight.reshape(channels, channels, TAPS).transpose(1, 2).reshape(channels, -1))
+        self.register_buffer("mix_bias", bias)
+        self.conv = FoldedConv.of(block.conv)
+        self.circular = block.circular
+
+    def forward(self, feature: Tensor, columns: Tensor, tile_pixels: int) -> Tensor:
+        """feature (N, H, W, C), columns (N, H, W, 3 k k + 1) -> (N, H, W, C)."""
+        batch, height, width, channels = feature.size()
+        padded = pad_edges(feature, 1, self.circular)
+        mixed = torch.empty_like(feature)
+        tile_rows, tile_columns = tile_shape(height, width, tile_pixels)
+        scratch = torch.empty(
+            [tile_rows * tile_columns, self.attention.size(1)], dtype=feature.dtype, device=feature.device
+        )
+        for n in range(batch):
+            for top in range(0, height, tile_rows):
+                rows = min(tile_rows, height - top)
+                for left in range(0, width, tile_columns):
+                    cols = min(tile_columns, width - left)
+                    factors = scratch[: rows * cols]
+                    torch.mm(
+                        columns[n, top : top + rows, left : left + cols].reshape(rows * cols, -1),
+                        self.attention,
+                        out=factors,
+                    )
+                    factors.exp2_().add_(1.0)
+                    windows = padded[n, top:, left:].as_strided(
+                        [rows, cols, 3, 3 * channels], [padded.stride(1), channels, padded.stride(1), 1]
+                    )
+                    grid = factors.view(rows, cols, 3, 3 * channels)
+                    torch.div(windows, grid, out=grid)
+                    out = mixed[n, top : top + rows, left : left + cols].view(rows * cols, channels)
+                    torch.addmm(self.mix_bias, factors, self.mix.t(), out=out)
+        return self.conv(mixed.relu_()).add_(feature)
+
+
+class DeployedEncoderStage(nn.Module):
+    """Deploy form of an `EncoderStage`."""
+
+    def __init__(self, stage: EncoderStage):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            DeployedBlock(block) for block in cast(Iterable[SpatiallyAdaptiveBlock], stage.blocks)
+        )
+        self.narrow = nn.ModuleList(FoldedConv.of(layer) for layer in cast(Iterable[ConvNorm], stage.narrow))
+
+    def forward(self, feature: Tensor, columns: Tensor, tile_pixels: int) -> Tensor:
+        """feature (N, H, W, C), columns (N, H, W, 3 k k + 1) -> (N, H, W or W / 2, C')."""
+        for block in self.blocks:
+            feature = block(feature, columns, tile_pixels)
+        for narrow in self.narrow:
+            feature = narrow(feature)
+        return feature
+
+
+class DeployedDecoderStage(nn.Module):
+    """Deploy form of a `DecoderStage`."""
+
+    def __init__(self, stage: DecoderStage):
+        super().__init__()
+        self.conv = FoldedConv.of(stage.conv)
+        self.squeeze = FoldedConv.of(stage.squeeze)
+        self.expand = FoldedConv.of(stage.expand)
+        self.out_channels = stage.conv.conv.out_channels
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W or 2 W, C')."""
+        feature = self.conv(feature)
+        batch, height = feature.size(0), feature.size(1)
+        feature = feature.view(batch, height, -1, self.out_channels)
+        return self.expand(self.squeeze(feature)).add_(feature)
+
+
+def fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias, float32, of the convolution that does what `conv` and then `norm` in eval mode do."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    weight = conv.weight.detach().double()
+    shape = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
+    bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.detach().double()
+    bias = (bias - norm.running_mean.double()) * scale + norm.bias.detach().double()
+    return (weight * scale.view(shape)).float(), bias.float()
+
+
+def _upsampling_as_conv(weight: Tensor) -> Tensor:
+    """Transposed convolution (in, out, 1, 4), stride 2, padding 1 -> plain convolution (2 out, in, 1, 3).
+
+    Its output holds the even columns in the first `out` channels and the odd ones in the others, so that channels last
+    it is, read as it lies, the image of double width: even column 2 j sees j - 1 and j, odd column 2 j + 1 sees j and
+    j + 1.
+    """
+    taps = weight.transpose(0, 1)
+    nothing = torch.zeros_like(taps[..., 0])
+    even = torch.stack((taps[..., 3], taps[..., 1], nothing), dim=-1)
+    odd = torch.stack((nothing, taps[..., 2], taps[..., 0]), dim=-1)
+    return torch.cat((even, odd))
+
+
+def pad_edges(feature: Tensor, reach: int, circular: bool) -> Tensor:
+    """(N, H, W, C) -> (N, H + 2 reach, W + 2 reach, C), contiguous.
+
+    Above and below lies zero, beside it zero or the other edge.
+    """
+    if circular and reach > 0:
+        feature = torch.cat((feature[:, :, -reach:], feature, feature[:, :, :reach]), dim=2)
+        return F.pad(feature, [0, 0, 0, 0, reach, reach])
+    return F.pad(feature, [0, 0, reach, reach, reach, reach])
+
+
+def coordinate_columns(coordinates: Tensor, kernel: int, circular: bool) -> Tensor:
+    """(N, 3, H, W) -> (N, H, W, 3 k k + 1): what the attention sees around every pixel (ky, kx, xyz), then a 1."""
+    batch, channels, height, width = coordinates.size()
+    padded = pad_edges(coordinates.permute(0, 2, 3, 1).contiguous(), kernel // 2, circular)
+    run = kernel * channels
+    windows = padded.as_strided(
+        [batch, height, width, kernel, run], [padded.stride(0), padded.stride(1), channels, padded.stride(1), 1]
+    )
+    columns = coordinates.new_empty([batch, height, width, kernel * run + 1])
+    columns[..., : kernel * run].view(batch, height, width, kernel, run).copy_(windows)
+    columns[..., kernel * run :] = 1.0
+    return columns
+
+
+def tile_shape(height: int, width: int, tile_pixels: int) -> tuple[int, int]:
+    """Rows and columns of the tiles that an image is computed in: whole rows, or pieces of one where they are long."""
+    if tile_pixels <= 0:
+        return height, width
+    if tile_pixels >= width:
+        return min(height, tile_pixels // width), width
+    pieces = (width + tile_pixels - 1) // tile_pixels
+    return 1, (width + pieces - 1) // pieces

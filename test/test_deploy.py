@@ -1,0 +1,137 @@
+"""The deploy form computes the function of the training form, whatever the tiles, the batch and the shape."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.deploy import deploy, tile_shape
+from sqsegv3_ros.network.model import SqueezeSegV3
+
+MARGIN = 1e-4
+
+
+def lively(config, seed=0):
+    """A network whose every layer matters: random affine BatchNorm, statistics of data, a head with an opinion."""
+    torch.manual_seed(seed)
+    model = SqueezeSegV3(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+    torch.nn.init.normal_(model.heads[0].conv.weight, 0, 0.3)
+    with torch.no_grad():
+        model.train()
+        for _ in range(3):
+            model(torch.randn(2, 5, 8, 64))
+    return model.eval()
+
+
+def assert_agree(model, deployed, image):
+    with torch.no_grad():
+        expected, found = model(image)[0].softmax(1), deployed(image).softmax(1)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 1e-5
+    top = expected.topk(2, dim=1).values
+    clear = top[:, 0] - top[:, 1] > MARGIN
+    assert clear.float().mean() > 0.9
+    assert (found.argmax(1) == expected.argmax(1))[clear].all()
+
+
+@pytest.mark.parametrize("config", [NetworkConfig.ssgv3_21(), NetworkConfig.ssgv3_53()], ids=["21", "53"])
+def test_full_size_networks_agree_with_their_training_form(config):
+    model = lively(config)
+    deployed = torch.jit.script(deploy(model))
+    assert_agree(model, deployed, torch.randn(1, 5, 16, 64))
+    assert_agree(model, deployed, torch.randn(2, 5, 8, 96))
+
+
+@pytest.mark.parametrize("padding", ["zero", "circular"])
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def test_small_networks_agree_for_every_kernel_padding_and_batch(kernel, padding):
+    config = NetworkConfig.ssgv3_21(attention_kernel=kernel, azimuth_padding=padding, num_classes=7).scaled(3 / 16)
+    model = lively(config)
+    deployed = deploy(model)
+    for shape in ((1, 5, 16, 64), (2, 5, 9, 128)):
+        assert_agree(model, deployed, torch.randn(shape))
+
+
+@pytest.mark.parametrize("tile_pixels", [0, 1, 7, 24, 64, 200, 100_000])
+def test_tiles_of_any_size_give_the_same(tile_pixels):
+    model = lively(NetworkConfig.ssgv3_21(attention_kernel=3, azimuth_padding="circular").scaled(1 / 8))
+    deployed = deploy(model)
+    deployed.tile_pixels = tile_pixels
+    assert_agree(model, deployed, torch.randn(1, 5, 7, 72))
+
+
+def test_tile_size_can_be_changed_after_saving_and_loading():
+    model = lively(NetworkConfig.ssgv3_21(attention_kernel=1).scaled(1 / 8))
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(deploy(model)), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    loaded.tile_pixels = 40
+    assert loaded.tile_pixels == 40
+    assert_agree(model, loaded, torch.randn(1, 5, 8, 64))
+
+
+def test_tiles_cover_whole_rows_or_even_pieces_of_one():
+    assert tile_shape(64, 2048, 0) == (64, 2048)
+    assert tile_shape(64, 256, 1024) == (4, 256)
+    assert tile_shape(2, 256, 1024) == (2, 256)
+    assert tile_shape(64, 2048, 1024) == (1, 1024)
+    assert tile_shape(64, 2048, 1500) == (1, 1024)
+
+
+def test_deploying_leaves_the_model_as_it_was():
+    model = lively(NetworkConfig.ssgv3_21(attention_kernel=1).scaled(1 / 8)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    deployed = deploy(model)
+    deployed(torch.randn(1, 5, 8, 64))
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_input_image_is_not_written_to():
+    deployed = deploy(lively(NetworkConfig.ssgv3_21(attention_kernel=1).scaled(1 / 8)))
+    image = torch.randn(1, 5, 8, 64)
+    before = image.clone()
+    deployed(image)
+    assert torch.equal(image, before)
+
+
+def test_only_the_last_heads_weights_are_carried():
+    config = NetworkConfig.ssgv3_21()
+    model = SqueezeSegV3(config)
+    whole = sum(p.numel() for p in model.parameters())
+    heads = sum(p.numel() for head in list(model.heads)[1:] for p in head.parameters())
+    deployed = sum(b.numel() for b in deploy(model).buffers())
+    # BatchNorm is gone and the transposed convolutions have two taps of zeros in six
+    upsampling = sum(stage.conv.conv.weight.numel() for stage in list(model.decoder)[2:])
+    assert deployed < whole - heads + upsampling
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_near_the_full_one(dtype):
+    model = lively(NetworkConfig.ssgv3_21(attention_kernel=3).scaled(1 / 8))
+    deployed = torch.jit.script(deploy(model).to(dtype))
+    image = torch.randn(1, 5, 8, 64)
+    with torch.no_grad():
+        expected, found = model(image)[0].softmax(1), deployed(image.to(dtype))
+    assert found.dtype == dtype
+    assert (found.float().softmax(1) - expected).abs().mean() < (2e-3 if dtype == torch.float16 else 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 5, 8, 60), "multiple of 8"), ((1, 4, 8, 64), "expected an image"), ((5, 8, 64), "expected an image")],
+)
+def test_unusable_image_is_refused_also_when_scripted(shape, message):
+    deployed = deploy(lively(NetworkConfig.ssgv3_21(attention_kernel=1).scaled(1 / 8)))
+    with pytest.raises(ValueError, match=message):
+        deployed(torch.zeros(shape))
+    with pytest.raises(torch.jit.Error, match=message):
+        torch.jit.script(deployed)(torch.zeros(shape))
