@@ -37,7 +37,8 @@ WEIGHT_DTYPES = ("float32", "float16")
 class ModelInfo:
     """What a model file says about itself.
 
-    architecture: the network's configuration. provenance: source, data, date, metrics, licence, as far as known.
+    architecture: the network's configuration. sensor_height_m: over the ground, of the sensor that the model learned
+    from, metres; None where unknown. provenance: source, data, date, metrics, licence, as far as known.
     weights_dtype and weights_sha256 describe the tensors in the file; `save_artifact` fills them in.
     """
 
@@ -47,6 +48,7 @@ class ModelInfo:
     projection: ProjectionConfig
     normalization: Normalization
     knn: KnnConfig
+    sensor_height_m: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weights_dtype: str = ""
     weights_sha256: str = ""
@@ -63,6 +65,7 @@ class ModelInfo:
             "projection": self.projection.to_dict(),
             "normalization": self.normalization.to_dict(),
             "knn": self.knn.to_dict(),
+            "sensor_height_m": self.sensor_height_m,
             "provenance": dict(self.provenance),
             "weights_dtype": self.weights_dtype,
             "weights_sha256": self.weights_sha256,
@@ -87,6 +90,7 @@ class ModelInfo:
                 projection=ProjectionConfig.from_dict(data["projection"]),
                 normalization=Normalization.from_dict(data["normalization"]),
                 knn=KnnConfig.from_dict(data["knn"]),
+                sensor_height_m=data["sensor_height_m"],
                 provenance=dict(data["provenance"]),
                 weights_dtype=str(data["weights_dtype"]),
                 weights_sha256=str(data["weights_sha256"]),

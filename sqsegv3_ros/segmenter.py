@@ -18,6 +18,7 @@ from torch import Tensor
 from sqsegv3_ros.artifact import Artifact, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig, refine
+from sqsegv3_ros.mount import Mount
 from sqsegv3_ros.projection import ProjectionConfig, RangeImage, normalize, project, restore
 
 DEVICES = ("auto", "cuda", "cpu")
@@ -47,8 +48,8 @@ class Segmenter:
     """A model on a device, ready to label scans one after another.
 
     model: a loaded artifact or the path of a model file. device: 'auto' takes CUDA where there is one.
-    precision: what the network computes in. projection, knn: instead of the model's own. threads: CPU threads of
-    torch for the whole process; None leaves them as they are.
+    precision: what the network computes in. projection, knn: instead of the model's own. mount: levels the points of a
+    tilted sensor. threads: CPU threads of torch for the whole process; None leaves them as they are.
     Raises UserError where the model or a setting cannot be used, so that nothing fails at the first scan.
     """
 
@@ -60,6 +61,7 @@ class Segmenter:
         precision: str = "fp32",
         projection: ProjectionConfig | None = None,
         knn: KnnConfig | None = None,
+        mount: Mount | None = None,
         threads: int | None = None,
         sha256: str | None = None,
     ) -> None:
@@ -79,6 +81,7 @@ class Segmenter:
         self.info = self.artifact.info
         self.projection = projection or self.info.projection
         self.knn = knn or self.info.knn
+        self.mount = mount or Mount()
         if self.device.type != "cpu" and hasattr(self.artifact.module, "tile_pixels"):
             self.artifact.module.tile_pixels = _LARGE_TILE
 
@@ -95,7 +98,7 @@ class Segmenter:
             points, rings = self._upload(points), None if rings is None else self._upload(rings)
             clock.stop("upload")
 
-            image = project(points, self.projection, rings)
+            image = project(self.mount.level(points), self.projection, rings)
             network_input = normalize(image, self.info.normalization).to(self.dtype)
             clock.stop("project")
 

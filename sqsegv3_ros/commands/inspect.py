@@ -40,6 +40,7 @@ def _describe(info: ModelInfo, path: Path, sha256: str) -> str:
         "means": _settings(dict(zip(("range", "x", "y", "z", "remission"), info.normalization.means, strict=True))),
         "stds": _settings(dict(zip(("range", "x", "y", "z", "remission"), info.normalization.stds, strict=True))),
         "knn": _settings(info.knn.to_dict()),
+        "sensor height": f"{info.sensor_height_m} m" if info.sensor_height_m else "unknown",
         **{f"provenance: {key}": _value(value) for key, value in info.provenance.items()},
         "label set": f"{info.labels.name}, {len(info.labels)} classes",
     }

@@ -1,0 +1,363 @@
+"""The ROS boundary: PointCloud2 messages come in, labelled ones go out. A lifecycle node that brings itself up.
+
+The executor's thread takes clouds, answers services and publishes diagnostics; one worker thread labels the newest
+cloud, so that nothing waits for the network but the labels.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import Image, PointCloud2
+
+from sqsegv3_ros.cloud import CloudError
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.monitor import ERROR, OK, WARN, Limits, Monitor, Status
+from sqsegv3_ros.parameters import AT_CONFIGURE, NAMES, SPECS, Settings
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.pipeline import Pipeline, Result
+
+NODE_NAME = "sqsegv3"
+DIAGNOSTICS_PERIOD_S = 1.0
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+class SegmentNode(LifecycleNode):
+    """Labels the newest cloud of ~/input/points and publishes what is subscribed to."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(NODE_NAME, **kwargs)
+        self._pipeline: Pipeline | None = None
+        self._configure_error = ""
+        self._outputs: dict[str, Any] = {}
+        self._subscription: Any = None
+        self._active = False
+        self._slot: tuple[PointCloud2, float] | None = None
+        self._wake = threading.Condition()
+        self._worker: threading.Thread | None = None
+        for spec in SPECS:
+            self.declare_parameter(spec.name, spec.default, _descriptor(spec))
+        self._settings = Settings({name: self.get_parameter(name).value for name in NAMES})
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._monitor = self._new_monitor()
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # steady time: diagnostics go on where the simulated clock stops
+        self.create_timer(
+            DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+
+    # ---- lifecycle -------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model, warm it up, and offer the topics. Fails, with the reason, where something does not fit."""
+        from sqsegv3_ros.pipeline import Pipeline
+
+        try:
+            mount = self._mount_from_tf() if self._settings["base_frame"] else None
+            pipeline = Pipeline(self._settings, mount)
+        except (UserError, MemoryError, RuntimeError) as error:
+            self._configure_error = str(error) or type(error).__name__
+            self.get_logger().error(f"cannot configure: {self._configure_error}")
+            return FAILURE
+        self._configure_error = ""
+        self._pipeline = pipeline
+        self._create_outputs()
+        segmenter = pipeline.segmenter
+        self.get_logger().info(
+            f"model {segmenter.info.name} ({segmenter.artifact.path}) on {segmenter.device} in {segmenter.precision}, "
+            f"{segmenter.projection.height} x {segmenter.projection.width} pixels, warm in {pipeline.warm_up_s:.2f} s"
+        )
+        return SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start to label clouds."""
+        result = super().on_activate(state)
+        if result != SUCCESS or self._pipeline is None:
+            return result
+        self._monitor = self._new_monitor()
+        self._active = True
+        self._worker = threading.Thread(target=self._work, name="segmentation", daemon=True)
+        self._worker.start()
+        self._subscription = self._subscribe()
+        self._publish_label_info()
+        self.get_logger().info(f"labelling clouds of {self._subscription.topic_name}")
+        return SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop to label clouds. One that is in work is finished and thrown away."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of the model, the device's memory and the topics."""
+        self._release()
+        return SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and let go of everything, in whatever state the node is."""
+        self._release()
+        return SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """A transition has raised: let go of everything, so that the node can be configured again."""
+        self._release()
+        return SUCCESS
+
+    def destroy_node(self) -> None:
+        """Stop the worker before the node goes."""
+        self._stop()
+        super().destroy_node()
+
+    def _stop(self) -> None:
+        if self._subscription is not None:
+            self.destroy_subscription(self._subscription)
+            self._subscription = None
+        with self._wake:
+            self._active = False
+            self._slot = None
+            self._wake.notify_all()
+        if self._worker is not None:
+            self._worker.join()  # a publication must not outlive the state that allowed it
+            self._worker = None
+
+    def _release(self) -> None:
+        self._stop()
+        for publisher in self._outputs.values():
+            self.destroy_lifecycle_publisher(publisher)
+        self._outputs = {}
+        if self._pipeline is not None:
+            self._pipeline.release()
+            self._pipeline = None
+
+    # ---- topics ----------------------------------------------------------------------------------------------------
+
+    def _subscribe(self) -> Any:
+        options: dict[str, Any] = {"qos_overriding_options": QoSOverridingOptions.with_default_policies()}
+        newest = QoSProfile(
+            depth=1, reliability=qos_profile_sensor_data.reliability, durability=qos_profile_sensor_data.durability
+        )
+        lost = SubscriptionEventCallbacks(message_lost=lambda event: self._monitor.lost(event.total_count_change))
+        arguments = (PointCloud2, "~/input/points", self._on_cloud, newest)
+        try:
+            return self.create_subscription(*arguments, event_callbacks=lost, **options)
+        except UnsupportedEventTypeError:  # a middleware that does not count what it loses
+            return self.create_subscription(*arguments, **options)
+
+    def _create_outputs(self) -> None:
+        from std_msgs.msg import String
+
+        from sqsegv3_ros.pipeline import Pipeline
+
+        for name in Pipeline.PRODUCTS:
+            self._outputs[name] = self.create_lifecycle_publisher(
+                PointCloud2 if name in Pipeline.CLOUDS else Image,
+                f"~/output/{name}",
+                QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+        latched = QoSProfile(
+            depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+        )
+        self._outputs["label_set"] = self.create_lifecycle_publisher(String, "~/output/label_set", latched)
+        try:
+            from vision_msgs.msg import LabelInfo
+        except ImportError:
+            self.get_logger().info("vision_msgs is not installed: ~/output/label_info is not published")
+            return
+        self._outputs["label_info"] = self.create_lifecycle_publisher(LabelInfo, "~/output/label_info", latched)
+
+    def _publish_label_info(self) -> None:
+        import json
+
+        from std_msgs.msg import String
+
+        assert self._pipeline is not None
+        labels = self._pipeline.segmenter.info.labels
+        self._outputs["label_set"].publish(String(data=json.dumps(labels.to_dict())))
+        if "label_info" in self._outputs:
+            from vision_msgs.msg import LabelInfo, VisionClass
+
+            message = LabelInfo()
+            message.header.stamp = self.get_clock().now().to_msg()
+            message.class_map = [VisionClass(class_id=i, class_name=name) for i, name in enumerate(labels.names)]
+            self._outputs["label_info"].publish(message)
+
+    # ---- clouds ----------------------------------------------------------------------------------------------------
+
+    def _on_cloud(self, cloud: PointCloud2) -> None:
+        now = time.monotonic()
+        self._monitor.received(now)
+        with self._wake:
+            if self._slot is not None:
+                self._monitor.superseded()
+            self._slot = (cloud, now)
+            self._wake.notify()
+
+    def _work(self) -> None:
+        """The worker: label the newest cloud, again and again, until the node is deactivated."""
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._slot is not None or not self._active)
+                if not self._active or self._slot is None:
+                    return
+                cloud, received = self._slot
+                self._slot = None
+            try:
+                self._label(cloud, received)
+            except CloudError as error:
+                self._monitor.rejected(time.monotonic(), error.reason, str(error))
+                self.get_logger().warning(f"cloud dropped: {error}", throttle_duration_sec=5.0)
+            except Exception as error:  # whatever it is, the next cloud may be good
+                self._monitor.failed(time.monotonic(), f"{type(error).__name__}: {error}")
+                self.get_logger().error(f"labelling failed: {type(error).__name__}: {error}", throttle_duration_sec=5.0)
+
+    def _label(self, cloud: PointCloud2, received: float) -> None:
+        pipeline = self._pipeline
+        assert pipeline is not None
+        wanted = {name for name in pipeline.PRODUCTS if self._outputs[name].get_subscription_count() > 0}
+        if not wanted:
+            self._monitor.unwanted()
+            return
+        result = pipeline.process(cloud, wanted)
+        begin = time.perf_counter()
+        for name, message in self._messages(cloud, result):
+            if not self._active:
+                return
+            self._outputs[name].publish(message)
+        now = time.monotonic()
+        stages = {**result.timings_ms, "publish": 1e3 * (time.perf_counter() - begin)}
+        self._monitor.labelled(now, 1e3 * (now - received), stages)
+        self._monitor.remark(result.remarks)
+
+    def _messages(self, cloud: PointCloud2, result: Result) -> list[tuple[str, Any]]:
+        messages = list(result.clouds.items())
+        for name, (encoding, pixels) in result.images.items():
+            image = Image(header=cloud.header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
+            image.step = pixels.strides[0]
+            image.data = _bytes(pixels)
+            messages.append((name, image))
+        return messages
+
+    # ---- parameters ------------------------------------------------------------------------------------------------
+
+    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        changes = {p.name: p.value for p in parameters if p.name in NAMES}
+        if not changes:
+            return SetParametersResult(successful=True)
+        fixed = sorted(n for n in set(changes) & AT_CONFIGURE if changes[n] != self._settings[n])
+        if fixed and self._pipeline is not None:
+            reason = f"{', '.join(fixed)}: read when the node is configured; deactivate and clean it up before"
+            return SetParametersResult(successful=False, reason=reason)
+        try:
+            settings = Settings({**self._settings.values, **changes})
+            if self._pipeline is not None:
+                self._pipeline.apply(settings)
+        except (UserError, TypeError) as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self._settings = settings
+        self._monitor.limits = self._limits()
+        return SetParametersResult(successful=True)
+
+    def _limits(self) -> Limits:
+        settings = self._settings
+        return Limits(settings["latency_budget_ms"], settings["late_error_after_s"], settings["stale_after_s"])
+
+    def _new_monitor(self) -> Monitor:
+        return Monitor(self._limits(), time.monotonic())
+
+    def _mount_from_tf(self) -> Any:
+        from sqsegv3_ros.mount_from_tf import read_mount
+
+        return read_mount(self, self._settings)
+
+    # ---- diagnostics -----------------------------------------------------------------------------------------------
+
+    def _publish_diagnostics(self) -> None:
+        statuses = [self._model_status()]
+        if self._active:
+            statuses += self._monitor.statuses(time.monotonic())
+        array = DiagnosticArray()
+        array.header.stamp = self.get_clock().now().to_msg()
+        hardware = self._pipeline.segmenter.info.name if self._pipeline else ""
+        for status in statuses:
+            values = [KeyValue(key=key, value=value) for key, value in status.values.items()]
+            array.status.append(
+                DiagnosticStatus(
+                    level=bytes([status.level]),
+                    name=f"{self.get_name()}: {status.name}",
+                    message=status.message,
+                    hardware_id=hardware,
+                    values=values,
+                )
+            )
+        self._diagnostics.publish(array)
+
+    def _model_status(self) -> Status:
+        if self._pipeline is None:
+            if self._configure_error:
+                return Status("model", ERROR, f"cannot configure: {self._configure_error}")
+            return Status("model", WARN, "not configured")
+        level, message = (OK, "active") if self._active else (WARN, "not active")
+        return Status("model", level, message, self._pipeline.description())
+
+
+def _descriptor(spec: Any) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=spec.description, additional_constraints=spec.rule)
+    if spec.at_configure:
+        descriptor.description += " Read when the node is configured."
+    if spec.low is not None and isinstance(spec.default, float):
+        descriptor.floating_point_range = [FloatingPointRange(from_value=float(spec.low), to_value=float(spec.high))]
+    elif spec.low is not None:
+        descriptor.integer_range = [IntegerRange(from_value=int(spec.low), to_value=int(spec.high), step=1)]
+    return descriptor
+
+
+def _bytes(values: Any) -> Any:
+    from array import array
+
+    data = array("B")
+    data.frombytes(values.data.cast("B"))
+    return data
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM. Exit code 0 after these, 2 where its parameters cannot be used."""
+    # OpenMP threads that spin between layers would fight with whatever else the robot runs on these cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    node = None
+    try:
+        rclpy.init(args=arguments)
+        node = SegmentNode()
+        if node.get_parameter("autostart").value and node.trigger_configure() == SUCCESS:
+            node.trigger_activate()
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (UserError, InvalidParameterTypeException, InvalidParameterValueException) as error:
+        print(f"segment_node: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

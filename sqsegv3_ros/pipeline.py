@@ -1,0 +1,143 @@
+"""One way through: a PointCloud2 goes in, the wanted products of its labels come out, each stage timed.
+
+No ROS in it: the messages are whatever class the input has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros.artifact import default_model
+from sqsegv3_ros.cloud import LabelledCloudWriter, decode, encode_filtered
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.mount import Mount
+from sqsegv3_ros.parameters import Settings
+from sqsegv3_ros.segmenter import Segmentation, Segmenter
+from sqsegv3_ros.suitability import remarks
+
+REMARKS_PERIOD_S = 1.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was made of one cloud.
+
+    clouds: messages by product, of the input's class. images: (encoding, pixels) by product: label_image 'rgb8'
+    (H, W, 3) uint8 in the class colours, range_image '32FC1' (H, W) float32 metres, 0 where there is no point.
+    remarks: what about the cloud does not fit the model.
+    """
+
+    clouds: dict[str, Any]
+    images: dict[str, tuple[str, npt.NDArray[Any]]]
+    timings_ms: dict[str, float]
+    remarks: tuple[str, ...]
+
+
+class Pipeline:
+    """A model with a robot's settings. Raises UserError where they cannot be used together."""
+
+    CLOUDS: ClassVar[tuple[str, ...]] = ("points", "filtered")
+    PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image")
+
+    def __init__(self, settings: Settings, mount: Mount | None = None) -> None:
+        model = settings["model"] or default_model()
+        if model is None:
+            raise UserError(
+                "the parameter model is empty, and none ships with this package yet; set it to a model file"
+            )
+        self.segmenter = Segmenter(
+            model,
+            device=settings["device"],
+            precision=settings["precision"],
+            threads=settings["threads"] or None,
+            sha256=settings["model_sha256"] or None,
+        )
+        self._tf_mount = mount
+        self.apply(settings)
+        begin = time.perf_counter()
+        self.segmenter.warm_up()
+        self.warm_up_s = time.perf_counter() - begin
+        self._remarks: tuple[str, ...] = ()
+        self._remarks_at = -REMARKS_PERIOD_S
+
+    def apply(self, settings: Settings) -> None:
+        """Take over settings; all of them, or, where they do not fit (UserError), none."""
+        info = self.segmenter.info
+        projection, knn = settings.projection(info), settings.knn(info)
+        mount = self._tf_mount or Mount.from_angles(
+            settings["mount.roll_deg"],
+            settings["mount.pitch_deg"],
+            settings["mount.yaw_deg"],
+            settings["mount.height_m"],
+            info.sensor_height_m,
+        )
+        keep = np.ones(len(info.labels), bool)
+        keep[[info.labels.index(name) for name in settings.remove_classes]] = False
+        writer = LabelledCloudWriter(info.labels.colors, settings.outputs)
+        cloud_settings = settings.cloud_settings(rings_needed=projection.needs_rings)
+
+        self.segmenter.projection, self.segmenter.knn, self.segmenter.mount = projection, knn, mount
+        self._keep, self._writer, self._cloud_settings = keep, writer, cloud_settings
+
+    def process(self, cloud: Any, wanted: Collection[str]) -> Result:
+        """Label a cloud. wanted: which of PRODUCTS to make. Raises CloudError for a cloud that cannot be used."""
+        begin = time.perf_counter()
+        decoded = decode(cloud, self._cloud_settings)
+        decoded_at = time.perf_counter()
+
+        segmentation = self.segmenter.segment(decoded.points, decoded.rings)
+
+        encode_from = time.perf_counter()
+        clouds, images = {}, {}
+        if "points" in wanted:
+            clouds["points"] = self._writer.write(cloud, segmentation.labels, segmentation.confidences)
+        if "filtered" in wanted:
+            clouds["filtered"] = encode_filtered(cloud, self._keep[segmentation.labels])
+        if "label_image" in wanted:
+            images["label_image"] = ("rgb8", self._label_image(segmentation))
+        if "range_image" in wanted:
+            images["range_image"] = ("32FC1", segmentation.image.range.clamp_min(0).cpu().numpy())
+        timings = {
+            "decode": 1e3 * (decoded_at - begin),
+            **segmentation.timings_ms,
+            "encode": 1e3 * (time.perf_counter() - encode_from),
+        }
+        if begin - self._remarks_at >= REMARKS_PERIOD_S:
+            projection, normalization = self.segmenter.projection, self.segmenter.info.normalization
+            self._remarks = remarks(decoded.points, decoded.rings, projection, normalization)
+            self._remarks_at = begin
+        return Result(clouds, images, timings, self._remarks)
+
+    def description(self) -> dict[str, str]:
+        """What runs here, for diagnostics."""
+        segmenter = self.segmenter
+        return {
+            "model": segmenter.info.name,
+            "file": str(segmenter.artifact.path),
+            "file sha256": segmenter.artifact.sha256,
+            "device": str(segmenter.device),
+            "precision": segmenter.precision,
+            "image": f"{segmenter.projection.height} x {segmenter.projection.width}",
+            "knn": segmenter.knn.mode,
+        }
+
+    def release(self) -> None:
+        """Let go of the device's memory."""
+        import gc
+
+        import torch
+
+        del self.segmenter
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _label_image(self, segmentation: Segmentation) -> npt.NDArray[np.uint8]:
+        colors: npt.NDArray[np.uint8] = self.segmenter.info.labels.colors
+        return colors[segmentation.label_image.cpu().numpy()]
