@@ -1,0 +1,66 @@
+"""`sqsegv3 import-official FOLDER --output MODEL`: a checkpoint folder of the official release -> a model file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sqsegv3_ros.errors import UserError
+
+KITTI_SENSOR_HEIGHT_M = 1.73  # the Velodyne over the ground on KITTI's car
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    parser.add_argument("folder", type=Path, help="checkpoint folder: arch_cfg.yaml, data_cfg.yaml, backbone, ...")
+    parser.add_argument("--output", type=Path, required=True, metavar="MODEL", help="model file to write")
+    parser.add_argument("--force", action="store_true", help="overwrite the model file where it exists")
+    parser.add_argument(
+        "--weights",
+        choices=("best", "train"),
+        default="best",
+        help="the files with the best IoU in validation, or those (*_train) in training (default: %(default)s)",
+    )
+    parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
+    parser.add_argument(
+        "--parity",
+        action="store_true",
+        help="reproduce the release's bugs in mask and KNN too, to compare labels with it",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import the folder and write the model file."""
+    if args.output.exists() and not args.force:
+        raise UserError(f"{args.output} exists; choose another --output or overwrite it with --force")
+
+    from sqsegv3_ros.network.export import export_artifact
+    from sqsegv3_ros.network.official import load_official
+
+    checkpoint = load_official(args.folder, args.weights, parity=args.parity)
+    name = args.folder.resolve().name
+    kitti = checkpoint.labels.name == "kitti"
+    info = export_artifact(
+        checkpoint.model,
+        args.output,
+        name=name,
+        labels=checkpoint.labels,
+        projection=checkpoint.projection,
+        normalization=checkpoint.normalization,
+        knn=checkpoint.knn,
+        sensor_height_m=KITTI_SENSOR_HEIGHT_M if kitti else None,
+        provenance={
+            "source": f"checkpoint '{name}' in the official SqueezeSegV3 format, '{args.weights}' weights",
+            "data": "SemanticKITTI" if kitti else checkpoint.labels.name,
+            "licence": "not stated in the checkpoint"
+            + ("; SemanticKITTI is licensed CC BY-NC-SA 4.0 (non-commercial)" if kitti else ""),
+            "parity": args.parity,
+        },
+        half=args.half,
+    )
+    blocks = "-".join(map(str, checkpoint.config.blocks))
+    print(
+        f"{args.output}: {name}, blocks {blocks}, {len(checkpoint.labels)} classes, "
+        f"{info.projection.height} x {info.projection.width} pixels, KNN {info.knn.mode}, {info.weights_dtype}"
+    )
+    return 0
