@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
+
+# nothing of a test leaves the machine, and tests that run side by side do not hear each other
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 100)))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its threads share two cores with other processes
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SQSEGV3_SHARED", ROOT.parent / "shared"))
@@ -15,3 +21,38 @@ GOLDEN = SHARED / "golden"
 needs_shared = pytest.mark.skipif(
     not GOLDEN.is_dir(), reason=f"needs the reference data in {SHARED} (set SQSEGV3_SHARED to its folder)"
 )
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file with random weights, quick enough for a test: channels by 1/4, 64 x 256 pixels."""
+    return make_model(tmp_path_factory.mktemp("model") / "small.pt")
+
+
+def make_model(path: Path, *, name: str = "small-random", width: int = 256, seed: int = 0) -> Path:
+    """Write a model file with random weights."""
+    import torch
+
+    from sqsegv3_ros.artifact import ModelInfo, save_artifact
+    from sqsegv3_ros.knn import KnnConfig
+    from sqsegv3_ros.labels import SEMANTIC_KITTI
+    from sqsegv3_ros.network.config import NetworkConfig
+    from sqsegv3_ros.network.deploy import deploy
+    from sqsegv3_ros.network.model import SqueezeSegV3
+    from sqsegv3_ros.projection import Normalization, ProjectionConfig
+
+    torch.manual_seed(seed)
+    config = NetworkConfig.ssgv3_21().scaled(0.25)
+    network = torch.jit.script(deploy(SqueezeSegV3(config).eval()))
+    info = ModelInfo(
+        name=name,
+        architecture=config.to_dict(),
+        labels=SEMANTIC_KITTI,
+        projection=ProjectionConfig(width=width),
+        normalization=Normalization(),
+        knn=KnnConfig(),
+        sensor_height_m=1.73,
+        provenance={"source": "random weights for tests"},
+    )
+    save_artifact(path, network, info)
+    return path

@@ -1,0 +1,215 @@
+"""The node as a process of its own, and a client that talks to it through rclpy, for tests and measurements."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from conftest import ROOT
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters, SetParametersAtomically
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import PointCloud2, PointField
+
+from sqsegv3_ros.cloud import make_cloud
+
+NODE = "/sqsegv3"
+RELIABLE = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+class NodeProcess:
+    """`segment_node` as a child process, what it logs kept."""
+
+    def __init__(self, *arguments: str, **parameters: Any) -> None:
+        command = [sys.executable, "-m", "sqsegv3_ros.node", "--ros-args"]
+        for name, value in parameters.items():
+            command += ["-p", f"{name.replace('__', '.')}:={value}"]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        environment["PYTHONUNBUFFERED"] = "1"
+        self.process = subprocess.Popen(
+            [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for_log(self, text: str, timeout_s: float = 60.0) -> None:
+        wait_until(lambda: text in self.log or self.process.poll() is not None, timeout_s, lambda: self.log)
+        assert text in self.log, self.log
+
+    def stop(self, number: int = signal.SIGINT, timeout_s: float = 20.0) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        self._reader.join(5)
+        return code
+
+
+@contextmanager
+def running_node(*arguments: str, **parameters: Any) -> Iterator[NodeProcess]:
+    node = NodeProcess(*arguments, **parameters)
+    try:
+        yield node
+    finally:
+        if node.process.poll() is None:
+            node.stop(signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float, explain: Callable[[], Any] = lambda: "") -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout_s} s: {explain()}")
+        time.sleep(0.01)
+
+
+class Client:
+    """A ROS node of the test: publishes clouds, collects what comes back, calls the node's services."""
+
+    def __init__(self) -> None:
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node("test_client", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self._publishers: dict[Any, Any] = {}
+        self.diagnostics: dict[str, DiagnosticStatus] = {}
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while self.context.ok():
+            try:
+                self.executor.spin_once(timeout_sec=0.05)
+            except Exception:
+                if self.context.ok():
+                    raise
+
+    def close(self) -> None:
+        self.executor.shutdown(timeout_sec=2)
+        rclpy.shutdown(context=self.context)
+        self._thread.join(5)
+
+    def _on_diagnostics(self, array: DiagnosticArray) -> None:
+        for status in array.status:
+            self.diagnostics[status.name.partition(": ")[2]] = status
+
+    def publish(self, cloud: PointCloud2, topic: str = f"{NODE}/input/points", qos: QoSProfile = RELIABLE) -> None:
+        self.publisher(topic, qos).publish(cloud)
+
+    def publisher(self, topic: str = f"{NODE}/input/points", qos: QoSProfile = RELIABLE) -> Any:
+        """A publisher that somebody listens to."""
+        key = (topic, qos.reliability)
+        if key not in self._publishers:
+            self._publishers[key] = self.node.create_publisher(PointCloud2, topic, qos)
+        publisher = self._publishers[key]
+        wait_until(lambda: publisher.get_subscription_count() > 0, 20, lambda: f"nobody subscribes to {topic}")
+        return publisher
+
+    def collect(self, kind: Any, topic: str, qos: QoSProfile = RELIABLE, connected: bool = True) -> list[Any]:
+        """Everything that comes on a topic from now on."""
+        messages: list[Any] = []
+        subscription = self.node.create_subscription(kind, topic, messages.append, qos)
+        if connected:
+            name = subscription.topic_name
+            wait_until(lambda: self.node.count_publishers(name) > 0, 20, lambda: f"nobody publishes {name}")
+        return messages
+
+    def call(self, kind: Any, service: str, timeout_s: float = 20.0, **request: Any) -> Any:
+        client = self.node.create_client(kind, service)
+        assert client.wait_for_service(timeout_s), f"no service {service}"
+        future = client.call_async(kind.Request(**request))
+        wait_until(future.done, timeout_s, lambda: f"no answer from {service}")
+        self.node.destroy_client(client)
+        return future.result()
+
+    def state(self) -> str:
+        return self.call(GetState, f"{NODE}/get_state").current_state.label
+
+    def transition(self, name: str, timeout_s: float = 60.0) -> bool:
+        number = getattr(Transition, f"TRANSITION_{name.upper()}")
+        request = Transition(id=number)
+        return self.call(ChangeState, f"{NODE}/change_state", timeout_s, transition=request).success
+
+    def get_parameters(self, *names: str) -> list[Any]:
+        values = self.call(GetParameters, f"{NODE}/get_parameters", names=list(names)).values
+        return [rclpy.parameter.parameter_value_to_python(value) for value in values]
+
+    def set_parameters(self, atomically: bool = False, **values: Any) -> list[tuple[bool, str]]:
+        messages = [Parameter(n.replace("__", "."), value=v).to_parameter_msg() for n, v in values.items()]
+        if atomically:
+            result = self.call(SetParametersAtomically, f"{NODE}/set_parameters_atomically", parameters=messages).result
+            return [(result.successful, result.reason)]
+        results = self.call(SetParameters, f"{NODE}/set_parameters", parameters=messages).results
+        return [(result.successful, result.reason) for result in results]
+
+    def describe_parameters(self) -> dict[str, Any]:
+        names = list(self.call(ListParameters, f"{NODE}/list_parameters").result.names)
+        described = self.call(DescribeParameters, f"{NODE}/describe_parameters", names=names).descriptors
+        return {descriptor.name: descriptor for descriptor in described}
+
+    def status(self, name: str, condition: Callable[[DiagnosticStatus], bool], timeout_s: float = 15.0) -> Any:
+        """The diagnostic status of that name, once it satisfies the condition."""
+        wait_until(
+            lambda: name in self.diagnostics and condition(self.diagnostics[name]),
+            timeout_s,
+            lambda: self.diagnostics.get(name),
+        )
+        return self.diagnostics[name]
+
+
+def street(count: int = 20_000, seed: int = 0) -> np.ndarray:
+    """(N, 4) float32: flat ground with walls to both sides, as a 64-beam sensor 1.73 m above the ground sees it."""
+    generator = np.random.default_rng(seed)
+    azimuth = generator.uniform(-np.pi, np.pi, count)
+    elevation = np.radians(generator.uniform(-24.8, 2.0, count))
+    to_ground = np.where(elevation < 0, 1.73 / np.maximum(np.sin(-elevation), 1e-6), np.inf)
+    to_wall = 8.0 / np.maximum(np.abs(np.sin(azimuth)) * np.cos(elevation), 1e-6)
+    distance = np.minimum(np.minimum(to_ground, to_wall), 80.0)
+    horizontal = distance * np.cos(elevation)
+    points = [horizontal * np.cos(azimuth), horizontal * np.sin(azimuth), distance * np.sin(elevation)]
+    return np.stack([*points, generator.uniform(0, 0.6, count)], 1).astype(np.float32)
+
+
+def message(points: np.ndarray, stamp_s: int = 1, frame: str = "velodyne") -> PointCloud2:
+    """(N, 4) float32 x, y, z, intensity -> a PointCloud2 with these fields."""
+    cloud = make_cloud(points, PointCloud2, PointField)
+    cloud.header.frame_id = frame
+    cloud.header.stamp.sec = stamp_s
+    return cloud
+
+
+def installed_script(name: str) -> Path:
+    """Where the installed executable of that name lies beside the running Python."""
+    return Path(sys.executable).parent / name
