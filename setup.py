@@ -1,0 +1,74 @@
+"""What is installed: the Python package, its two executables, and share/sqsegv3_ros with launch, config and models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE = "sqsegv3_ros"
+ROOT = Path(__file__).resolve().parent
+SHARED_FOLDERS = ("launch", "config", "models")
+
+
+def shared_files() -> list[tuple[str, list[str]]]:
+    """(target folder, files) for everything below share/, paths relative to this folder as setuptools wants them."""
+    index = "share/ament_index/resource_index/packages"
+    files = [(index, [f"resource/{PACKAGE}"]), (f"share/{PACKAGE}", ["package.xml"])]
+    for top in SHARED_FOLDERS:
+        by_folder: dict[Path, list[str]] = {}
+        for path in sorted((ROOT / top).rglob("*")):
+            relative = path.relative_to(ROOT)
+            hidden = any(part.startswith((".", "__")) for part in relative.parts)
+            if path.is_file() and not hidden:
+                by_folder.setdefault(relative.parent, []).append(str(relative))
+        files += [(f"share/{PACKAGE}/{folder}", names) for folder, names in by_folder.items()]
+    return files
+
+
+def ros_from_pip(distribution: str, rclpy: str, rmw: str, interfaces: str, lifecycle: str) -> list[str]:
+    """ROS 2 as wheels, for machines without a ROS installation. Never two distributions in one environment."""
+    prefix = f"ros-{distribution}-"
+    messages = ("sensor-msgs", "std-srvs", "diagnostic-msgs", "visualization-msgs")
+    return [
+        f"{prefix}rclpy=={rclpy}",
+        f"{prefix}rmw-fastrtps-cpp=={rmw}",
+        *(f"{prefix}{name}=={interfaces}" for name in messages),
+        f"{prefix}lifecycle-msgs=={lifecycle}",
+        "ros-wheels-bootstrapper==0.1.2",
+        "transforms3d",  # stands in for tf_transformations, which wraps it
+    ]
+
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Semantic segmentation of live LiDAR point clouds with SqueezeSegV3, as a ROS 2 node and offline.",
+    author="sqsegv3_ros maintainers",
+    maintainer="sqsegv3_ros maintainers",
+    maintainer_email="maintainers@sqsegv3-ros.example",
+    license="Apache-2.0",
+    packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    data_files=shared_files(),
+    python_requires=">=3.10",
+    # rclpy and the messages come from the ROS installation, or from the extra `ros`
+    install_requires=["numpy>=1.21", "torch>=2.2"],
+    extras_require={
+        "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib"],
+        "train": ["lightning>=2.2", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.27", "tensorboard", "PyYAML"],
+        "simulate": ["embreex"],
+        "bags": ["rosbags>=0.10"],
+        "onnx": ["onnx", "onnxruntime"],
+        "ros": ros_from_pip("kilted", rclpy="9.1.2", rmw="9.3.3", interfaces="5.5.1", lifecycle="2.3.0"),
+        "ros-jazzy": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),
+        # colcon runs pytest because it finds it here
+        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML", "colcon-common-extensions"],
+    },
+    entry_points={
+        "console_scripts": [
+            "segment_node = sqsegv3_ros.node:main",
+            "sqsegv3 = sqsegv3_ros.cli:main",
+        ]
+    },
+    zip_safe=False,
+)
