@@ -14,8 +14,11 @@ VERBS = {
     "label": "label scans and data sets",
     "inspect": "print what a model file says about itself",
     "import-official": "turn a checkpoint folder of the official release into a model file",
+    "train": "train a network, with checkpoints that can be resumed and exported",
     "evaluate": "judge predictions by ground truth",
     "render": "draw a scan and its labels",
+    "report": "turn an evaluation into a page to read",
+    "simulate": "make labelled scans of made-up streets",
 }
 
 

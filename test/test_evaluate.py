@@ -91,6 +91,15 @@ def test_points_are_judged_by_their_range(folders):
     assert (farthest["to_m"], farthest["points"], farthest["judged_points"], farthest["accuracy"]) == (None, 3, 1, 0.0)
 
 
+def test_points_without_a_finite_range_are_judged_and_shown_in_a_band_of_their_own(tmp_path):
+    place(tmp_path, "00/000000", at_ranges(5, np.nan, np.inf), [ROAD, ROAD, ROAD], [ROAD, ROAD, CAR])
+    found = evaluated(tmp_path)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert sum(band["points"] for band in found["by_range"]) == found["points"] == 3
+    last = found["by_range"][-1]
+    assert (last["from_m"], last["to_m"], last["points"], last["accuracy"]) == (None, None, 2, 0.5)
+
+
 def test_chosen_sequences_and_the_first_scans_only(folders):
     assert evaluated(folders, "--sequences", "3")["scan_count"] == 1
     first = evaluated(folders, "--sequences", "00", "--limit", "1")

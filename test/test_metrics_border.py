@@ -72,3 +72,10 @@ def test_eight_neighbours_reach_over_corners_and_four_do_not():
 def test_senseless_settings_are_refused(pixels, connectivity):
     with pytest.raises(UserError, match="connectivity 4 or 8"):
         border_mask(np.zeros((4, 4), dtype=np.uint8), pixels, connectivity)
+
+
+def test_points_that_cannot_be_projected_are_at_no_border():
+    points = np.array([[np.nan, 0, 0, 0], [0, 0, 0, 0], [5, 0, 0, 0]], dtype=np.float32)
+    at_border = points_at_border(points, np.array([1, 1, 1]))  # pixel (0, 0), where the first two would go, is border
+    assert at_border.tolist() == [False, False, False]
+    assert points_at_border(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.uint8)).shape == (0,)

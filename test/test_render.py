@@ -9,6 +9,7 @@ import pytest
 
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.evaluation import sheet
+from sqsegv3_ros.evaluation.pictures import ERROR_COLORS, error_kinds
 from sqsegv3_ros.kitti import write_labels, write_scan
 from sqsegv3_ros.labels import SEMANTIC_KITTI
 
@@ -98,16 +99,16 @@ def test_a_comparison_shows_right_and_wrong_points(root):
     write_labels(predicted, labels)
     picture = drawn(root, scan_of(root), "--labels", str(root / "predicted"), "--compare", truth_of(root))
     errors = strip(picture, 3)
-    _, column = centre_of(errors, sheet.WRONG)
+    _, column = centre_of(errors, ERROR_COLORS["wrong"])
     assert column == pytest.approx((0.5 - np.degrees(np.arctan2(10, 20)) / 360) * 2048, abs=6)
-    assert centre_of(errors, sheet.RIGHT)
-    assert centre_of(errors, sheet.MISSED)
+    assert centre_of(errors, ERROR_COLORS["right"])
+    assert centre_of(errors, ERROR_COLORS["missed"])
 
 
-def test_error_colors_tell_right_wrong_left_unlabeled_and_not_judged_apart():
+def test_errors_tell_right_wrong_left_unlabeled_and_not_judged_apart():
     labels, truth = np.array([1, 2, 0, 3, 0]), np.array([1, 1, 1, 0, 0])
-    expected = [sheet.RIGHT, sheet.WRONG, sheet.MISSED, sheet.NOT_JUDGED, sheet.NOT_JUDGED]
-    assert [tuple(c) for c in sheet.error_colors(SEMANTIC_KITTI, labels, truth).tolist()] == expected
+    kinds = [list(ERROR_COLORS)[k] for k in error_kinds(SEMANTIC_KITTI, labels, truth)]
+    assert kinds == ["right", "wrong", "missed", "unjudged", "unjudged"]
 
 
 def test_an_image_of_another_size_still_fills_the_width(root):

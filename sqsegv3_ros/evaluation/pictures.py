@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,10 @@ UNLABELED = (96, 98, 104)
 """What classes with the colour black look like, so that their points can be told from empty pixels."""
 NEAREST_M, FARTHEST_M = 2.0, 80.0
 """The ends of the range colours. Fixed, so that the pictures of a drive can be compared."""
+
+ERROR_COLORS = {"right": (78, 84, 96), "wrong": (255, 84, 64), "missed": (255, 190, 70), "unjudged": (40, 42, 48)}
+ERROR_NAMES = {"right": "right", "wrong": "wrong", "missed": "left unlabeled", "unjudged": "no true class"}
+"""What the kinds of errors look like, and what they are called."""
 
 # Bjorn Ottosson's OKLab: cube roots of cone responses -> linear sRGB
 _OKLAB_TO_LMS = np.array(
@@ -77,6 +82,46 @@ def display_colors(labels: LabelSet) -> Picture:
     colors = labels.colors.copy()
     colors[~colors.any(axis=1)] = UNLABELED
     return colors
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One colouring: a caption, and colours, (N, 3) of points or (H, W, 3) of pixels, uint8."""
+
+    caption: str
+    colors: Picture
+
+
+def label_layers(
+    label_set: LabelSet,
+    labels: npt.NDArray[Any] | None,
+    truth: npt.NDArray[Any] | None,
+    captions: tuple[str, str] = ("labels", "compared with"),
+) -> list[Layer]:
+    """The colourings of points that labels (N,) and, to compare with, true labels (N,) give: labels, truth, errors."""
+    if labels is None:
+        return []
+    colors = display_colors(label_set)
+    layers = [Layer(captions[0], colors[labels])]
+    if truth is not None:
+        error_colors = np.array(list(ERROR_COLORS.values()), dtype=np.uint8)
+        layers.append(Layer(captions[1], colors[truth]))
+        layers.append(Layer("errors", error_colors[error_kinds(label_set, labels, truth)]))
+    return layers
+
+
+def error_kinds(label_set: LabelSet, labels: npt.NDArray[Any], truth: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """(N,) labels and true labels -> (N,) which of `ERROR_COLORS` each point is, by position."""
+    judged = np.isin(np.arange(len(label_set)), label_set.judged)
+    kind = np.where(labels == truth, 0, np.where(judged[labels], 1, 2))
+    return np.where(judged[truth], kind, 3)
+
+
+def image_of_points(colors: Picture, index: npt.NDArray[np.int64]) -> Picture:
+    """(N, 3) colours of points and the (H, W) point of each pixel, -1 where empty -> (H, W, 3)."""
+    picture = np.full((*index.shape, 3), BACKGROUND, dtype=np.uint8)
+    picture[index >= 0] = colors[index[index >= 0]]
+    return picture
 
 
 def birds_eye_picture(

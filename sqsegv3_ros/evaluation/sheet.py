@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from sqsegv3_ros.errors import missing_package
 from sqsegv3_ros.evaluation import pictures
-from sqsegv3_ros.evaluation.pictures import BACKGROUND, Picture
+from sqsegv3_ros.evaluation.pictures import BACKGROUND, Layer, Picture
 from sqsegv3_ros.labels import LabelSet
 
 if TYPE_CHECKING:
@@ -19,20 +18,10 @@ if TYPE_CHECKING:
 
     from sqsegv3_ros.projection import ProjectionConfig
 
-RIGHT, WRONG, MISSED, NOT_JUDGED = (78, 84, 96), (255, 84, 64), (255, 190, 70), (40, 42, 48)
-"""The colours of the error map: right, wrong, predicted as unlabeled, no true class to judge by."""
 PAPER, INK, FAINT = (28, 31, 37), (232, 234, 238), (150, 155, 165)
 WIDTH, STRIP_HEIGHT, MARGIN, CAPTION = 2048, 256, 24, 40
 RADIUS_M, RING_M = 50, 10
 HEIGHT_COLORS_M = (-3.0, 3.0)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One colouring of the points: a caption and (N, 3) uint8 colours."""
-
-    caption: str
-    colors: Picture
 
 
 def scan_sheet(
@@ -58,9 +47,9 @@ def scan_sheet(
     from sqsegv3_ros.projection import ProjectionConfig, project
 
     image = project(torch.from_numpy(points), projection or ProjectionConfig())
-    layers = label_layers(label_set, labels, truth)
+    layers = pictures.label_layers(label_set, labels, truth)
     strips = [Layer("range", pictures.range_picture(image))]
-    strips += [Layer(layer.caption, image_of_points(layer.colors, image.index.numpy())) for layer in layers]
+    strips += [Layer(layer.caption, pictures.image_of_points(layer.colors, image.index.numpy())) for layer in layers]
     low, high = HEIGHT_COLORS_M
     by_height = Layer(f"height, {low:g} m (dark) to {high:g} m (bright)", colors_of_height(points[:, 2]))
     panels = [layers[0], *layers[2:]] if layers else [by_height]
@@ -81,33 +70,6 @@ def scan_sheet(
         corner = (MARGIN + len(panels) * (edge + MARGIN), panels_top + CAPTION)
         _draw_legend(draw, corner, label_set, labels, truth)
     return sheet
-
-
-def label_layers(label_set: LabelSet, labels: npt.NDArray[Any] | None, truth: npt.NDArray[Any] | None) -> list[Layer]:
-    """The colourings that labels (N,) and, to compare with, true labels (N,) give: labels, truth, errors."""
-    if labels is None:
-        return []
-    colors = pictures.display_colors(label_set)
-    layers = [Layer("labels", colors[labels])]
-    if truth is not None:
-        layers.append(Layer("compared with", colors[truth]))
-        layers.append(Layer("errors", error_colors(label_set, labels, truth)))
-    return layers
-
-
-def error_colors(label_set: LabelSet, labels: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Picture:
-    """(N,) labels and true labels -> (N, 3) uint8: `RIGHT`, `WRONG`, `MISSED` (left unlabeled) or `NOT_JUDGED`."""
-    judged = np.isin(np.arange(len(label_set)), label_set.judged)
-    kind = np.where(labels == truth, 0, np.where(judged[labels], 1, 2))
-    kind = np.where(judged[truth], kind, 3)
-    return np.array([RIGHT, WRONG, MISSED, NOT_JUDGED], dtype=np.uint8)[kind]
-
-
-def image_of_points(colors: Picture, index: npt.NDArray[np.int64]) -> Picture:
-    """(N, 3) colours and the (H, W) point of each pixel (-1 where empty) -> (H, W, 3)."""
-    picture = np.full((*index.shape, 3), BACKGROUND, dtype=np.uint8)
-    picture[index >= 0] = colors[index[index >= 0]]
-    return picture
 
 
 def png_of(sheet: Image.Image) -> bytes:
@@ -177,17 +139,11 @@ def _draw_legend(
         top += 30
     if truth is None:
         return
-    judged = np.isin(truth, label_set.judged)
-    wrong = judged & (labels != truth)
-    missed = wrong & ~np.isin(labels, label_set.judged)
     top += 30
-    for color, name, chosen in (
-        (RIGHT, "right", judged & ~wrong),
-        (WRONG, "wrong", wrong & ~missed),
-        (MISSED, "left unlabeled", missed),
-        (NOT_JUDGED, "no true class", ~judged),
-    ):
-        _draw_entry(draw, (left, top), color, name, chosen.sum() / max(len(labels), 1))
+    kinds = pictures.error_kinds(label_set, labels, truth)
+    for kind, (key, color) in enumerate(pictures.ERROR_COLORS.items()):
+        share = np.count_nonzero(kinds == kind) / max(len(labels), 1)
+        _draw_entry(draw, (left, top), color, pictures.ERROR_NAMES[key], share)
         top += 30
 
 
