@@ -1,0 +1,29 @@
+"""`sqsegv3 train`: YAML settings and options -> a training run. jsonargparse reads the options, not argparse."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take everything as it is: with no prefix character nothing is an option of argparse's, not even --help."""
+    parser.prefix_chars = "\0"
+    parser.add_argument("options", nargs=argparse.REMAINDER)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train. Returns the exit code."""
+    from sqsegv3_ros.process import keep_freed_memory
+
+    keep_freed_memory()
+    try:
+        import jsonargparse  # noqa: F401
+        import lightning.pytorch  # noqa: F401
+        import torchmetrics  # noqa: F401
+    except ModuleNotFoundError as error:
+        from sqsegv3_ros.errors import missing_package
+
+        raise missing_package(error.name or "lightning", "training", "train") from error
+    from sqsegv3_ros.training.run import train
+
+    return train(args.options)

@@ -1,0 +1,174 @@
+"""What happens beside the steps of a training run: averaged weights, checkpoints, the history file, a clean stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
+from torch import Tensor
+
+from sqsegv3_ros.training.module import BEST, SegmentationModule
+
+BEST_NAME, LAST_NAME, HISTORY_NAME = "best", "last", "history.jsonl"
+
+
+class WeightEma(WeightAveraging):
+    """Exponential moving average of weights and BatchNorm statistics; validated and saved instead of the weights.
+
+    decay: share of the old average that stays at each step; smaller in the first steps, so that the random weights of
+    the beginning are soon forgotten.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        super().__init__(avg_fn=lambda mean, new, count: _average(mean, new, count, decay))
+
+
+def _average(mean: Tensor, new: Tensor, count: Tensor | int, decay: float) -> Tensor:
+    steps = float(count)
+    keep = min(decay, (1.0 + steps) / (10.0 + steps))
+    return mean + (new - mean) * (1.0 - keep) if mean.is_floating_point() else new
+
+
+class CleanStop(Checkpoint):
+    """Ctrl-C and SIGTERM end training after the step that runs, with everything saved; a second one ends it at once.
+
+    path: the checkpoint to write.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.requested = False
+        self.saved_at: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals (later than Lightning does)."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._request)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here if asked to."""
+        self._stop_if_requested(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop here if asked to."""
+        if not trainer.sanity_checking:
+            self._stop_if_requested(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the signals back."""
+        self._restore()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _stop_if_requested(self, trainer: Trainer) -> None:
+        requested = self.requested
+        if trainer.world_size > 1:
+            requested = trainer.strategy.reduce_boolean_decision(requested, all=False)
+        if requested:
+            trainer.save_checkpoint(self.path)
+            self.saved_at = trainer.global_step
+            raise KeyboardInterrupt
+
+
+class History(Callback):
+    """One line on the terminal and one JSON line in a file after every validation.
+
+    path: the file; lines of an earlier part of the same run stay, those of steps that are done again go.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._losses: list[float] = []
+        self._began = time.monotonic()
+        self._spent = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long the run took so far."""
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._spent = state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop lines of steps that a resumed run does again."""
+        self._began = time.monotonic()
+        if trainer.is_global_zero and self.path.is_file():
+            lines = [line for line in self.path.read_text().splitlines() if _step(line) <= trainer.global_step]
+            self.path.write_text("".join(line + "\n" for line in lines))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the loss."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if isinstance(loss, torch.Tensor):
+            self._losses.append(float(loss))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write both lines."""
+        if trainer.sanity_checking or not isinstance(pl_module, SegmentationModule) or not trainer.is_global_zero:
+            return
+        loss = sum(self._losses) / max(len(self._losses), 1)
+        self._losses = []
+        scores = pl_module.scores
+        entry = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": round(self._seconds(), 1)}
+        entry |= {"train/loss": round(loss, 5), **{k: round(v, 5) for k, v in scores.items()}}
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        print(
+            f"step {trainer.global_step}, epoch {trainer.current_epoch}, {self._seconds() / 60:.1f} min: "
+            f"loss {loss:.3f}, validation loss {scores['val/loss']:.3f}, "
+            f"mIoU {100 * scores[BEST]:.2f} %, accuracy {100 * scores['val/accuracy']:.2f} %",
+            flush=True,
+        )
+
+    def _seconds(self) -> float:
+        return self._spent + time.monotonic() - self._began
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line cut off by a crash
+        return 2**62
+
+
+def run_callbacks(
+    output: Path, *, checkpoint_minutes: float, ema_decay: float, early_stop_patience: int
+) -> list[Callback]:
+    """The callbacks of a run that writes to `output`: best.ckpt, last.ckpt, history.jsonl.
+
+    checkpoint_minutes: how often last.ckpt is written apart from validations. ema_decay: 0 for no averaging.
+    early_stop_patience: validations without improvement after which training ends; 0 for never.
+    """
+    one_file: dict[str, Any] = {"dirpath": output, "auto_insert_metric_name": False, "enable_version_counter": False}
+    callbacks: list[Callback] = [
+        History(output / HISTORY_NAME),
+        ModelCheckpoint(filename=BEST_NAME, monitor=BEST, mode="max", save_last=True, **one_file),
+        ModelCheckpoint(filename=LAST_NAME, train_time_interval=timedelta(minutes=checkpoint_minutes), **one_file),
+        CleanStop(output / f"{LAST_NAME}.ckpt"),
+    ]
+    if early_stop_patience:
+        callbacks.insert(0, EarlyStopping(BEST, mode="max", patience=early_stop_patience))
+    if ema_decay:
+        callbacks.insert(0, WeightEma(ema_decay))
+    return callbacks

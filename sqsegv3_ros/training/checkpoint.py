@@ -1,0 +1,71 @@
+"""A training checkpoint, or a folder of the official release, goes in; its description and its weights come out."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqsegv3_ros.errors import UserError
+
+KEY = "sqsegv3"
+"""The entry of a checkpoint that describes the model."""
+
+PREFIX = "network."
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint of `sqsegv3 train` -> what it says about itself, and the network's weights (the average under EMA).
+
+    Nothing in the file is run. Raises UserError for a file that is missing, damaged or of another kind.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {first}") from None
+    if not isinstance(data, dict) or KEY not in data:
+        raise UserError(f"checkpoint {path} was not made by `sqsegv3 train`: it has no entry '{KEY}'")
+    weights = {k[len(PREFIX) :]: v for k, v in data["state_dict"].items() if k.startswith(PREFIX)}
+    return data[KEY], weights
+
+
+def load_weights(network: nn.Module, source: str | Path) -> str:
+    """Begin with the weights of a checkpoint or of an official folder. Returns a line that says what was taken.
+
+    Heads of another number of classes are left as they are; everything else must fit. Raises UserError naming what
+    does not.
+    """
+    source = Path(source).expanduser()
+    weights = _official_weights(source) if source.is_dir() else read_checkpoint(source)[1]
+    own = network.state_dict()
+    other = {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape}
+    wrong = sorted((own.keys() ^ weights.keys()) | {k for k in other if not k.startswith("heads.")})
+    if wrong:
+        shown = ", ".join(_difference(k, own, weights) for k in wrong[:4])
+        raise UserError(
+            f"the weights of {source} do not fit the network: {shown}{', ...' if len(wrong) > 4 else ''}; "
+            "set model.network to the shape that they were trained with"
+        )
+    network.load_state_dict({k: own[k] if k in other else v for k, v in weights.items()})
+    heads = " (heads left out: they have other classes)" if other else ""
+    return f"starting from the weights of {source}{heads}"
+
+
+def _official_weights(folder: Path) -> dict[str, Tensor]:
+    from sqsegv3_ros.network.official import load_official
+
+    return dict(load_official(folder).model.state_dict())
+
+
+def _difference(key: str, own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
+    def shape(tensors: dict[str, Tensor]) -> str:
+        return str(tuple(tensors[key].shape)) if key in tensors else "nothing"
+
+    return f"{key} is {shape(weights)}, expected {shape(own)}"

@@ -1,0 +1,205 @@
+"""Batches of range images go in; a SqueezeSegV3 is trained and judged, self-describing checkpoints come out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
+from sqsegv3_ros.knn import KnnConfig
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.projection import Normalization, ProjectionConfig
+from sqsegv3_ros.training.checkpoint import KEY, load_weights
+from sqsegv3_ros.training.crop import set_azimuth_padding
+from sqsegv3_ros.training.data import Batch, ScanData, ValidationScan, load_label_set
+from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights
+from sqsegv3_ros.training.schedule import OptimizerConfig, build_optimizer, build_schedule
+
+BEST = "val/miou"
+"""The metric by which checkpoints are chosen: mean IoU over the judged classes that the validation scans hold."""
+
+
+class SegmentationModule(LightningModule):
+    """A SqueezeSegV3 with everything that its training and its later use need to know.
+
+    Args:
+        name: what the model is called in its file.
+        network: its shape; the number of classes follows from the label set.
+        labels: 'semantic-kitti', 'semantic-kitti-all' or a YAML file in SemanticKITTI's form.
+        projection: how points become its image.
+        normalization: mean and standard deviation of the image's channels.
+        knn: how an exported model restores labels to points.
+        loss: what is minimised.
+        optimizer: how, and with which learning rate.
+        start_from: weights to begin with: a checkpoint of this command or a checkpoint folder of the official release.
+        channels_last: keep images with their channels together, which is quicker on some machines.
+        seed: of dropout.
+    """
+
+    def __init__(
+        self,
+        name: str = "sqsegv3",
+        network: NetworkConfig = NetworkConfig(),  # noqa: B008 (frozen, as all settings below)
+        labels: str = "semantic-kitti",
+        projection: ProjectionConfig = ProjectionConfig(),  # noqa: B008
+        normalization: Normalization = Normalization(),  # noqa: B008
+        knn: KnnConfig = KnnConfig(),  # noqa: B008
+        loss: LossConfig = LossConfig(),  # noqa: B008
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        start_from: str | None = None,
+        channels_last: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.model_name = name
+        self.label_set = load_label_set(labels)
+        self.network_config = dataclasses.replace(network, num_classes=len(self.label_set))
+        self.projection = projection
+        self.normalization = normalization
+        self.knn = knn
+        self.loss_config = loss
+        self.optimizer_config = optimizer
+        self.start_from = start_from
+        self.channels_last = channels_last
+        self.seed = seed
+        self.network = SqueezeSegV3(self.network_config)
+        if channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classes = self.label_set.classes
+        weights = class_weights(loss.class_weights, [c.frequency or 0.0 for c in classes], [c.ignored for c in classes])
+        self.criterion = MultiLayerLoss(loss, weights, self.label_set.judged)
+        self.confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
+        self.validation_loss = MeanMetric()
+        self.scores: dict[str, float] = {}
+        if start_from is not None:
+            rank_zero_info(load_weights(self.network, start_from))
+
+    def setup(self, stage: str) -> None:
+        """Take the class frequencies from the training data where the label set knows none."""
+        classes = self.label_set.classes
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ScanData) and any(c.frequency is None for c in classes):
+            weights = class_weights(self.loss_config.class_weights, data.frequencies, [c.ignored for c in classes])
+            self.criterion.weights.copy_(weights)
+
+    def forward(self, channels: Tensor, mask: Tensor) -> list[Tensor]:
+        """channels (N, 5, H, W) in metres, mask (N, H, W) bool -> five maps of logits, full width first."""
+        means = channels.new_tensor(self.normalization.means).view(5, 1, 1)
+        stds = channels.new_tensor(self.normalization.stds).view(5, 1, 1)
+        image = (channels - means) / stds * mask.unsqueeze(1)
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        logits: list[Tensor] = self.network(image)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        # dropout depends on the step alone, so that a resumed run goes on exactly as it would have gone
+        torch.manual_seed(hash((self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)))
+        whole = batch.channels.shape[3] == self.projection.width
+        set_azimuth_padding(self.network, self.network_config.circular and whole)
+        loss: Tensor = self.criterion(self(batch.channels, batch.mask), batch.labels.long())
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_validation_start(self) -> None:
+        """Validation sees whole turns."""
+        set_azimuth_padding(self.network, self.network_config.circular)
+
+    def validation_step(self, batch: ValidationScan, batch_idx: int) -> None:
+        """Count every point of one scan; a point takes the label of its pixel."""
+        logits = self(batch.channels, batch.mask)[0]
+        labels = batch.labels.long()
+        self.validation_loss.update(self.criterion.full_width(logits, labels))
+        predicted = logits.argmax(1).flatten()[batch.pixel]
+        self.confusion.update(predicted, batch.point_labels.long())
+
+    def on_validation_epoch_end(self) -> None:
+        """Sum up over all processes and log."""
+        counts = self.confusion.compute().T.cpu().numpy()  # torchmetrics has the truth as rows
+        matrix = ConfusionMatrix(self.label_set, counts)
+        scores, support = matrix.scores(strict=True), matrix.support
+        self.scores = {
+            BEST: scores.miou_present,
+            "val/miou_all": matrix.scores().miou,
+            "val/accuracy": scores.accuracy,
+            "val/loss": float(self.validation_loss.compute()),
+        }
+        by_class = {f"iou/{self.label_set.names[c]}": float(scores.iou[c]) for c in matrix.labels.judged if support[c]}
+        self.scores |= by_class
+        self.confusion.reset()
+        self.validation_loss.reset()
+        self.log_dict({k: torch.tensor(v, dtype=torch.float32) for k, v in self.scores.items()}, sync_dist=False)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and its schedule by step."""
+        optimizer = build_optimizer(self.network, self.optimizer_config)
+        schedule = build_schedule(optimizer, self.optimizer_config, *self._planned_steps())
+        if schedule is None:
+            return optimizer
+        interval: Literal["step"] = "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+
+    def _planned_steps(self) -> tuple[int, float]:
+        """Optimiser steps in an epoch and in all.
+
+        Counted here, because asking the trainer has it make its loader before it knows that it resumes.
+        """
+        trainer = self.trainer
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ScanData)
+        batches, limit = data.batches_per_epoch(), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+        bounds = [per_epoch * epochs for epochs in [trainer.max_epochs] if epochs is not None and epochs >= 0]
+        bounds += [trainer.max_steps] if trainer.max_steps >= 0 else []
+        return per_epoch, min(bounds, default=math.inf)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put into the checkpoint what is needed to run and export the model, in plain JSON types."""
+        data = getattr(self.trainer, "datamodule", None)
+        checkpoint[KEY] = {
+            "name": self.model_name,
+            "network": self.network_config.to_dict(),
+            "labels": self.label_set.to_dict(),
+            "projection": self.projection.to_dict(),
+            "normalization": self.normalization.to_dict(),
+            "knn": self.knn.to_dict(),
+            "training": {
+                "data": data.provenance() if isinstance(data, ScanData) else None,
+                "augmentation": dataclasses.asdict(data.augmentation) if isinstance(data, ScanData) else None,
+                "loss": dataclasses.asdict(self.loss_config),
+                "optimizer": dataclasses.asdict(self.optimizer_config),
+                "start_from": None if self.start_from is None else self.start_from.rstrip("/").rsplit("/", 1)[-1],
+                "steps": self.global_step,
+                "metrics": dict(self.scores),
+            },
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError where a checkpoint to resume is of another network, with what differs."""
+        stored = checkpoint.get(KEY)
+        if stored is None:
+            raise UserError("the checkpoint to resume was not made by `sqsegv3 train`")
+        for key, own in (
+            ("network", self.network_config.to_dict()),
+            ("projection", self.projection.to_dict()),
+            ("labels", self.label_set.to_dict()),
+        ):
+            if stored[key] != own:
+                differs = sorted(k for k in own if stored[key].get(k) != own[k])
+                raise UserError(
+                    f"the checkpoint to resume has another {key}: {', '.join(differs)} differ; resume with the "
+                    "configuration that it was trained with, or begin a new run with model.start_from"
+                )
+        self.scores = dict(stored["training"]["metrics"])

@@ -1,0 +1,113 @@
+"""Scans with instance ids go in, a bank of objects of rare classes comes out, which are pasted into other scans."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros.training.augment import Labels, Points
+
+MIN_POINTS = 30
+GROUND_RADIUS_M = 1.0
+GROUND_POINTS = 5
+STEP_M = 0.4  # what rises less above the ground does not stand in an object's way
+ATTEMPTS = 8
+MAX_RANGE_M = 40.0
+
+
+@dataclass(frozen=True)
+class PastedObject:
+    """One object: (M, 4) points in the frame of the sensor that saw it, and its label."""
+
+    points: Points
+    label: int
+
+
+class ObjectBank:
+    """Objects by class. A class is drawn first, then an object of it, so that the rarest come as often as the others.
+
+    classes: labels whose instances are collected. ground: labels on which objects stand. per_class: how many are kept.
+    """
+
+    def __init__(self, classes: Sequence[int], ground: Sequence[int], per_class: int = 500) -> None:
+        self.classes = tuple(classes)
+        self.ground = np.array(sorted(ground))
+        self.per_class = per_class
+        self.objects: dict[int, list[PastedObject]] = {}
+
+    def add(self, points: Points, labels: Labels, instances: npt.NDArray[np.uint16]) -> None:
+        """Collect the objects of one scan: points of one class that share an instance id other than 0."""
+        for label in self.classes:
+            of_class = np.flatnonzero((labels == label) & (instances > 0))
+            found = self.objects.get(label, [])
+            for instance in np.unique(instances[of_class]):
+                chosen = points[of_class[instances[of_class] == instance]]
+                near = len(chosen) >= MIN_POINTS and np.hypot(*np.median(chosen[:, :2], axis=0)) <= MAX_RANGE_M
+                if near and len(found) < self.per_class:
+                    found.append(PastedObject(chosen.copy(), label))
+            if found:
+                self.objects[label] = found
+
+    def __len__(self) -> int:
+        return sum(len(found) for found in self.objects.values())
+
+    def paste(
+        self,
+        points: Points,
+        labels: Labels,
+        count: int,
+        rng: np.random.Generator,
+        window: tuple[float, float] | None = None,
+    ) -> tuple[Points, Labels]:
+        """Put `count` objects onto the ground of a scan, at their own distance, so that their density stays right.
+
+        window: (start, width) of the sector that the network will see, radians; None for the whole scan. What lies
+        behind a pasted object is hidden by it in the projection, and what lies before it hides it. An object for which
+        no free place is found is left out.
+        """
+        present = sorted(self.objects)
+        if not present:
+            return points, labels
+        for _ in range(count):
+            found = self.objects[present[rng.integers(len(present))]]
+            chosen = found[rng.integers(len(found))]
+            placed = self._place(chosen, points, labels, rng, window)
+            if placed is not None:
+                points = np.concatenate((points, placed))
+                labels = np.concatenate((labels, np.full(len(placed), chosen.label, dtype=labels.dtype)))
+        return points, labels
+
+    def _place(
+        self,
+        chosen: PastedObject,
+        points: Points,
+        labels: Labels,
+        rng: np.random.Generator,
+        window: tuple[float, float] | None,
+    ) -> Points | None:
+        centre = chosen.points[:, :2].mean(axis=0)
+        radius = float(np.hypot(*(chosen.points[:, :2] - centre).T).max())
+        own_azimuth = math.atan2(centre[1], centre[0])
+        start, width = window or (-math.pi, 2 * math.pi)
+        for _ in range(ATTEMPTS):
+            turn = start + width * rng.random() - own_azimuth
+            cos, sin = math.cos(turn), math.sin(turn)
+            x, y = cos * centre[0] - sin * centre[1], sin * centre[0] + cos * centre[1]
+            reach = max(radius, GROUND_RADIUS_M)
+            near = np.flatnonzero((np.abs(points[:, 0] - x) < reach) & (np.abs(points[:, 1] - y) < reach))
+            on_ground = near[np.isin(labels[near], self.ground)]
+            if len(on_ground) < GROUND_POINTS:
+                continue
+            height = float(np.median(points[on_ground, 2]))
+            if np.any(points[near, 2] > height + STEP_M):
+                continue  # something stands there
+            placed = chosen.points.copy()
+            placed[:, 0] = cos * chosen.points[:, 0] - sin * chosen.points[:, 1]
+            placed[:, 1] = sin * chosen.points[:, 0] + cos * chosen.points[:, 1]
+            placed[:, 2] += np.float32(height - chosen.points[:, 2].min())
+            return placed
+        return None

@@ -1,0 +1,206 @@
+"""Options and YAML files go in, a training run happens; its checkpoints and history lie in the output folder."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from sqsegv3_ros.errors import OperationError, UserError
+from sqsegv3_ros.training.callbacks import BEST_NAME, LAST_NAME, CleanStop, run_callbacks
+from sqsegv3_ros.training.checkpoint import read_checkpoint
+from sqsegv3_ros.training.data import ScanData
+from sqsegv3_ros.training.module import SegmentationModule
+
+CONFIG_NAME = "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run is kept and what is done beside its steps.
+
+    output: folder for best.ckpt, last.ckpt, history.jsonl, config.yaml and TensorBoard's files.
+    resume: go on from last.ckpt of that folder, to the same curve.
+    checkpoint_minutes: last.ckpt is written this often, and after every validation.
+    ema_decay: average the weights with this decay and validate and save the average; 0: do not.
+    early_stop_patience: end after so many validations without a better mIoU; 0: never.
+    """
+
+    output: str = "runs/sqsegv3"
+    resume: bool = False
+    checkpoint_minutes: float = 10.0
+    ema_decay: float = 0.0
+    early_stop_patience: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_minutes > 0:
+            raise UserError(f"run: checkpoint_minutes must be above 0, found {self.checkpoint_minutes}")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"run: ema_decay must lie in [0, 1), found {self.ema_decay}")
+        if self.early_stop_patience < 0:
+            raise UserError(f"run: early_stop_patience must be 0 or more, found {self.early_stop_patience}")
+
+
+class TrainCLI(LightningCLI):
+    """Lightning's command line with this package's defaults; `--print_config` shows every setting."""
+
+    trainer: Trainer
+    model: SegmentationModule
+    datamodule: ScanData
+
+    def __init__(self, options: Sequence[str]):
+        super().__init__(
+            SegmentationModule,
+            ScanData,
+            args=list(options),
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={
+                "use_distributed_sampler": False,  # the data module hands each process its share
+                "num_sanity_val_steps": 1,
+                "enable_model_summary": False,
+                "log_every_n_steps": 10,
+            },
+            parser_kwargs={"prog": "sqsegv3 train", "description": "Train a SqueezeSegV3.", "exit_on_error": False},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's settings; the data takes its projection, labels and seed from the model's."""
+        parser.add_argument("--run", type=RunSettings, default=RunSettings())
+        parser.link_arguments("model.projection", "data.projection", apply_on="instantiate")
+        parser.link_arguments("model.labels", "data.labels")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the callbacks and the logger of the run."""
+        run = self.settings
+        output = Path(run.output).expanduser()
+        callbacks = run_callbacks(
+            output,
+            checkpoint_minutes=run.checkpoint_minutes,
+            ema_decay=run.ema_decay,
+            early_stop_patience=run.early_stop_patience,
+        )
+        given = self._get(self.config_init, "trainer")
+        kwargs["callbacks"] = [*(given.get("callbacks") or []), *callbacks]
+        if given.get("logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(save_dir=output, name="", version="tensorboard")
+        kwargs["default_root_dir"] = output
+        return super().instantiate_trainer(**kwargs)
+
+    @property
+    def settings(self) -> RunSettings:
+        """Where the run is kept."""
+        settings = self._get(self.config_init, "run")
+        assert isinstance(settings, RunSettings)
+        return settings
+
+    @property
+    def stop(self) -> CleanStop:
+        """The callback that handles Ctrl-C."""
+        return next(c for c in self.trainer.callbacks if isinstance(c, CleanStop))  # type: ignore[attr-defined]
+
+
+def train(options: Sequence[str]) -> int:
+    """Run `sqsegv3 train`. options: its command line, as jsonargparse reads it. Returns the exit code.
+
+    Raises UserError and OperationError with a message for the user.
+    """
+    _quieten()
+    try:
+        cli = TrainCLI(options)
+        checkpoint = _prepare_output(cli)
+        cli.datamodule.setup()
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except ArgumentError as error:  # without its usage, which has 200 lines
+        raise UserError(f"{error}\n(sqsegv3 train --help lists every setting)") from error
+    except SystemExit:
+        stop = cli.stop if "cli" in locals() else None
+        if stop is None or stop.saved_at is None:
+            raise
+        print(f"stopped after step {stop.saved_at}; saved {stop.path}. Go on with: --run.resume true", file=sys.stderr)
+        return 130
+    except MisconfigurationException as error:
+        raise UserError(f"the trainer's settings do not fit: {error}") from error
+    except OSError as error:
+        raise _explained(error) from error
+    except RuntimeError as error:
+        raise _explained(error) from error
+    output = Path(cli.settings.output).expanduser()
+    if cli.model.scores:
+        print(f"done; best mIoU {100 * _best(output):.2f} % in {output / BEST_NAME}.ckpt")
+    return 0
+
+
+def _best(output: Path) -> float:
+    from sqsegv3_ros.training.module import BEST
+
+    description, _ = read_checkpoint(output / f"{BEST_NAME}.ckpt")
+    return float(description["training"]["metrics"].get(BEST, 0.0))
+
+
+def _prepare_output(cli: TrainCLI) -> Path | None:
+    """Make the output folder and write the settings into it. Returns the checkpoint to resume, if any."""
+    output = Path(cli.settings.output).expanduser()
+    last = output / f"{LAST_NAME}.ckpt"
+    if cli.settings.resume:
+        if not last.is_file():
+            raise UserError(f"nothing to resume: there is no {last}")
+        read_checkpoint(last)
+    elif last.exists():
+        raise UserError(
+            f"{output} holds a run already ({last.name}); go on with --run.resume true or choose another --run.output"
+        )
+    if cli.trainer.is_global_zero:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / CONFIG_NAME).write_text(cli.parser.dump(cli.config, skip_none=False))
+    return last if cli.settings.resume else None
+
+
+def _explained(error: OSError | RuntimeError) -> Exception:
+    text = str(error)
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in text:
+        return OperationError(
+            "no space left where the run is kept; free some, then go on with --run.resume true "
+            "(the checkpoints written before are whole)"
+        )
+    if isinstance(error, OSError):
+        return OperationError(f"{error.filename or 'file'}: {error.strerror or error}")
+    if "DataLoader worker" in text and "killed" in text:
+        return OperationError(
+            "a process that prepares training data was killed, probably for want of memory; go on with --run.resume "
+            f"true and fewer --data.workers or a smaller --data.cache_gb ({text.splitlines()[0]})"
+        )
+    return error
+
+
+def _quieten() -> None:
+    """Leave out messages of the libraries that a user of this command can do nothing about."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage().lower() and "💡" not in record.getMessage()
+    )
+    for message in (
+        "LightningCLI's args parameter",
+        "does not have many workers",
+        "exists and is not empty",
+        "isinstance.treespec, LeafSpec",
+        "smaller than the logging interval",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -1,0 +1,99 @@
+"""Parameters and a plan go in; the optimiser and its learning rate by step come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from sqsegv3_ros.errors import UserError
+
+METHODS = ("sgd", "adamw")
+SCHEDULES = ("release", "one-cycle", "constant")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights are updated. The defaults are those of the release's SqueezeSegV3-21.
+
+    method: 'sgd' (momentum, weight decay on every parameter, as released) or 'adamw' (weight decay on kernels only).
+    schedule: 'release' (linear warm-up over `warmup_epochs`, then `decay_per_epoch`, both by step), 'one-cycle' (from
+        lr / 25 up to lr within `warmup_share` of all steps, then down to almost 0 by a cosine) or 'constant'.
+    lr: the highest learning rate (release: 0.001 for the 21, 0.005 for the 53; paper: 0.01 and 0.005).
+    """
+
+    method: str = "sgd"
+    schedule: str = "release"
+    lr: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 1.0
+    decay_per_epoch: float = 0.995
+    warmup_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("method", METHODS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"optimizer: {name} must be one of {', '.join(allowed)}, found {getattr(self, name)!r}")
+        limits = (
+            ("lr", self.lr > 0, "above 0"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("warmup_epochs", self.warmup_epochs >= 0, "0 or more"),
+            ("decay_per_epoch", 0 < self.decay_per_epoch <= 1, "in (0, 1]"),
+            ("warmup_share", 0 < self.warmup_share < 1, "between 0 and 1"),
+        )
+        for name, fits, expected in limits:
+            if not fits:
+                raise UserError(f"optimizer: {name} must be {expected}, found {getattr(self, name)}")
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser over the parameters of a module that can be trained."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if config.method == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    # biases and BatchNorm have one dimension: decaying them only changes scales that the next layer undoes
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps_per_epoch: int, total_steps: float
+) -> LRScheduler | None:
+    """The schedule, advanced after every optimiser step; None for 'constant'.
+
+    steps_per_epoch, total_steps: counted in optimiser steps. Raises UserError for a one-cycle without an end.
+    """
+    if config.schedule == "constant":
+        return None
+    if config.schedule == "release":
+        warmup = round(config.warmup_epochs * steps_per_epoch)
+        decay = config.decay_per_epoch ** (1.0 / steps_per_epoch)
+        return LambdaLR(optimizer, lambda step: release_factor(step, warmup, decay))
+    if not 0 < total_steps < float("inf"):
+        raise UserError(
+            "optimizer: the one-cycle schedule must know how many steps there are: set trainer.max_steps or "
+            "trainer.max_epochs"
+        )
+    return OneCycleLR(
+        optimizer,
+        max_lr=config.lr,
+        total_steps=int(total_steps),
+        pct_start=config.warmup_share,
+        cycle_momentum=config.method == "sgd",
+        base_momentum=min(0.85, config.momentum),
+        max_momentum=config.momentum,
+    )
+
+
+def release_factor(step: int, warmup_steps: int, decay_per_step: float) -> float:
+    """The release's share of the highest learning rate at a 0-based step (fact sheet 6)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return decay_per_step ** (step - warmup_steps)
