@@ -167,3 +167,10 @@ def test_without_pillow_the_command_that_installs_it_is_named(root, capsys, monk
     message = refused(capsys, scan_of(root), "--output", str(root / "new.png"))
     assert "Pillow" in message
     assert "[tools]" in message
+
+
+def test_a_pillow_that_is_too_old_is_refused_by_version(root, capsys, monkeypatch):
+    monkeypatch.setattr("PIL.__version__", "9.0.1")
+    message = refused(capsys, scan_of(root), "--output", str(root / "new.png"))
+    assert "Pillow>=10.1" in message
+    assert "9.0.1" in message

@@ -38,11 +38,9 @@ def scan_sheet(
     true labels to compare them with. projection: of the images; 64 x 2048, +3 to -25 degrees, if not given.
     Returns a Pillow image, 2048 pixels wide. Raises UserError where Pillow is not installed.
     """
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError as error:
-        raise missing_package("Pillow", "drawing a picture", "tools") from error
+    _require_pillow()
     import torch
+    from PIL import Image, ImageDraw
 
     from sqsegv3_ros.projection import ProjectionConfig, project
 
@@ -59,7 +57,10 @@ def scan_sheet(
     panels_top = strips_top + len(strips) * (CAPTION + STRIP_HEIGHT)
     sheet = Image.new("RGB", (WIDTH, panels_top + CAPTION + edge + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), f"{title}   {len(points):,} points", fill=INK, font=_font(24))
+    title = f"{title}   {len(points):,} points"
+    length = draw.textlength(title, font=_font(24))
+    size = min(24, int(24 * (WIDTH - 2 * MARGIN) / length))  # long paths in small type rather than cut off
+    draw.text((MARGIN, MARGIN), title, fill=INK, font=_font(max(size, 8)))
     _draw_strips(sheet, strips, strips_top)
     for number, panel in enumerate(panels):
         left = MARGIN + number * (edge + MARGIN)
@@ -155,6 +156,15 @@ def _draw_entry(
     draw.rectangle((left, top, left + 20, top + 20), fill=color)
     draw.text((left + 32, top), name, fill=INK, font=_font(18))
     draw.text((left + 290, top), percent, fill=FAINT, font=_font(18), anchor="ra")
+
+
+def _require_pillow() -> None:
+    try:
+        import PIL
+    except ImportError as error:
+        raise missing_package("Pillow", "drawing a picture", "tools") from error
+    if tuple(map(int, PIL.__version__.split(".")[:2])) < (10, 1):  # the first with a font of any size built in
+        raise missing_package("Pillow>=10.1", f"drawing a picture (this is {PIL.__version__})", "tools")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
