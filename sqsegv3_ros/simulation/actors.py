@@ -1,0 +1,114 @@
+"""Moving traffic: a street and a time in; vehicles, riders and walkers, where they are then, out.
+
+Every lane carries an endless row of places, a fixed way apart, that moves along at the lane's speed; chance, by the
+place's number, says what
+is in it. So traffic is the same whenever it is asked for, and costs nothing where nobody looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sqsegv3_ros.simulation.ground import Plan
+from sqsegv3_ros.simulation.library import actor
+from sqsegv3_ros.simulation.meshes import Mesh, merged
+from sqsegv3_ros.simulation.plans import lane_middle
+from sqsegv3_ros.simulation.tiles import place
+from sqsegv3_ros.simulation.vehicles import BUS, CAR, MOVING, OTHER_VEHICLE, TRUCK
+
+PERSON, BICYCLIST, MOTORCYCLIST = 30, 31, 32
+_TRAFFIC = ((CAR, 0.80), (TRUCK, 0.05), (BUS, 0.03), (OTHER_VEHICLE, 0.04), (MOTORCYCLIST, 0.04), (BICYCLIST, 0.04))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A way along the street at v, driven in direction +1 or -1 at speed (m/s); gap: metres between places, share of
+    them taken."""
+
+    v: float
+    direction: int
+    speed: float
+    gap: float
+    share: float
+    kinds: tuple[tuple[int, float], ...]
+    sway: float  # how far members keep off the lane's middle
+
+
+def lanes_of(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[Lane]:
+    """The lanes, cycle ways and sidewalks of a street. The ego vehicle's own lane moves at its speed."""
+    rng = np.random.default_rng([*seed, 5])
+    busy = float(rng.uniform(0.1, 0.7))
+    fast = {"highway": 25.0, "country": 18.0}.get(plan.kind, 9.0)
+    lanes = []
+    gap = 35.0 if plan.kind == "highway" else 22.0
+    for i in range(plan.lanes):
+        for direction in (1, -1):
+            v = lane_middle(plan, direction, i)
+            if v is not None:
+                other = fast * float(rng.uniform(0.7, 1.2)) * (1 + 0.2 * i)
+                speed = ego_speed if direction > 0 and i == 0 else other
+                lanes.append(Lane(v, direction, speed, gap, busy, _TRAFFIC, 0.2))
+    if plan.kind in ("city", "dense"):
+        for direction in (1, -1):
+            edge = plan.half_width - plan.parked[int(direction > 0)] - 0.4
+            lanes.append(
+                Lane(-direction * edge, direction, 4.5, 30.0, 0.25, ((BICYCLIST, 0.85), (MOTORCYCLIST, 0.15)), 0.2)
+            )
+    for side in (1, -1):
+        walk = plan.sidewalk(side)
+        if walk:
+            v = side * (plan.half_width + walk / 2)
+            for direction in (1, -1):
+                lanes.append(Lane(v, direction, 1.35, 14.0, 0.3, ((PERSON, 0.94), (BICYCLIST, 0.06)), walk * 0.3))
+    return lanes
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Something that moves: its mesh with its (moving) raw id and instance, and where it is at time 0 of the sweep."""
+
+    mesh: Mesh
+    u: float
+    v: float
+    yaw: float
+    speed: float  # along +u, m/s
+
+
+def actors_at(
+    plan: Plan, seed: tuple[int, ...], lanes: list[Lane], time: float, ego: tuple[float, float], sight_m: float
+) -> list[Actor]:
+    """Everything that moves within sight of the ego vehicle at (u, v) at a time in seconds."""
+    found = []
+    for number, lane in enumerate(lanes):
+        drift = lane.direction * lane.speed * time
+        first = int(np.floor((ego[0] - sight_m - drift) / lane.gap))
+        last = int(np.ceil((ego[0] + sight_m - drift) / lane.gap))
+        for k in range(first, last + 1):
+            rng = np.random.default_rng([*seed, 6, number, k + 1_000_000])
+            if rng.random() > lane.share:
+                continue
+            kinds = [kind for kind, _ in lane.kinds]
+            weights = np.array([share for _, share in lane.kinds])
+            label = int(rng.choice(kinds, p=weights / weights.sum()))
+            u = k * lane.gap + float(rng.uniform(0.0, 0.35)) * lane.gap + drift
+            v = lane.v + float(rng.uniform(-1, 1)) * lane.sway
+            large = label in (CAR, TRUCK, BUS, OTHER_VEHICLE)
+            if abs(u - ego[0]) < (9.5 if large else 3.0) and abs(v - ego[1]) < (2.3 if large else 1.7):
+                continue
+            mesh = actor(label, rng).as_label(MOVING[label], 60001 + (number * 613 + k) % 5000)
+            yaw = (0.0 if lane.direction > 0 else np.pi) + float(rng.normal(0, 0.02))
+            found.append(Actor(mesh, u, v, yaw, lane.direction * lane.speed))
+    return found
+
+
+def gathered(plan: Plan, actors: list[Actor], times: list[float]) -> Mesh | None:
+    """The actors, each where it is at its own time of the sweep (when the sensor looks its way), as one mesh; None for
+    none."""
+    if not actors:
+        return None
+    mesh = merged([a.mesh for a in actors])
+    anchors = np.array([(a.u + a.speed * t, a.v, a.yaw, 0.0) for a, t in zip(actors, times, strict=True)])
+    counts = [len(a.mesh.vertices) for a in actors]
+    return replace(mesh, vertices=place(plan, mesh, np.repeat(anchors, counts, axis=0)))

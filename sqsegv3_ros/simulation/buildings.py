@@ -1,0 +1,187 @@
+"""Houses and fences: measures and a random generator in, meshes out.
+
+A building's front lies on y = 0, runs along x from 0 and looks towards -y (the street); the rest of it is at y > 0. A
+fence runs along x.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from sqsegv3_ros.simulation.materials import GLASS, MESH, METAL, WALL, WOOD
+from sqsegv3_ros.simulation.meshes import Mesh, box, merged, quad, tube
+
+BUILDING, FENCE, OTHER_STRUCTURE = 50, 51, 52
+
+
+def facade(length: float, floors: int, floor_height: float, albedo: float, rng: np.random.Generator) -> Mesh:
+    """A front of floors x bays with recessed windows and doors; below the ground it goes on for a metre."""
+    bays = max(int(length / rng.uniform(2.3, 3.6)), 1)
+    bay = length / bays
+    wide, tall, sill = rng.uniform(0.38, 0.6) * bay, rng.uniform(1.1, 1.6), rng.uniform(0.8, 1.2)
+    recess = float(rng.uniform(0.1, 0.28))
+    raised = float(rng.uniform(0.0, 0.9))  # the ground floor above a plinth
+    door = int(rng.integers(bays))
+    walls: list[list[tuple[float, float, float]]] = []
+    panes: list[list[tuple[float, float, float]]] = []
+    reveals: list[list[tuple[float, float, float]]] = []
+    top = raised + floors * floor_height
+    walls.append([(0, 0, -1.0), (length, 0, -1.0), (length, 0, raised), (0, 0, raised)])
+    for floor in range(floors):
+        z0 = raised + floor * floor_height
+        low, high, end = z0 + sill, min(z0 + sill + tall, z0 + floor_height - 0.25), z0 + floor_height
+        walls.append([(0, 0, high), (length, 0, high), (length, 0, end), (0, 0, end)])
+        for i in range(bays):
+            x0, x1 = i * bay, (i + 1) * bay
+            a, b = x0 + (bay - wide) / 2, x1 - (bay - wide) / 2
+            bottom = z0 if floor == 0 and i == door else low
+            if rng.random() < 0.08 and bottom == low:  # a blind bay
+                walls.append([(x0, 0, z0), (x1, 0, z0), (x1, 0, high), (x0, 0, high)])
+                continue
+            walls.append([(x0, 0, z0), (a, 0, z0), (a, 0, high), (x0, 0, high)])
+            walls.append([(b, 0, z0), (x1, 0, z0), (x1, 0, high), (b, 0, high)])
+            walls.append([(a, 0, z0), (b, 0, z0), (b, 0, bottom), (a, 0, bottom)])
+            pane = [(a, recess, bottom), (b, recess, bottom), (b, recess, high), (a, recess, high)]
+            (walls if bottom != low or rng.random() < 0.3 else panes).append(pane)  # doors and shutters are solid
+            for x in (a, b):
+                reveals.append([(x, 0, bottom), (x, recess, bottom), (x, recess, high), (x, 0, high)])
+            for z in (bottom, high):
+                reveals.append([(a, 0, z), (b, 0, z), (b, recess, z), (a, recess, z)])
+    parts = [quad(walls, BUILDING, WALL, albedo), quad(reveals, BUILDING, WALL, albedo)]
+    if panes:
+        parts.append(quad(panes, BUILDING, GLASS, 0.3))
+        inside = float(rng.uniform(0.5, 3.0))  # curtains and rooms behind the glass
+        parts.append(
+            quad(
+                [(0.2, inside, 0), (length - 0.2, inside, 0), (length - 0.2, inside, top), (0.2, inside, top)],
+                BUILDING,
+                WALL,
+                0.25,
+            )
+        )
+    return merged(parts)
+
+
+def house(length: float, depth: float, floors: int, rng: np.random.Generator, flat: bool = False) -> Mesh:
+    """A house with two detailed fronts (street and left gable), plain walls else, a roof, sometimes steps or a bay."""
+    albedo = float(rng.uniform(0.3, 0.55))
+    floor_height = float(rng.uniform(2.6, 3.1))
+    front = facade(length, floors, floor_height, albedo, rng)
+    parts = [front]
+    high = float(front.vertices[:, 2].max())
+    for x, yaw in ((0.0, -np.pi / 2), (length, np.pi / 2)):
+        if rng.random() < 0.6:
+            side = facade(depth, floors, floor_height, albedo, rng)
+            side = side.moved(y=depth, yaw=yaw) if yaw < 0 else side.moved(yaw=yaw)
+            parts.append(side.moved(x=x))
+            high = max(high, float(side.vertices[:, 2].max()))
+        else:
+            parts.append(quad([(x, 0, -1), (x, depth, -1), (x, depth, high), (x, 0, high)], BUILDING, WALL, albedo))
+    parts.append(
+        quad([(0, depth, -1), (length, depth, -1), (length, depth, high), (0, depth, high)], BUILDING, WALL, albedo)
+    )
+    if flat:
+        parts.append(
+            quad([(0, 0, high), (length, 0, high), (length, depth, high), (0, depth, high)], BUILDING, WALL, 0.2)
+        )
+    else:
+        eave, ridge = 0.5, high + depth * float(rng.uniform(0.3, 0.5))
+        for y0, y1 in ((-eave, depth / 2), (depth + eave, depth / 2)):
+            slope = [
+                (-eave, y0, high - 0.2),
+                (length + eave, y0, high - 0.2),
+                (length + eave, y1, ridge),
+                (-eave, y1, ridge),
+            ]
+            parts.append(quad(slope, BUILDING, WALL, 0.25))
+        for x in (0.0, length):
+            gable = [(x, 0, high), (x, depth, high), (x, depth / 2, ridge), (x, depth / 2, ridge)]
+            parts.append(quad(gable, BUILDING, WALL, albedo))
+    if rng.random() < 0.5:  # steps or a porch
+        x = float(rng.uniform(0.1, 0.7)) * length
+        parts.append(box((x, x + 1.6), (-1.2, 0), (-0.5, float(rng.uniform(0.2, 0.6))), BUILDING, WALL, albedo))
+    if rng.random() < 0.3 and floors > 1:  # balcony or oriel
+        x = float(rng.uniform(0.1, 0.6)) * length
+        z = high - float(rng.uniform(0.9, 1.2)) * floor_height
+        parts.append(box((x, x + 3.0), (-1.3, 0), (z, z + 0.9), BUILDING, WALL, albedo))
+    return merged(parts)
+
+
+def garage(rng: np.random.Generator) -> Mesh:
+    """A single or double garage with its door."""
+    length, depth, high = float(rng.choice([3.0, 3.2, 6.0])), float(rng.uniform(5.5, 6.5)), float(rng.uniform(2.3, 2.7))
+    albedo = float(rng.uniform(0.3, 0.5))
+    shell = box((0, length), (0.15, depth), (-0.5, high), BUILDING, WALL, albedo)
+    rim = [
+        box((x0, x1), (0, 0.15), (-0.5, high), BUILDING, WALL, albedo)
+        for x0, x1 in ((0, 0.25), (length - 0.25, length))
+    ]
+    lintel = box((0.25, length - 0.25), (0, 0.15), (high - 0.35, high), BUILDING, WALL, albedo)
+    return merged([shell, *rim, lintel])
+
+
+def shelter() -> Mesh:
+    """A bus shelter: posts, glass, a roof."""
+    parts = [box((0, 4.0), (0, 1.5), (2.35, 2.45), OTHER_STRUCTURE, METAL, 0.35)]
+    parts += [
+        tube((x, y, 0), (x, y, 2.4), 0.05, OTHER_STRUCTURE, METAL, 0.35, 5) for x in (0.1, 3.9) for y in (0.1, 1.4)
+    ]
+    parts.append(quad([(0, 1.45, 0.2), (4, 1.45, 0.2), (4, 1.45, 2.2), (0, 1.45, 2.2)], OTHER_STRUCTURE, GLASS, 0.3))
+    parts.append(box((0.5, 3.5), (1.0, 1.3), (0.4, 0.5), OTHER_STRUCTURE, WOOD, 0.35))
+    return merged(parts)
+
+
+FENCE_KINDS = ("pickets", "boards", "bars", "mesh", "wall", "wall and bars", "rails")
+
+
+def fence(kind: str, length: float, height: float, albedo: float) -> Mesh:
+    """One stretch of a fence from x = 0 to length, following no ground: make stretches of 2 to 3 m.
+
+    kind: one of FENCE_KINDS, or 'guard rail'.
+    """
+    parts: list[Mesh] = []
+
+    def slats(width: float, gap: float, low: float, high: float, material: int) -> None:
+        starts = np.arange(0.0, length - width * 0.5, width + gap)
+        upright = [[(x, 0, low), (x + width, 0, low), (x + width, 0, high), (x, 0, high)] for x in starts]
+        parts.append(quad(upright, FENCE, material, albedo))
+
+    def beams(*levels: float) -> None:
+        for z in levels:
+            parts.append(box((0, length), (-0.02, 0.02), (z - 0.04, z + 0.04), FENCE, WOOD, albedo))
+
+    def post(high: float, size: float = 0.05) -> None:
+        parts.append(box((-size, size), (-size, size), (-0.4, high), FENCE, WOOD, albedo))
+
+    if kind == "pickets":
+        slats(0.09, 0.06, 0.08, height, WOOD)
+        beams(0.3, height - 0.2)
+        post(height)
+    elif kind == "boards":
+        slats(0.14, 0.008, 0.03, height, WOOD)
+        post(height + 0.05)
+    elif kind == "bars":
+        slats(0.03, 0.09, 0.1, height, METAL)
+        beams(0.15, height - 0.08)
+        post(height, 0.04)
+    elif kind == "mesh":
+        parts.append(quad([(0, 0, 0.02), (length, 0, 0.02), (length, 0, height), (0, 0, height)], FENCE, MESH, albedo))
+        parts.append(tube((0, 0, -0.4), (0, 0, height + 0.05), 0.035, FENCE, METAL, albedo, 5))
+    elif kind == "wall":
+        parts.append(box((0, length), (-0.13, 0.13), (-0.6, height), FENCE, WALL, albedo))
+    elif kind == "wall and bars":
+        parts.append(box((0, length), (-0.13, 0.13), (-0.6, 0.5), FENCE, WALL, albedo))
+        parts.append(box((-0.2, 0.2), (-0.2, 0.2), (-0.6, height + 0.1), FENCE, WALL, albedo))
+        slats(0.04, 0.09, 0.5, height, METAL)
+    elif kind == "rails":
+        beams(0.45, 0.8, height)
+        post(height + 0.08, 0.06)
+    else:  # guard rail: the beam's W on posts
+        profile = [(0.0, 0.45), (0.08, 0.52), (0.0, 0.6), (0.08, 0.68), (0.0, 0.76)]
+        for (y0, z0), (y1, z1) in pairwise(profile):
+            strip = [(0, y0, z0), (length, y0, z0), (length, y1, z1), (0, y1, z1)]
+            parts.append(quad(strip, FENCE, METAL, albedo))
+        parts.append(box((-0.06, 0.06), (0.08, 0.2), (-0.4, 0.72), FENCE, METAL, albedo))
+    return merged(parts)

@@ -1,0 +1,80 @@
+"""Where the sensor is: a street and a way to drive it in; the sensor's pose at any time out.
+
+World frame: x forward along the street where u = 0, y left, z up, metres. A pose is where the sensor stands and how it
+is turned: (x, y, z, yaw, pitch,
+roll), angles in radians, pitch positive nose down, applied in the order roll, pitch, yaw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros.simulation.ground import Plan, heading, height, to_world
+
+Array = npt.NDArray[np.float64]
+_AXLES_M, _TRACK_M = 2.7, 1.6
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A car that drives along a street.
+
+    u_m: where it is at time 0. speed_mps: negative for driving the other way. v_m: its lane. turn_rad: how it stands to
+    the street besides.
+    sway: seed of the small movements of the body.
+    """
+
+    plan: Plan
+    u_m: float
+    speed_mps: float
+    v_m: float
+    mount_height_m: float
+    turn_rad: float = 0.0
+    sway: int = 0
+
+    def place(self, time: Array | float) -> tuple[Array, Array]:
+        """(u, v) at times in seconds."""
+        t = np.asarray(time, dtype=np.float64)
+        phase = (self.sway % 997) * 0.37
+        v = self.v_m + 0.15 * np.sin(0.25 * t + phase)
+        # speeds up and slows down a little, as traffic makes one do
+        u = self.u_m + self.speed_mps * (t + 0.9 * np.sin(0.21 * t + phase) - 0.9 * np.sin(phase))
+        return u, v
+
+    def pose(self, time: Array) -> Array:
+        """Sensor poses at times (T,) in seconds -> (T, 6) x, y, z, yaw, pitch, roll."""
+        t = np.asarray(time, dtype=np.float64)
+        u, v = self.place(t)
+        toward = -1.0 if self.speed_mps < 0 else 1.0
+        x, y = to_world(self.plan, u, v)
+        yaw = heading(self.plan, u) + self.turn_rad + (np.pi if toward < 0 else 0.0)
+        phase = (self.sway % 991) * 0.71
+        front, rear = (height(self.plan, u + s * toward * _AXLES_M / 2, v) for s in (1, -1))
+        left, right = (height(self.plan, u, v + s * toward * _TRACK_M / 2) for s in (1, -1))
+        pitch = np.arctan((rear - front) / _AXLES_M) + 0.004 * np.sin(7.1 * t + phase)
+        roll = np.arctan((left - right) / _TRACK_M) + 0.003 * np.sin(5.3 * t + 2 * phase)
+        z = 0.25 * (front + rear + left + right) + self.mount_height_m + 0.01 * np.sin(6.3 * t + phase)
+        return np.stack([x, y, z, yaw, pitch, roll], axis=-1)
+
+
+def rotations(poses: Array) -> Array:
+    """(T, 6) poses -> (T, 3, 3): sensor axes to world axes."""
+    yaw, pitch, roll = poses[:, 3], poses[:, 4], poses[:, 5]
+    cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
+    rows = [
+        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+        [-sp, cp * sr, cp * cr],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def matrix(pose: Array) -> Array:
+    """(6,) pose -> (4, 4) transform from sensor to world."""
+    result = np.eye(4)
+    result[:3, :3] = rotations(pose[None])[0]
+    result[:3, 3] = pose[:3]
+    return result

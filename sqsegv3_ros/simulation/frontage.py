@@ -1,0 +1,101 @@
+"""The sides of a street: a plan and a tile's number in, the lines along which lots and furniture are set out.
+
+A frontage is a line on the outer edge of the sidewalk. Its own frame has s along it and o away from the street; traffic
+on the near lane comes from
++s. Everything along a street is set in that frame, on whichever side of whichever street it lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sqsegv3_ros.simulation.ground import HALF_DEPTH_M, TILE_M, Plan
+from sqsegv3_ros.simulation.meshes import Mesh
+from sqsegv3_ros.simulation.tiles import Canvas
+
+CORNER_DEPTH_M = 17.0  # a corner lot lies on the main street; the side street's own lots begin behind it
+
+
+@dataclass(frozen=True)
+class Frontage:
+    """A line from (u, v) in direction yaw (relative to the main street), length metres long; o > 0 lies to its left."""
+
+    u: float
+    v: float
+    yaw: float
+    length: float
+    walk: float
+    main: bool
+    parked: float
+    canvas: Canvas
+
+    def at(self, s: float, o: float) -> tuple[float, float]:
+        """(s, o) -> (u, v)."""
+        c, d = float(np.cos(self.yaw)), float(np.sin(self.yaw))
+        return self.u + s * c - o * d, self.v + s * d + o * c
+
+    def add(self, mesh: Mesh, s: float, o: float, yaw: float = 0.0, dz: float = 0.0) -> None:
+        """Stand a mesh at (s, o), turned by yaw from the direction of s. Beyond the ground's end nothing is placed."""
+        u, v = self.at(s, o)
+        if abs(v) < HALF_DEPTH_M - 1.0:
+            self.canvas.add(mesh, u, v, self.yaw + yaw, dz)
+
+    def spread(self, s: tuple[float, float], o: tuple[float, float], surface: int) -> None:
+        """Paint the ground of a rectangle."""
+        (u0, v0), (u1, v1) = self.at(s[0], o[0]), self.at(s[1], o[1])
+        self.canvas.spread((u0, u1), (v0, v1), surface)
+
+
+def _clear_stretches(plan: Plan, side: int, start: float, end: float, at: float) -> list[tuple[float, float]]:
+    """The parts of start..end (in u) that no side street on that side takes."""
+    stretches = [(start, end)]
+    for street in plan.crossings:
+        if street.side and street.side != side:
+            continue
+        middle = float(street.middle(side * at))
+        half = (street.half_width + street.sidewalk) * float(np.hypot(1.0, street.skew)) + 0.5
+        cut = []
+        for a, b in stretches:
+            if middle + half <= a or middle - half >= b:
+                cut.append((a, b))
+            else:
+                cut += [(a, middle - half)] if middle - half > a else []
+                cut += [(middle + half, b)] if middle + half < b else []
+        stretches = cut
+    return [(a, b) for a, b in stretches if b - a > 3.0]
+
+
+def frontages(plan: Plan, canvas: Canvas) -> list[Frontage]:
+    """Every frontage of a tile: both sides of the main street and both of each side street that begins in it."""
+    found = []
+    start, end = canvas.tile * TILE_M, (canvas.tile + 1) * TILE_M
+    for side in (1, -1):
+        walk = plan.sidewalk(side)
+        verge = 1.3 if plan.kind in ("city", "dense") and not walk else 0.0
+        v = side * (plan.half_width + walk + verge)
+        parked = plan.parked[0] if side > 0 else plan.parked[1]
+        for a, b in _clear_stretches(plan, side, start, end, abs(v) + 6.0):
+            if side > 0:
+                found.append(Frontage(a, v, 0.0, b - a, walk, True, parked, canvas))
+            else:
+                found.append(Frontage(b, v, np.pi, b - a, walk, True, parked, canvas))
+    for street in plan.crossings:
+        if not start <= street.u < end:
+            continue
+        lean = float(np.arctan(street.skew))
+        half = (street.half_width + street.sidewalk) * float(np.hypot(1.0, street.skew))
+        for side in (1, -1):
+            if street.side and street.side != side:
+                continue
+            near = plan.half_width + plan.sidewalk(side) + CORNER_DEPTH_M
+            length = (HALF_DEPTH_M - 2.0 - near) * float(np.hypot(1.0, street.skew))
+            for away in (1, -1):
+                # o points to +u (away = 1) when s runs towards -v, and to -u when it runs towards +v
+                v = HALF_DEPTH_M - 2.0 if away * side > 0 else near
+                v *= side
+                u = float(street.middle(v)) + away * half
+                yaw = -np.pi / 2 - lean if away > 0 else np.pi / 2 - lean
+                found.append(Frontage(u, v, yaw, length, street.sidewalk, False, 1.2, canvas))
+    return found

@@ -1,0 +1,223 @@
+"""The ground of a street: a plan and a seed in; shape, surface and position at any (u, v) out.
+
+A street is laid out straight, in (u, v): u metres along it, v metres to its left. Then it is bent: (u, v) goes to the
+point v metres beside the
+centre line's point u. Cross streets, kerbs and lots stay simple that way, and curves cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros.simulation.materials import ASPHALT, GRASS, PAVING
+
+Array = npt.NDArray[np.float64]
+
+TILE_M = 50.0  # length of the pieces that a street is made of
+HALF_DEPTH_M = 72.0  # the ground reaches so far to either side
+BAY_M = 2.2  # depth of a parking bay along the kerb
+CELL_M = 0.25  # of the raster that holds what is painted on the ground
+
+# surfaces: raw SemanticKITTI id, material, albedo
+ROAD, MARKING, PARKING, SIDEWALK, TERRAIN, OTHER_GROUND, COBBLES = range(7)
+SURFACES = (
+    (40, ASPHALT, 0.29),
+    (60, ASPHALT, 0.48),
+    (44, PAVING, 0.32),
+    (48, PAVING, 0.32),
+    (72, GRASS, 0.37),
+    (49, ASPHALT, 0.32),
+    (48, PAVING, 0.35),
+)
+KEEP = 255  # in a raster: nothing painted here
+
+
+@dataclass(frozen=True)
+class SideStreet:
+    """A street that meets the main one at u. skew: sine-free lean, metres of u per metre of v. side: +1 left only, -1
+    right only, 0 both."""
+
+    u: float
+    half_width: float
+    sidewalk: float
+    skew: float
+    side: int
+    radius: float  # of the rounded corners
+
+    def middle(self, v: Array | float) -> Array | float:
+        """The u of its middle at v."""
+        return self.u + self.skew * v
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a street is like. Lengths in metres."""
+
+    kind: str  # 'city', 'dense', 'highway' or 'country'
+    half_width: float
+    sidewalks: tuple[float, float]  # left, right; 0 where there is none
+    kerb: float
+    median: float  # half width of a strip that parts the carriageways, 0 for none
+    lanes: int  # on either side
+    ditch: float
+    hill: tuple[float, float, float]  # height, wave length, phase along u
+    slope: tuple[float, float, float, float]  # rise to the left, to the right, reach, wave length
+    bend: tuple[float, float, float]  # greatest curvature, wave length, phase
+    bump: float
+    tone: tuple[float, ...]  # albedo factor of each surface
+    crossings: tuple[SideStreet, ...] = ()
+    parked: tuple[float, float] = (0.0, 0.0)  # how much of the road parked cars take, left and right; BAY_M for bays
+    length: tuple[float, float] = (-150.0, 250.0)
+    _cache: dict[str, Array] = field(default_factory=dict, compare=False, repr=False)
+
+    def sidewalk(self, side: int) -> float:
+        """Width of the sidewalk on a side (+1 left, -1 right)."""
+        return self.sidewalks[0] if side > 0 else self.sidewalks[1]
+
+
+def _lattice(plan: Plan) -> dict[str, Array]:
+    """The centre line every metre: u, x, y, heading."""
+    if not plan._cache:
+        u = np.arange(np.floor(plan.length[0]), plan.length[1] + 1.0)
+        strongest, wave, phase = plan.bend
+        bend = strongest * np.sin(2 * np.pi * u / wave + phase) * (0.6 + 0.4 * np.sin(2 * np.pi * u / (2.7 * wave)))
+        heading = np.concatenate([[0.0], np.cumsum(0.5 * (bend[1:] + bend[:-1]))])
+        x = np.concatenate([[0.0], np.cumsum(np.cos(0.5 * (heading[1:] + heading[:-1])))])
+        y = np.concatenate([[0.0], np.cumsum(np.sin(0.5 * (heading[1:] + heading[:-1])))])
+        plan._cache.update(u=u, x=x, y=y, heading=heading)
+    return plan._cache
+
+
+def heading(plan: Plan, u: Array) -> Array:
+    """Direction of the street at u, radians counter-clockwise from world x."""
+    lattice = _lattice(plan)
+    return np.interp(u, lattice["u"], lattice["heading"])
+
+
+def to_world(plan: Plan, u: Array, v: Array) -> tuple[Array, Array]:
+    """(u, v) -> world x, y in metres."""
+    lattice = _lattice(plan)
+    angle = np.interp(u, lattice["u"], lattice["heading"])
+    x = np.interp(u, lattice["u"], lattice["x"]) - v * np.sin(angle)
+    y = np.interp(u, lattice["u"], lattice["y"]) + v * np.cos(angle)
+    return x, y
+
+
+def _round_union(a: Array, b: Array, radius: float) -> Array:
+    """Signed distance of the union of two shapes with the inner corner rounded."""
+    return np.maximum(np.minimum(a, b), radius) - np.hypot(np.maximum(radius - a, 0), np.maximum(radius - b, 0))
+
+
+def edge_distance(plan: Plan, u: Array, v: Array) -> tuple[Array, Array]:
+    """(distance to the nearest road edge, negative on the road; width of the sidewalk that belongs to it), metres."""
+    distance = np.abs(v) - plan.half_width
+    walk = np.where(v > 0, plan.sidewalks[0], plan.sidewalks[1])
+    for street in plan.crossings:
+        near = np.abs(u - street.middle(v)) < 40.0
+        if street.side:
+            near &= v * street.side > -0.5
+        if not near.any():
+            continue
+        across = np.abs(u[near] - street.middle(v[near])) / np.hypot(1.0, street.skew) - street.half_width
+        old = distance[near]
+        walk[near] = np.where(across < old, street.sidewalk, walk[near])
+        distance[near] = _round_union(old, across, street.radius)
+    return distance, walk
+
+
+def _smooth(x: Array) -> Array:
+    t = np.clip(x, 0.0, 1.0)
+    return t * t * (3 - 2 * t)
+
+
+def height(plan: Plan, u: Array, v: Array) -> Array:
+    """Height of the ground in metres: hills, camber, kerbs, ditches, banks and bumps."""
+    u, v = np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64)
+    edge, walk = edge_distance(plan, u, v)
+    high, wave, phase = plan.hill
+    z = high * np.sin(2 * np.pi * u / wave + phase) + 0.3 * high * np.sin(2 * np.pi * u / (0.37 * wave) + 2 * phase)
+    z = z + 0.02 * np.minimum(-np.minimum(edge, 0.0), 4.0)
+    if plan.median:
+        z = z + 0.12 * _smooth((plan.median - np.abs(v)) / 0.05)
+    beyond = np.maximum(edge - walk, 0.0)
+    z = z + np.where(walk > 0, plan.kerb * _smooth(edge / 0.05) + 0.02 * np.clip(edge, 0, walk), 0.0)
+    left, right, reach, swing = plan.slope
+    rise = np.where(v > 0, left, right) * (0.7 + 0.3 * np.sin(2 * np.pi * u / swing + np.sign(v)))
+    z = z + rise * _smooth((beyond - 0.5) / reach)
+    if plan.ditch:
+        z = z - plan.ditch * np.exp(-(((beyond - 2.2) / 0.8) ** 2)) * (walk == 0)
+    bumps = np.sin(1.31 * u + 0.7 * np.sin(0.37 * v)) * np.sin(1.13 * v + 0.9 * np.sin(0.29 * u))
+    bumps = bumps + 0.8 * np.sin(0.43 * u + 1.9) * np.sin(0.51 * v) + 0.5 * np.sin(2.3 * u + 1.7 * v)
+    return z + plan.bump * bumps * _smooth(beyond / 1.5)
+
+
+def _marking(plan: Plan, u: Array, v: Array, edge: Array) -> npt.NDArray[np.bool_]:
+    """Where lane markings are painted."""
+    across = np.abs(v)
+    clear = np.ones(u.shape, dtype=bool)
+    for street in plan.crossings:
+        clear &= np.abs(u - street.middle(v)) > street.half_width + street.radius
+    lane = (plan.half_width - plan.median) / plan.lanes
+    painted = np.zeros(u.shape, dtype=bool)
+    dashed = np.mod(u, 9.0) < 3.5
+    for i in range(plan.lanes):
+        middle = plan.median + i * lane
+        if i == 0 and plan.median:
+            painted |= np.abs(across - middle - 0.3) < 0.07
+        else:
+            painted |= (np.abs(across - middle) < 0.06) & dashed
+    if plan.kind in ("highway", "country"):
+        painted |= np.abs(edge + 0.35) < 0.07
+    return painted & clear & (edge < 0)
+
+
+def surface_at(plan: Plan, u: Array, v: Array, paint: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The surface number at each (u, v). paint: what the rasters of the tiles hold there, KEEP for nothing."""
+    edge, walk = edge_distance(plan, u, v)
+    surface = np.full(u.shape, TERRAIN, dtype=np.uint8)
+    surface[edge < walk] = SIDEWALK
+    surface[edge < 0] = ROAD
+    lot = (paint != KEEP) & (edge >= walk) & (paint != PARKING + 100)
+    surface[lot] = paint[lot]
+    surface[(paint == PARKING + 100) & (edge < -0.02) & (np.abs(v) > plan.half_width - BAY_M)] = PARKING
+    if plan.median:
+        surface[(np.abs(v) < plan.median) & (edge < -1)] = TERRAIN
+    surface[_marking(plan, u, v, edge)] = MARKING
+    return surface
+
+
+def albedo_at(plan: Plan, u: Array, v: Array, surface: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Albedo of the ground: by surface, with worn and patched areas."""
+    base = np.array([s[2] for s in SURFACES]) * np.array(plan.tone)
+    wear = 1 + 0.05 * np.sin(0.31 * u + 1.3 * np.sin(0.17 * v)) * np.sin(0.8 * v) + 0.04 * np.sin(0.07 * u + 0.23 * v)
+    return (base[surface] * wear).astype(np.float32)
+
+
+def grid_lines(plan: Plan, tile: int) -> tuple[Array, Array]:
+    """The u and v lines of a tile's ground mesh: close at kerbs, wide apart in the fields."""
+    out = [0.0]
+    step = 0.8
+    while out[-1] < HALF_DEPTH_M:
+        out.append(out[-1] + step)
+        step = min(step * 1.12, 5.0)
+    v = [0.0]
+    for side in (1, -1):
+        w, walk = plan.half_width, plan.sidewalk(side)
+        lines = [w * 0.5, w - 1.0, w - 0.02, w, w + 0.025, w + 0.06]
+        lines += [w + walk * s for s in (0.5, 1.0)] if walk else [w + 0.6]
+        if plan.median:
+            lines += [plan.median, plan.median - 0.06, plan.median + 0.05]
+        lines += [max(lines) + o for o in out[1:]]
+        v += [side * line for line in lines if line < HALF_DEPTH_M] + [side * HALF_DEPTH_M]
+    u0, u1 = tile * TILE_M, (tile + 1) * TILE_M
+    u = list(np.linspace(u0, u1, int(TILE_M) + 1))
+    for street in plan.crossings:
+        if abs(street.skew) < 0.02:
+            for s in (1, -1):
+                u += [street.u + s * (street.half_width + o) for o in (-0.02, 0.025, 0.06)]
+        u += [street.u + s * (street.half_width + o) for s in (1, -1) for o in (0.5, 1.5, 2.5)]
+    lines_u = np.array([x for x in u if u0 <= x <= u1])
+    return np.unique(np.round(lines_u, 3)), np.unique(np.round(v, 3))

@@ -1,0 +1,165 @@
+"""What streets are like: a kind of scene and a seed in, a street's plan out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.simulation.ground import BAY_M, SURFACES, Plan, SideStreet
+
+SCENES = ("city", "highway", "country", "mixed")
+"""The kinds of scenes; 'mixed' draws one of the others for every street."""
+
+_MIX = (("city", 0.74), ("country", 0.17), ("highway", 0.09))
+
+
+def draw_plan(scene: str, seed: tuple[int, ...], length: tuple[float, float]) -> Plan:
+    """A plan for a street that reaches from length[0] to length[1] (metres along u).
+
+    Raises UserError for a kind of scene that is none of SCENES.
+    """
+    if scene not in SCENES:
+        raise UserError(f"no scene '{scene}' (scenes: {', '.join(SCENES)})")
+    rng = np.random.default_rng([*seed, 1])
+    if scene == "mixed":
+        scene = str(rng.choice([name for name, _ in _MIX], p=[share for _, share in _MIX]))
+    return {"city": _city, "country": _country, "highway": _highway}[scene](rng, length)
+
+
+def _tone(rng: np.random.Generator) -> tuple[float, ...]:
+    return tuple(float(t) for t in rng.normal(1.0, 0.09, len(SURFACES)))
+
+
+def _crossings(
+    rng: np.random.Generator, length: tuple[float, float], gap: tuple[float, float], walk: float
+) -> tuple[SideStreet, ...]:
+    """Side streets every so often: to the left, to the right, or across."""
+    found = []
+    u = length[0] + float(rng.uniform(0, gap[1]))
+    while u < length[1]:
+        found.append(
+            SideStreet(
+                u=u,
+                half_width=float(rng.uniform(2.6, 4.2)),
+                sidewalk=walk and float(rng.uniform(1.3, 2.6)),
+                skew=float(rng.choice([0.0, 0.0, rng.normal(0, 0.25)])),
+                side=int(rng.choice([-1, 0, 0, 1])),
+                radius=float(rng.uniform(3.0, 7.0)),
+            )
+        )
+        u += float(rng.uniform(*gap))
+    return tuple(found)
+
+
+def _city(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
+    dense = bool(rng.random() < 0.22)
+    avenue = bool(rng.random() < 0.08)
+    parked = tuple(float(rng.choice([0.0, 1.2, BAY_M], p=[0.3, 0.3, 0.4])) for _ in range(2))
+    half = float(rng.uniform(2.6, 3.6)) + 0.5 * sum(parked) * float(rng.choice([0.6, 1.0])) + 3.5 * avenue
+    walks = rng.uniform(1.5, 3.2 + dense, 2)
+    tight = float(rng.choice([0.0, 1 / 600, 1 / 250, 1 / 140]))
+    return Plan(
+        kind="dense" if dense else "city",
+        half_width=half,
+        sidewalks=(float(walks[0]), float(walks[1] if rng.random() < 0.85 else 0.0)),
+        kerb=float(rng.uniform(0.05, 0.15)),
+        median=float(rng.uniform(1.0, 2.5)) if avenue else 0.0,
+        lanes=2 if avenue else 1,
+        ditch=0.0,
+        hill=(float(rng.uniform(0.0, 0.9)), float(rng.uniform(120, 300)), float(rng.uniform(0, 6.28))),
+        slope=(
+            float(rng.normal(0.2, 0.6)),
+            float(rng.normal(0.2, 0.6)),
+            float(rng.uniform(8, 25)),
+            float(rng.uniform(60, 160)),
+        ),
+        bend=(tight, float(rng.uniform(150, 400)), float(rng.uniform(0, 6.28))),
+        bump=0.03,
+        tone=_tone(rng),
+        crossings=_crossings(rng, length, (45.0, 120.0), 1.0),
+        parked=(parked[0], parked[1]),
+        length=length,
+    )
+
+
+def _country(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
+    path = bool(rng.random() < 0.35)
+    return Plan(
+        kind="country",
+        half_width=float(rng.uniform(2.6, 3.8)),
+        sidewalks=(0.0, float(rng.uniform(1.6, 2.6)) if path else 0.0),
+        kerb=float(rng.choice([0.0, 0.08])),
+        median=0.0,
+        lanes=1,
+        ditch=float(rng.choice([0.0, 0.25, 0.5])),
+        hill=(float(rng.uniform(0.2, 2.0)), float(rng.uniform(150, 400)), float(rng.uniform(0, 6.28))),
+        slope=(
+            float(rng.normal(0.3, 1.8)),
+            float(rng.normal(0.3, 1.8)),
+            float(rng.uniform(6, 30)),
+            float(rng.uniform(60, 200)),
+        ),
+        bend=(
+            float(rng.choice([1 / 900, 1 / 300, 1 / 130])),
+            float(rng.uniform(150, 400)),
+            float(rng.uniform(0, 6.28)),
+        ),
+        bump=float(rng.uniform(0.03, 0.07)),
+        tone=_tone(rng),
+        crossings=_crossings(rng, length, (90.0, 250.0), 0.0),
+        length=length,
+    )
+
+
+def _highway(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
+    lanes = int(rng.integers(2, 4))
+    median = float(rng.uniform(0.8, 2.0))
+    return Plan(
+        kind="highway",
+        half_width=median + 3.6 * lanes + float(rng.uniform(1.0, 3.2)),
+        sidewalks=(0.0, 0.0),
+        kerb=0.0,
+        median=median,
+        lanes=lanes,
+        ditch=0.0,
+        hill=(float(rng.uniform(0.0, 1.5)), float(rng.uniform(300, 600)), float(rng.uniform(0, 6.28))),
+        slope=(
+            float(rng.normal(0.5, 2.5)),
+            float(rng.normal(0.5, 2.5)),
+            float(rng.uniform(8, 20)),
+            float(rng.uniform(100, 300)),
+        ),
+        bend=(
+            float(rng.choice([1 / 2000, 1 / 700, 1 / 350])),
+            float(rng.uniform(300, 700)),
+            float(rng.uniform(0, 6.28)),
+        ),
+        bump=0.05,
+        tone=_tone(rng),
+        length=length,
+    )
+
+
+def lane_middle(plan: Plan, direction: int, index: int = 0) -> float | None:
+    """The v of a lane's middle: of those that lead to +u (direction 1) or -u (-1), counted from the outermost. Traffic
+    keeps right.
+
+    None where parked cars leave room for one lane only, which then lies in the middle and is that of direction 1.
+    """
+    shoulder = 1.5 if plan.kind == "highway" else 0.0
+    left, right = (plan.half_width - parked - shoulder for parked in plan.parked)
+    if plan.lanes == 1 and not plan.median:
+        middle, room = (left - right) / 2, left + right
+        if room < 4.8:
+            return middle if direction > 0 else None
+        return middle - direction * room / 4
+    outer = right if direction > 0 else left
+    width = (outer - plan.median - 0.3) / plan.lanes
+    return -direction * (outer - (index + 0.5) * width)
+
+
+def ego_lane(plan: Plan) -> float:
+    """The v along which the sensor's car drives towards +u."""
+    lane = lane_middle(plan, 1)
+    assert lane is not None  # direction 1 always has a lane
+    return lane

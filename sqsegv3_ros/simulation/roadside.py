@@ -1,0 +1,120 @@
+"""Country roads and motorways: a frontage and a random generator in; verges, rails, fields, woods and farms set out
+along it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sqsegv3_ros.simulation.buildings import fence
+from sqsegv3_ros.simulation.frontage import Frontage
+from sqsegv3_ros.simulation.furniture import gantry
+from sqsegv3_ros.simulation.ground import OTHER_GROUND, TERRAIN
+from sqsegv3_ros.simulation.library import HEDGE_M, THICKET_M, actor, pick, variant
+from sqsegv3_ros.simulation.streetside import boundary, garden_lot
+from sqsegv3_ros.simulation.tiles import Canvas
+from sqsegv3_ros.simulation.vehicles import CAR, OTHER_VEHICLE, TRUCK
+
+
+def _along(
+    front: Frontage, name: str, gap: float, low: float, high: float, rng: np.random.Generator, yaw: float = np.pi
+) -> None:
+    s = float(rng.uniform(0, gap))
+    while s < front.length:
+        front.add(pick(name, rng), s, float(rng.uniform(low, high)), yaw + float(rng.normal(0, 0.05)))
+        s += gap * float(rng.uniform(0.6, 1.4))
+
+
+def _rail(front: Frontage, start: float, end: float, o: float) -> None:
+    """A guard rail at depth o, its face to the road."""
+    stretch = fence("guard rail", HEDGE_M, 0.75, 0.35)
+    for s in np.arange(start, end - HEDGE_M * 0.99, HEDGE_M):
+        front.add(stretch, float(s), o)
+
+
+def _wild(front: Frontage, o: float, name: str, share: float, rng: np.random.Generator) -> None:
+    """Growth along the whole frontage from depth o on, with gaps."""
+    for s in np.arange(0.0, front.length - THICKET_M * 0.5, THICKET_M):
+        if rng.random() < share:
+            front.add(variant(name, int(rng.integers(8))), float(s), o + float(rng.normal(0, 0.5)))
+
+
+def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> None:
+    """One frontage in the country. style: a number that stays the same along a road, so that an alley goes on."""
+    _along(front, "guide post", 25.0, 0.8, 1.2, rng)
+    _along(front, "traffic sign" if rng.random() < 0.7 else "direction board", 60.0, 0.8, 1.6, rng)
+    if rng.random() < 0.5:
+        _along(front, "utility pole", 40.0, 2.5, 4.0, rng)
+    kind = style % 6
+    if kind == 0:  # alley
+        _along(front, "tree", 9.0, 2.5, 3.0, rng)
+        _wild(front, 26.0, "thicket", 0.5, rng)
+    elif kind == 1:  # wood
+        o = float(rng.uniform(1.5, 6.0))
+        _wild(front, o, "thicket", 0.95, rng)
+        _wild(front, o + 6.0, "thicket", 0.9, rng)
+        _along(front, "tree", 6.0, o + 1, o + 12, rng)
+    elif kind == 2:  # hedge bank
+        _wild(front, float(rng.uniform(1.0, 3.0)), "low thicket", 0.9, rng)
+        _along(front, "tree", 14.0, 3.0, 12.0, rng)
+    elif kind == 3:  # pasture behind a fence
+        boundary(front, 0.0, front.length, float(rng.uniform(2.0, 4.0)), rng)
+        _along(front, "bush", 10.0, 4.0, 30.0, rng)
+        _wild(front, 34.0, "thicket", 0.7, rng)
+    elif kind == 4:  # open field
+        _wild(front, 38.0, "thicket", 0.35, rng)
+        _along(front, "bush", 25.0, 3.0, 12.0, rng)
+        if rng.random() < 0.3:
+            _rail(front, 2.0, front.length - 2.0, 0.7)
+    elif front.length > 20:  # farm or hamlet
+        s = 0.0
+        while s < front.length - 16:
+            if rng.random() < 0.7:
+                garden_lot(front, s, 20.0, rng)
+            s += 22.0
+    if rng.random() < 0.12 and front.length > 15:  # a lay-by
+        front.spread((2.0, 14.0), (0.0, 5.0), OTHER_GROUND if rng.random() < 0.7 else TERRAIN)
+        front.add(actor(int(rng.choice([CAR, TRUCK, OTHER_VEHICLE])), rng), 8.0, 2.5, np.pi)
+
+
+def furnish_highway(front: Frontage, style: int, rng: np.random.Generator) -> None:
+    """One side of a motorway."""
+    _along(front, "guide post", 50.0, 0.6, 0.8, rng)
+    _along(front, "direction board" if rng.random() < 0.5 else "traffic sign", 55.0, 1.5, 3.0, rng)
+    kind = style % 4
+    if kind != 3:
+        _rail(front, 0.0, front.length, 0.8)
+    if kind == 0:
+        _wild(front, float(rng.uniform(4.0, 9.0)), "thicket", 0.85, rng)
+        _wild(front, 16.0, "thicket", 0.7, rng)
+    elif kind == 1:
+        _along(front, "bush", 7.0, 4.0, 16.0, rng)
+        _along(front, "tree", 16.0, 7.0, 25.0, rng)
+        _wild(front, 28.0, "thicket", 0.6, rng)
+    elif kind == 2:  # noise barrier
+        wall = fence("wall", HEDGE_M, float(2.0 + style % 5 * 0.6), 0.4)
+        for s in np.arange(0.0, front.length - HEDGE_M, HEDGE_M):
+            front.add(wall, float(s), 4.0)
+        _wild(front, 6.0, "thicket", 0.6, rng)
+    else:
+        _wild(front, float(rng.uniform(10, 20)), "low thicket", 0.5, rng)
+        _along(front, "tree", 25.0, 12.0, 40.0, rng)
+
+
+def furnish_median(canvas: Canvas, rng: np.random.Generator) -> None:
+    """Rails, bushes or trees on the strip between the carriageways; now and then a sign bridge."""
+    plan = canvas.plan
+    start = canvas.tile * 50.0
+    if plan.kind == "highway":
+        for v, yaw in ((plan.median - 0.3, np.pi), (-plan.median + 0.3, 0.0)):
+            stretch = fence("guard rail", HEDGE_M, 0.75, 0.35)
+            for u in np.arange(start, start + 50.0, HEDGE_M):
+                # the rail's face looks along -y of its own frame: away from the strip
+                canvas.add(stretch, float(u) + (HEDGE_M if yaw else 0.0), v, yaw)
+        if rng.random() < 0.15:
+            canvas.add(gantry(plan.half_width + 1.5), start + 25.0, 0.0, 0.0)
+        return
+    clear = plan.crossings
+    for u in np.arange(start + 3.0, start + 50.0, 9.0):
+        if any(abs(u - s.u) < s.half_width + s.radius for s in clear):
+            continue
+        canvas.add(pick(str(rng.choice(["tree", "bush", "lamp post"])), rng), float(u), 0.0, 0.0)

@@ -1,0 +1,184 @@
+"""Presets of spinning LiDARs: a name in, the sensor's beams, firing pattern, limits and noise out.
+
+Numbers are the makers' (user manuals of the HDL-64E S2, HDL-32E, VLP-16, VLP-32C and OS1). The HDL-64E is KITTI's: two
+blocks
+of 32 lasers on different heights of the spinning head, mounted 1.73 m above the road.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros.errors import UserError
+
+
+@dataclass(frozen=True)
+class BlindSpot:
+    """An ellipse of directions in which the carrying vehicle itself stands; nothing is returned from there. Degrees."""
+
+    azimuth_deg: float
+    elevation_deg: float
+    half_azimuth_deg: float
+    half_elevation_deg: float
+
+
+@dataclass(frozen=True)
+class SensorModel:
+    """A spinning LiDAR. Beams are counted from the top; the tuples have one entry a beam, or one for all.
+
+    elevations_deg: angle above the horizon. beam_azimuths_deg: how far a beam looks aside of the firing direction.
+    heights_m: where a beam leaves the head, above the sensor's origin. columns: firings a turn; rate_hz: turns a
+    second. gain_spread:
+    standard deviation of the beams' remission gains around 1. compensated: whether its scans are usually published with
+    the vehicle's
+    motion taken out, as KITTI's are.
+    """
+
+    name: str
+    elevations_deg: tuple[float, ...]
+    columns: int
+    max_range_m: float
+    beam_azimuths_deg: tuple[float, ...] = (0.0,)
+    heights_m: tuple[float, ...] = (0.0,)
+    min_range_m: float = 1.0
+    mount_height_m: float = 1.73
+    rate_hz: float = 10.0
+    range_noise_m: float = 0.015
+    range_step_m: float = 0.002
+    gain_spread: float = 0.06
+    reach_m: float = 62.0
+    compensated: bool = False
+    blind_spots: tuple[BlindSpot, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.columns < 1 or not self.elevations_deg:
+            raise UserError(f"sensor '{self.name}': needs at least one beam and one column")
+        for field in ("beam_azimuths_deg", "heights_m"):
+            if len(getattr(self, field)) not in (1, self.beams):
+                raise UserError(f"sensor '{self.name}': {field} needs 1 or {self.beams} entries")
+        if not 0 < self.min_range_m < self.max_range_m:
+            raise UserError(f"sensor '{self.name}': needs 0 < min_range_m < max_range_m")
+
+    @property
+    def beams(self) -> int:
+        """The number of beams (rings)."""
+        return len(self.elevations_deg)
+
+    def per_beam(self, values: tuple[float, ...]) -> npt.NDArray[np.float64]:
+        """One value or one value a beam -> (beams,) float64."""
+        return np.broadcast_to(np.asarray(values, dtype=np.float64), (self.beams,)).copy()
+
+    def blind(self) -> npt.NDArray[np.bool_]:
+        """(columns, beams) bool: the rays that the carrying vehicle stops."""
+        # by the firing direction, not the beam's: what stands so near has an edge that the beams' places on the head
+        # fray
+        azimuth = firing_azimuths(self)[:, None]
+        elevation = self.per_beam(self.elevations_deg)[None]
+        stopped = np.zeros((self.columns, self.beams), dtype=bool)
+        for spot in self.blind_spots:
+            aside = np.degrees(np.angle(np.exp(1j * (azimuth - np.radians(spot.azimuth_deg)))))
+            stopped |= (aside / spot.half_azimuth_deg) ** 2 + (
+                (elevation - spot.elevation_deg) / spot.half_elevation_deg
+            ) ** 2 < 1
+        return stopped
+
+
+def firing_azimuths(sensor: SensorModel) -> npt.NDArray[np.float64]:
+    """(columns,) float64 radians, counter-clockwise from forward, in firing order.
+
+    The head turns clockwise and a turn begins at the rear, so that half a turn later it looks forward.
+    """
+    return np.pi - 2 * np.pi * (np.arange(sensor.columns) + 0.5) / sensor.columns
+
+
+def _spread(top: float, bottom: float, count: int) -> tuple[float, ...]:
+    return tuple(float(v) for v in np.linspace(top, bottom, count))
+
+
+def _hdl64e() -> SensorModel:
+    # 1/3 degree in the upper block, 1/2 in the lower, each laser a little off its place as in every calibration file
+    off = np.random.default_rng(64).normal(0.0, 1.0, (2, 64))
+    elevations = np.concatenate([np.linspace(1.95, -8.75, 32), np.linspace(-9.0, -24.6, 32)]) + 0.05 * off[0]
+    aside = np.tile([-5.2, 1.8, -1.8, 5.2], 16) + 0.3 * off[1]
+    return SensorModel(
+        "hdl64e",
+        tuple(float(v) for v in np.sort(elevations)[::-1]),
+        columns=2172,
+        max_range_m=80.0,
+        beam_azimuths_deg=tuple(float(v) for v in aside),
+        heights_m=(0.205,) * 32 + _spread(0.13, 0.09, 32),
+        gain_spread=0.17,
+        compensated=True,
+        blind_spots=(  # a station wagon's roof and what stands on it
+            BlindSpot(180.0, -24.0, 36.0, 5.6),
+            BlindSpot(157.0, -17.5, 5.5, 3.6),
+            BlindSpot(203.0, -17.5, 5.5, 3.6),
+            BlindSpot(133.0, -21.3, 7.0, 1.9),
+            BlindSpot(227.0, -21.3, 7.0, 1.9),
+            BlindSpot(0.0, -25.0, 24.0, 3.6),
+            BlindSpot(35.0, -23.8, 7.0, 0.6),
+            BlindSpot(-67.0, -19.0, 12.5, 4.2),
+        ),
+    )
+
+
+def _vlp32c() -> SensorModel:
+    middle = (3.333, 2.333, 1.667, 1.333, 1.0, 0.667, 0.333, 0.0, -0.333, -0.667, -1.0, -1.333, -1.667, -2.0, -2.333)
+    lower = (-2.667, -3.0, -3.333, -3.667, -4.0, -4.667, -5.333, -6.148, -7.254, -8.843, -11.31, -15.639, -25.0)
+    aside = tuple(float(v) for v in np.tile([1.4, -1.4, 4.2, -1.4], 8))
+    return SensorModel(
+        "vlp32c",
+        (15.0, 10.333, 7.0, 4.667, *middle, *lower),
+        columns=1800,
+        max_range_m=120.0,
+        beam_azimuths_deg=aside,
+        range_noise_m=0.02,
+        range_step_m=0.004,
+        reach_m=90.0,
+    )
+
+
+def _ouster(name: str, beams: int) -> SensorModel:
+    aside = tuple(float(v) for v in np.tile([3.1, 1.05, -1.05, -3.1], beams // 4))
+    return SensorModel(
+        name, _spread(21.5, -21.5, beams), 1024, 100.0, aside, min_range_m=0.5, range_step_m=0.001, reach_m=75.0
+    )
+
+
+SENSORS: dict[str, SensorModel] = {
+    sensor.name: sensor
+    for sensor in (
+        _hdl64e(),
+        SensorModel("hdl32e", _spread(10.67, -30.67, 32), 2169, 80.0, mount_height_m=1.9, range_noise_m=0.02),
+        SensorModel("vlp16", _spread(15.0, -15.0, 16), 1808, 100.0, mount_height_m=1.8, range_noise_m=0.02),
+        _vlp32c(),
+        _ouster("ouster_os1_64", 64),
+        _ouster("ouster_os1_128", 128),
+    )
+}
+"""The presets by name."""
+
+
+def sensor_named(name: str) -> SensorModel:
+    """The preset of that name. Raises UserError naming those there are."""
+    try:
+        return SENSORS[name]
+    except KeyError:
+        raise UserError(f"no sensor '{name}' (sensors: {', '.join(SENSORS)})") from None
+
+
+def describe(sensor: SensorModel) -> dict[str, Any]:
+    """What a data set's description says about its sensor, as plain JSON types."""
+    return {
+        "name": sensor.name,
+        "beams": sensor.beams,
+        "columns": sensor.columns,
+        "elevation_deg": [max(sensor.elevations_deg), min(sensor.elevations_deg)],
+        "max_range_m": sensor.max_range_m,
+        "mount_height_m": sensor.mount_height_m,
+        "rate_hz": sensor.rate_hz,
+    }

@@ -1,0 +1,268 @@
+"""Road vehicles: a random generator in, a mesh on the ground about the origin (x forward) with its class out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from sqsegv3_ros.simulation.materials import CLOTH, GLASS, METAL, PAINT, RETRO, RUBBER
+from sqsegv3_ros.simulation.meshes import Mesh, box, extruded, hoop, merged, quad, tube, wheel
+
+CAR, BICYCLE, BUS, MOTORCYCLE, TRUCK, OTHER_VEHICLE = 10, 11, 13, 15, 18, 20
+MOVING = {10: 252, 13: 257, 15: 255, 18: 258, 20: 259, 30: 254, 31: 253, 32: 255}
+"""The raw id of a moving thing by that of a standing one (a motorcycle that moves has a rider)."""
+
+
+@dataclass(frozen=True)
+class CarBody:
+    """A car's measures in metres. x positions are shares of the length from the rear: 0 tail, 1 nose."""
+
+    length: float
+    width: float
+    height: float
+    belt: float  # height of the lower edge of the windows
+    hood: float  # height of the bonnet's front edge
+    rear_belt: float  # where the rear window meets the body
+    roof_rear: float
+    roof_front: float
+    windscreen: float  # where the windscreen meets the bonnet
+
+
+CAR_BODIES = (
+    CarBody(3.6, 1.62, 1.50, 0.92, 0.78, 0.02, 0.10, 0.58, 0.80),  # small
+    CarBody(4.05, 1.72, 1.46, 0.92, 0.75, 0.03, 0.14, 0.55, 0.77),  # hatchback
+    CarBody(4.25, 1.78, 1.48, 0.93, 0.76, 0.04, 0.16, 0.55, 0.76),
+    CarBody(4.55, 1.78, 1.44, 0.94, 0.74, 0.17, 0.30, 0.57, 0.76),  # saloon
+    CarBody(4.8, 1.84, 1.46, 0.95, 0.75, 0.16, 0.29, 0.57, 0.75),
+    CarBody(4.65, 1.80, 1.48, 0.94, 0.75, 0.02, 0.09, 0.56, 0.75),  # estate
+    CarBody(4.8, 1.84, 1.50, 0.95, 0.76, 0.02, 0.10, 0.57, 0.74),
+    CarBody(4.4, 1.82, 1.68, 1.05, 0.92, 0.02, 0.08, 0.56, 0.74),  # SUV
+    CarBody(4.7, 1.90, 1.75, 1.10, 0.98, 0.02, 0.08, 0.57, 0.75),
+    CarBody(4.4, 1.80, 1.65, 1.00, 0.86, 0.01, 0.06, 0.64, 0.86),  # people carrier
+    CarBody(4.9, 1.92, 1.95, 1.15, 1.00, 0.01, 0.03, 0.76, 0.92),  # van
+    CarBody(5.3, 1.98, 2.40, 1.35, 1.10, 0.01, 0.02, 0.78, 0.90),  # transporter
+    CarBody(4.0, 1.70, 1.28, 0.85, 0.68, 0.20, 0.34, 0.52, 0.70),  # coupe
+)
+
+
+def _greenhouse(body: CarBody, label: int, closed_rear: bool, paint: float) -> Mesh:
+    """Windows, pillars and roof between belt line and roof; vans have sheet metal behind the front doors."""
+    x = [(share - 0.5) * body.length for share in (body.rear_belt, body.roof_rear, body.roof_front, body.windscreen)]
+    low, high, z0, z1 = body.width * 0.465, body.width * 0.37 + 0.06 * (body.height > 1.8), body.belt, body.height
+    rear, roof_rear, roof_front, front = x
+    belt = [(rear, low, z0), (front, low, z0), (front, -low, z0), (rear, -low, z0)]
+    roof = [(roof_rear, high, z1), (roof_front, high, z1), (roof_front, -high, z1), (roof_rear, -high, z1)]
+    parts = [quad(roof, label, PAINT, paint)]
+    for i in range(4):
+        j = (i + 1) % 4
+        pane = [belt[i], belt[j], roof[j], roof[i]]
+        solid = closed_rear and i != 1
+        if solid and i != 3:  # only the front part of the side is glass
+            middle_low, middle_high = np.array(belt[i]), np.array(roof[i])
+            other_low, other_high = np.array(belt[j]), np.array(roof[j])
+            share = 0.68 if i == 0 else 0.32
+            a, b = middle_low + share * (other_low - middle_low), middle_high + share * (other_high - middle_high)
+            first, second = [belt[i], a, b, roof[i]], [a, belt[j], roof[j], b]
+            sheet, glass = (first, second) if i == 0 else (second, first)
+            parts += [quad(sheet, label, PAINT, paint), quad(glass, label, GLASS, 0.1)]
+        else:
+            parts.append(quad(pane, label, PAINT if solid else GLASS, paint if solid else 0.1))
+    for start, end in zip(belt, roof, strict=True):
+        parts.append(tube(start, end, 0.045, label, PAINT, paint, sides=4))
+    for side in (1, -1):
+        middle = 0.5 * (roof_rear + roof_front)
+        parts.append(tube((middle, side * low, z0), (middle, side * high, z1), 0.05, label, PAINT, paint, sides=4))
+        parts.append(
+            tube((roof_rear, side * high, z1), (roof_front, side * high, z1), 0.05, label, PAINT, paint, sides=4)
+        )
+    seats = box((rear * 0.5, front * 0.3), (-low * 0.8, low * 0.8), (z0 - 0.1, z0 + 0.12), label, CLOTH, 0.12)
+    parts.append(seats)
+    for x_seat in (0.05 * body.length, -0.16 * body.length):
+        for y_seat in (0.36, -0.36):
+            back = box((x_seat - 0.06, x_seat + 0.06), (y_seat - 0.2, y_seat + 0.2), (z0, z0 + 0.3), label, CLOTH, 0.12)
+            parts.append(back)
+    return merged(parts)
+
+
+def car(body: CarBody, paint: float = 0.2) -> Mesh:
+    """A car of the given measures; paint: the albedo of its coat, 0 (black) to about 0.5 (white)."""
+    half, half_width = body.length / 2, body.width / 2
+    bonnet, tail = (body.windscreen - 0.5) * body.length, (body.rear_belt - 0.5) * body.length
+    profile = [(-half + 0.12, 0.22), (-half, 0.45), (-half + 0.02, body.belt - 0.14), (tail, body.belt)]
+    profile += [(bonnet, body.belt), (half - 0.22, body.hood), (half - 0.02, 0.62), (half, 0.42), (half - 0.1, 0.2)]
+    widths = np.array([0.92, 1.0, 0.98, 0.94, 0.94, 0.9, 0.9, 0.94, 0.88]) * half_width
+    parts = [extruded(profile, list(widths), CAR, PAINT, paint)]
+    parts.append(_greenhouse(body, CAR, closed_rear=body.height > 2.2, paint=paint))
+    radius = 0.30 + 0.05 * (body.height > 1.6)
+    for x in (0.305 * body.length, -0.285 * body.length):
+        for side in (1, -1):
+            parts.append(wheel(x, side * (half_width - 0.1), radius, 0.22, CAR, RUBBER, 0.06))
+    for x in (half + 0.015, -half - 0.015):
+        parts.append(
+            quad([(x, y, z) for y, z in ((-0.26, 0.42), (0.26, 0.42), (0.26, 0.53), (-0.26, 0.53))], CAR, RETRO, 0.6)
+        )
+        inside = x - 0.06 * np.sign(x)
+        for side in (1, -1):
+            y0, y1, z0 = side * 0.58 * half_width, side * 0.9 * half_width, body.hood - 0.16
+            lamp = [(inside, y0, z0), (inside, y1, z0), (inside, y1, z0 + 0.13), (inside, y0, z0 + 0.13)]
+            parts.append(quad(lamp, CAR, RETRO, 0.5))
+    return merged(parts)
+
+
+def _wheels(places: list[float], half_width: float, radius: float, label: int) -> list[Mesh]:
+    return [wheel(x, s * (half_width - 0.16), radius, 0.3, label, RUBBER, 0.08) for x in places for s in (1, -1)]
+
+
+def truck(rng: np.random.Generator) -> Mesh:
+    """A lorry: cab and a closed body, a tipper, or a flat bed; 6 to 10 m long."""
+    length, width = float(rng.uniform(5.8, 10.0)), float(rng.uniform(2.2, 2.5))
+    cab, high = float(rng.uniform(1.6, 2.2)), float(rng.uniform(2.4, 3.0))
+    front, rear, w = length / 2, -length / 2, width / 2
+    paint, load = (float(v) for v in rng.uniform(0.2, 0.5, 2))
+    parts = [box((front - cab, front), (-w, w), (0.55, high), TRUCK, PAINT, paint)]
+    screen = [
+        (front + 0.02, y, z)
+        for y, z in ((-w + 0.1, 1.5), (w - 0.1, 1.5), (w - 0.1, high - 0.3), (-w + 0.1, high - 0.3))
+    ]
+    parts.append(quad(screen, TRUCK, GLASS, 0.1))
+    parts.append(box((rear, front - cab), (-0.5, 0.5), (0.5, 0.95), TRUCK, METAL, 0.2))
+    back = front - cab - 0.15
+    kind = int(rng.integers(3))
+    if kind == 0:
+        parts.append(box((rear, back), (-w, w), (0.95, float(rng.uniform(3.0, 3.8))), TRUCK, WALLISH, load))
+    else:
+        rim = 1.15 + (float(rng.uniform(0.3, 0.9)) if kind == 1 else 0.35)
+        parts.append(box((rear, back), (-w, w), (0.95, 1.15), TRUCK, METAL, load))
+        for x0, x1, y0, y1 in (
+            (rear, back, -w, -w + 0.06),
+            (rear, back, w - 0.06, w),
+            (rear, rear + 0.06, -w, w),
+            (back - 0.06, back, -w, w),
+        ):
+            parts.append(
+                box((x0, x1), (y0, y1), (1.15, rim if x1 < back - 0.01 or kind == 1 else rim + 0.7), TRUCK, METAL, load)
+            )
+    return merged([*parts, *_wheels([front - 1.0, rear + 1.0, rear + 2.1], w, 0.48, TRUCK)])
+
+
+WALLISH = PAINT  # a truck's box is painted sheet, duller than a car
+
+
+def bus(rng: np.random.Generator) -> Mesh:
+    """A city bus of 10 to 13 m with a band of windows."""
+    length, w, high = float(rng.uniform(10.0, 13.0)), 1.27, float(rng.uniform(2.9, 3.2))
+    half, paint = length / 2, float(rng.uniform(0.3, 0.5))
+    parts = [
+        box((-half, half), (-w, w), (0.35, 1.2), BUS, PAINT, paint),
+        box((-half, half), (-w, w), (2.3, high), BUS, PAINT, paint),
+    ]
+    for x0, x1 in zip(np.linspace(-half, half - 1.35, 9), np.linspace(-half + 1.2, half - 0.15, 9), strict=True):
+        for y in (w, -w):
+            parts.append(quad([(x0, y, 1.2), (x1, y, 1.2), (x1, y, 2.3), (x0, y, 2.3)], BUS, GLASS, 0.25))
+            parts.append(tube((x1 + 0.07, y, 1.2), (x1 + 0.07, y, 2.3), 0.08, BUS, PAINT, paint, sides=4))
+    for x in (-half, half):
+        parts.append(quad([(x, -w, 1.2), (x, w, 1.2), (x, w, 2.3), (x, -w, 2.3)], BUS, GLASS, 0.2))
+    parts.append(box((-half + 0.3, half - 1.5), (-0.9, 0.9), (0.6, 1.45), BUS, CLOTH, 0.2))
+    return merged([*parts, *_wheels([half - 2.6, -half + 3.1], w, 0.48, BUS)])
+
+
+def other_vehicle(rng: np.random.Generator) -> Mesh:
+    """A caravan, a trailer, a tractor, an excavator or a camper: what the data set calls other-vehicle."""
+    kind = int(rng.integers(4))
+    paint = float(rng.uniform(0.3, 0.5))
+    if kind == 0:  # caravan
+        half, w, high = float(rng.uniform(2.2, 3.0)), 1.1, float(rng.uniform(2.3, 2.6))
+        profile = [
+            (-half, 0.5),
+            (-half - 0.1, 1.4),
+            (-half + 0.2, high),
+            (half - 0.5, high),
+            (half, 1.3),
+            (half - 0.1, 0.5),
+        ]
+        parts = [extruded(profile, w, OTHER_VEHICLE, PAINT, paint), *_wheels([-0.1], w, 0.32, OTHER_VEHICLE)]
+        parts.append(tube((half, 0, 0.5), (half + 1.2, 0, 0.45), 0.06, OTHER_VEHICLE, METAL, 0.2, sides=4))
+    elif kind == 1:  # trailer
+        half, w = float(rng.uniform(1.1, 2.4)), float(rng.uniform(0.7, 1.05))
+        parts = [box((-half, half), (-w, w), (0.5, float(rng.uniform(0.9, 2.0))), OTHER_VEHICLE, METAL, paint)]
+        parts += _wheels([-0.1], w + 0.3, 0.3, OTHER_VEHICLE)
+        parts.append(tube((half, 0, 0.5), (half + 1.1, 0, 0.45), 0.05, OTHER_VEHICLE, METAL, 0.2, sides=4))
+    elif kind == 2:  # tractor
+        parts = [box((0.0, 1.9), (-0.4, 0.4), (0.7, 1.5), OTHER_VEHICLE, PAINT, paint)]
+        parts.append(box((-1.3, 0.1), (-0.7, 0.7), (0.8, 1.3), OTHER_VEHICLE, PAINT, paint))
+        for x in (-1.2, 0.0):
+            for y in (-0.65, 0.65):
+                parts.append(tube((x, y, 1.3), (x, y, 2.6), 0.05, OTHER_VEHICLE, METAL, 0.2, sides=4))
+        parts.append(box((-1.3, 0.1), (-0.75, 0.75), (2.6, 2.68), OTHER_VEHICLE, PAINT, paint))
+        parts += [wheel(-0.9, s * 0.85, 0.78, 0.45, OTHER_VEHICLE, RUBBER, 0.1) for s in (1, -1)]
+        parts += [wheel(1.5, s * 0.8, 0.45, 0.3, OTHER_VEHICLE, RUBBER, 0.1) for s in (1, -1)]
+    else:  # camper
+        half, w, high = float(rng.uniform(2.8, 3.6)), 1.12, float(rng.uniform(2.7, 3.1))
+        profile = [(-half, 0.4), (-half, high), (half - 1.4, high), (half - 0.6, 1.9), (half - 0.1, 1.1), (half, 0.4)]
+        parts = [extruded(profile, w, OTHER_VEHICLE, PAINT, paint)]
+        parts += _wheels([half - 1.0, -half + 1.3], w, 0.36, OTHER_VEHICLE)
+    return merged(parts)
+
+
+def bicycle(label: int = BICYCLE) -> Mesh:
+    """A bicycle, 1.75 m long."""
+
+    def bar(a: tuple[float, float, float], b: tuple[float, float, float], radius: float = 0.022) -> Mesh:
+        return tube(a, b, radius, label, METAL, 0.32, sides=4)
+
+    hub_r, hub_f, crank = (-0.52, 0.0, 0.34), (0.54, 0.0, 0.34), (-0.08, 0.0, 0.28)
+    seat, head = (-0.22, 0.0, 0.88), (0.38, 0.0, 0.88)
+    bars = [(crank, seat), (seat, head), (crank, head), (hub_r, crank), (hub_r, seat), (hub_f, (0.34, 0.0, 1.02))]
+    parts = [bar(a, b) for a, b in bars]
+    parts += [hoop(x, 0.34, 0.045, label, RUBBER, 0.3) for x in (-0.52, 0.54)]
+    parts.append(bar((0.36, -0.29, 1.04), (0.36, 0.29, 1.04)))
+    parts.append(box((-0.36, -0.1), (-0.07, 0.07), (0.9, 0.96), label, RUBBER, 0.2))
+    parts.append(box((-0.75, -0.3), (-0.06, 0.06), (0.7, 0.74), label, METAL, 0.3))
+    return merged(parts)
+
+
+def motorcycle(label: int = MOTORCYCLE, scooter: bool = False) -> Mesh:
+    """A motorcycle of 2.1 m, or a scooter of 1.8 m."""
+    reach = 0.62 if scooter else 0.72
+    radius = 0.24 if scooter else 0.32
+    parts = [wheel(x, 0.0, radius, 0.14, label, RUBBER, 0.1) for x in (-reach, reach)]
+    parts.append(box((-0.35, 0.35), (-0.16, 0.16), (0.28 if scooter else 0.32, 0.7), label, METAL, 0.25))
+    parts.append(box((-0.85, 0.02), (-0.15, 0.15), (0.66, 0.82), label, RUBBER, 0.15))
+    parts.append(extruded([(0.0, 0.68), (0.05, 0.96), (0.4, 0.98), (0.45, 0.7)], 0.17, label, PAINT, 0.3))
+    parts.append(tube((reach, 0, radius), (reach - 0.28, 0, 1.02), 0.07, label, METAL, 0.3, sides=5))
+    parts.append(tube((reach - 0.3, -0.36, 1.05), (reach - 0.3, 0.36, 1.05), 0.03, label, METAL, 0.25, sides=4))
+    parts.append(box((reach - 0.3, reach - 0.1), (-0.17, 0.17), (0.76, 1.12), label, PAINT, 0.3))
+    return merged(parts)
+
+
+@lru_cache(maxsize=1)
+def _library() -> dict[int, tuple[Mesh, ...]]:
+    """A fixed set of bodies of every kind, made once: streets are furnished with copies."""
+    rng = np.random.default_rng(19)
+    coats = (0.02, 0.08, 0.18, 0.32, 0.45)
+    makers: dict[int, Callable[[], Mesh]] = {
+        TRUCK: lambda: truck(rng),
+        BUS: lambda: bus(rng),
+        OTHER_VEHICLE: lambda: other_vehicle(rng),
+    }
+    library = {label: tuple(make() for _ in range(12)) for label, make in makers.items()}
+    library[CAR] = tuple(car(body, coat) for body in CAR_BODIES for coat in coats)
+    library[BICYCLE] = (bicycle(),)
+    library[MOTORCYCLE] = (motorcycle(), motorcycle(scooter=True))
+    return library
+
+
+def vehicle(label: int, rng: np.random.Generator) -> Mesh:
+    """One vehicle of a class (raw id of the standing thing), slightly scaled."""
+    choices = _library()[label]
+    if label == CAR:  # dark coats are the commonest, vans and coupes the rarest
+        weights = np.array([1.2, 2, 2, 1.5, 1.2, 2, 1.5, 1, 0.8, 1, 0.5, 0.5, 0.3])
+        body = int(rng.choice(len(CAR_BODIES), p=weights / weights.sum()))
+        coat = int(rng.choice(5, p=[0.3, 0.25, 0.2, 0.15, 0.1]))
+        chosen = choices[body * 5 + coat]
+    else:
+        chosen = choices[int(rng.integers(len(choices)))]
+    return chosen.moved(scale=float(rng.uniform(0.97, 1.04)))
