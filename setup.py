@@ -26,6 +26,14 @@ def shared_files() -> list[tuple[str, list[str]]]:
     return files
 
 
+def package_data() -> list[str]:
+    """What lies in the package beside Python modules, such as the style sheet of reports."""
+    files = (ROOT / PACKAGE).rglob("*.*")
+    return sorted(
+        str(path.relative_to(ROOT / PACKAGE)) for path in files if path.is_file() and path.suffix not in (".py", ".pyc")
+    )
+
+
 def ros_from_pip(distribution: str, rclpy: str, rmw: str, interfaces: str, lifecycle: str) -> list[str]:
     """ROS 2 as wheels, for machines without a ROS installation. Never two distributions in one environment."""
     prefix = f"ros-{distribution}-"
@@ -49,6 +57,7 @@ setup(
     maintainer_email="maintainers@sqsegv3-ros.example",
     license="Apache-2.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    package_data={PACKAGE: package_data()},
     data_files=shared_files(),
     python_requires=">=3.10",
     # rclpy and the messages come from the ROS installation, or from the extra `ros`

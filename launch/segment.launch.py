@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 
-from launch import LaunchContext, LaunchDescription
-
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 NODE_NAME = "sqsegv3"
+# Kilted and later read the first, and warn where the second is set; Jazzy and earlier read the second alone
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+READ_THE_SECOND = ("humble", "iron", "jazzy")
 OUTPUTS = ("points", "filtered", "label_image", "range_image")
 SWITCH = ["true", "false", "True", "False"]
 ARGUMENTS = (
@@ -53,8 +54,9 @@ def node_environment(current: Mapping[str, str], fastdds_profile: bool, config: 
     # OpenMP threads that spin between layers would take the cores from the other processes of the robot
     added = {} if "OMP_WAIT_POLICY" in current else {"OMP_WAIT_POLICY": "passive"}
     if fastdds_profile and not any(current.get(name) for name in PROFILE_VARIABLES):
-        # Kilted and later read the first, Jazzy and earlier the second
-        added.update(dict.fromkeys(PROFILE_VARIABLES, str(config / "fastdds.xml")))
+        distribution = current.get("ROS_DISTRO", "")
+        names = PROFILE_VARIABLES[1:] if distribution in READ_THE_SECOND else PROFILE_VARIABLES[:1]
+        added.update(dict.fromkeys(names if distribution else PROFILE_VARIABLES, str(config / "fastdds.xml")))
     return added
 
 
