@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sqsegv3_ros import process
 from sqsegv3_ros.errors import OperationError, UserError
 
 # verb -> one line of help; the module sqsegv3_ros.commands.<verb, '-' as '_'> has add_arguments(parser) and run(args)
@@ -15,6 +16,7 @@ VERBS = {
     "inspect": "print what a model file says about itself",
     "import-official": "turn a checkpoint folder of the official release into a model file",
     "train": "train a network, with checkpoints that can be resumed and exported",
+    "export": "turn a training checkpoint into a model file or an ONNX file",
     "evaluate": "judge predictions by ground truth",
     "render": "draw a scan and its labels",
     "report": "turn an evaluation into a page to read",
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for verb, summary in VERBS.items():
         verb_parser = verbs.add_parser(verb, help=summary, description=summary)
         if verb == chosen:
+            process.prepare()
             module = importlib.import_module(f"sqsegv3_ros.commands.{verb.replace('-', '_')}")
             module.add_arguments(verb_parser)
             verb_parser.set_defaults(run=module.run)

@@ -6,7 +6,6 @@ cloud, so that nothing waits for the network but the labels.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profi
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, PointCloud2
 
+from sqsegv3_ros import process
 from sqsegv3_ros.cloud import CloudError
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.monitor import ERROR, OK, WARN, Limits, Monitor, Status
@@ -338,8 +338,7 @@ def _bytes(values: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM. Exit code 0 after these, 2 where its parameters cannot be used."""
-    # OpenMP threads that spin between layers would fight with whatever else the robot runs on these cores
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    process.prepare()
     node = None
     try:
         rclpy.init(args=arguments)

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 # glibc's <malloc.h>
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_INT = 2**31 - 1
+
+
+SWITCH = "SQSEGV3_PROCESS_SETTINGS"
+
+
+def prepare() -> None:
+    """Apply all settings of this module, before torch is imported. SQSEGV3_PROCESS_SETTINGS=0 switches them off.
+
+    OpenMP's threads sleep between the layers instead of spinning (unless OMP_WAIT_POLICY says otherwise): on cores that
+    other processes want too, spinning makes small layers several times slower.
+    """
+    if os.environ.get(SWITCH) == "0":
+        return
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    keep_freed_memory()
 
 
 def keep_freed_memory() -> bool:

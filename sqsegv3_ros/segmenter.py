@@ -6,6 +6,7 @@ The paper's figure 1 in order: project the points, infer the classes of the pixe
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,9 @@ class Segmenter:
 
     def _upload(self, values: npt.NDArray[Any] | Tensor) -> Tensor:
         if isinstance(values, np.ndarray):
-            values = torch.from_numpy(values)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of read-only memory: nothing here writes to its input
+                values = torch.from_numpy(values)
         return values.to(self.device, non_blocking=True)
 
 

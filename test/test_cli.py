@@ -1,0 +1,152 @@
+"""The command line as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from sqsegv3_ros.cli import VERBS, main
+from sqsegv3_ros.kitti import read_labels, write_scan
+from sqsegv3_ros.knn import KnnConfig
+from sqsegv3_ros.labels import SEMANTIC_KITTI
+from sqsegv3_ros.segmenter import Segmenter
+
+
+def scan(seed: int = 0, count: int = 2000) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return (generator.normal(size=(count, 4)) * [15, 15, 1, 0.2]).astype(np.float32)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number, (sequence, stem) in enumerate((("00", "000000"), ("00", "000001"), ("03", "000000"))):
+        write_scan(tmp_path / f"kitti/sequences/{sequence}/velodyne/{stem}.bin", scan(number))
+    return tmp_path / "kitti"
+
+
+def call(*arguments: object) -> int:
+    return main([str(a) for a in arguments])
+
+
+def test_scans_give_label_files_with_the_raw_ids_of_the_segmenters_labels(
+    small_model: Path, root: Path, tmp_path: Path
+) -> None:
+    scans = sorted(root.glob("sequences/00/velodyne/*.bin"))
+    assert call("label", "--model", small_model, *scans, "--output", tmp_path / "out", "--knn", "off") == 0
+    segmenter = Segmenter(small_model, knn=KnnConfig("off"))
+    for number, name in enumerate(("000000", "000001")):
+        expected = SEMANTIC_KITTI.to_raw(segmenter.segment(scan(number)).labels)
+        np.testing.assert_array_equal(read_labels(tmp_path / f"out/{name}.label"), expected)
+
+
+def test_a_root_gives_predictions_in_its_own_layout(small_model: Path, root: Path, tmp_path: Path) -> None:
+    assert call("label", "--model", small_model, root, "--output", tmp_path / "out", "--sequences", "0") == 0
+    found = sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.glob("out/**/*.label"))
+    assert found == ["sequences/00/predictions/000000.label", "sequences/00/predictions/000001.label"]
+    assert len(read_labels(tmp_path / "out" / found[0])) == 2000
+
+
+def test_nothing_is_overwritten_without_force(
+    small_model: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("label", "--model", small_model, root / "sequences/03/velodyne/000000.bin", "--output", tmp_path)
+    (tmp_path / "000000.label").write_text("precious")
+    assert call(*arguments) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "000000.label").read_text() == "precious"
+    assert call(*arguments, "--force") == 0
+    assert len(read_labels(tmp_path / "000000.label")) == 2000
+
+
+def test_knn_settings_change_the_labels_and_come_from_the_model_unless_given(
+    small_model: Path, root: Path, tmp_path: Path
+) -> None:
+    path = root / "sequences/03/velodyne/000000.bin"
+    for name, options in (("own", ()), ("off", ("--knn", "off")), ("7", ("--knn-search", "7", "--knn-k", "7"))):
+        assert call("label", "--model", small_model, path, "--output", tmp_path / name, *options) == 0
+    points = scan(2)
+    for name, knn in (("own", KnnConfig()), ("off", KnnConfig("off")), ("7", KnnConfig("safe", 7, 7))):
+        expected = SEMANTIC_KITTI.to_raw(Segmenter(small_model, knn=knn).segment(points).labels)
+        np.testing.assert_array_equal(read_labels(tmp_path / name / "000000.label"), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("label", "{root}"), "--output"),
+        (("label", "{missing}", "--output", "{out}"), "no file or folder"),
+        (("label", "{root}/sequences", "--output", "{out}"), "without sequences/NN/velodyne"),
+        (("label", "{root}", "--output", "{out}", "--sequences", "42"), "no sequence '42'"),
+        (("label", "{scan}", "{scan_03}", "--output", "{out}"), "would both be written"),
+        (("label", "{scan}", "--output", "{out}", "--sequences", "00"), "no root was given"),
+        (("label", "{scan}", "--output", "{out}", "--model", "{missing}"), "no model file"),
+        (("label", "{scan}", "--output", "{out}", "--model", "{scan}"), "truncated or no model file"),
+        (("label", "{scan}", "--output", "{out}", "--knn-search", "4"), "odd"),
+        (("label", "{scan}", "--output", "{out}", "--device", "abacus"), "auto, cuda, cpu"),
+        (("label", "{scan}", "--output", "{out}", "--threads", "0"), "threads"),
+        (("inspect", "{missing}"), "no model file"),
+        (("paint",), "invalid choice"),
+        ((), "VERB"),
+    ],
+)
+def test_wrong_use_exits_with_2_and_says_why_without_a_traceback(
+    small_model: Path,
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    places = {
+        "root": root,
+        "missing": tmp_path / "missing",
+        "out": tmp_path / "out",
+        "scan": root / "sequences/00/velodyne/000000.bin",
+        "scan_03": root / "sequences/03/velodyne/000000.bin",
+    }
+    words = [a.format(**places) for a in arguments]
+    if words and words[0] == "label" and "--model" not in words:
+        words += ["--model", str(small_model)]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/**/*.label"))
+
+
+def test_without_a_model_the_shipped_one_is_used_or_its_absence_is_said(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqsegv3_ros.artifact.default_model", lambda: None)
+    assert call("label", root, "--output", tmp_path / "out") == 2
+    assert "none ships" in capsys.readouterr().err
+
+
+def test_inspect_prints_what_the_model_says_about_itself(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", small_model) == 0
+    text = capsys.readouterr().out
+    for part in ("small-random", "random weights for tests", "traffic-sign", "fov_down_deg -25.0", "sha256"):
+        assert part in text
+
+
+def test_the_help_lists_every_verb_and_loads_no_heavy_library() -> None:
+    program = (
+        "import sys; from sqsegv3_ros.cli import main; code = main(['--help']); "
+        "print([m for m in ('torch', 'numpy', 'rclpy', 'yaml') if m in sys.modules]); sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith("[]")
+    for verb in VERBS:
+        assert verb in done.stdout
+
+
+def test_every_verb_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in VERBS:
+        assert main([verb, "--help"]) == 0, verb
+        assert f"sqsegv3 {verb}" in capsys.readouterr().out
