@@ -1,0 +1,44 @@
+# `make test` on a machine with Python 3.10 to 3.12 and nothing else: makes .venv, installs, checks style and types, tests.
+VENV ?= .venv
+# the first of these that there is and that is 3.10, 3.11 or 3.12; PYTHON=... chooses another
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
+RUN := $(VENV)/bin/python -m
+INSTALLED := $(VENV)/installed
+
+# nothing of a test leaves the machine, and a robot's domain on it is not disturbed
+export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
+export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
+export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
+
+.PHONY: test test-long lint format install clean
+
+test: lint
+	$(RUN) pytest
+
+test-long: $(INSTALLED)
+	$(RUN) pytest -m long
+
+lint: $(INSTALLED)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: $(INSTALLED)
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+install: $(INSTALLED)
+
+# installs again only after one of these has changed
+$(INSTALLED): requirements/test.txt setup.py setup.cfg
+	@test -n "$(PYTHON)" || { echo "no Python 3.10, 3.11 or 3.12 found; name one: make PYTHON=/path/to/python test" >&2; exit 2; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --disable-pip-version-check -r requirements/test.txt
+	$(RUN) pip install --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 --editable .
+	$(RUN) pip check --disable-pip-version-check
+	touch $@
+
+clean:
+	rm -rf $(VENV) build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
