@@ -164,7 +164,8 @@ def points_of(cloud: Any) -> np.ndarray:
     """(height, width) structured array of a message's points, read row by row; own memory."""
     dtype = dtype_of(cloud)
     raw = bytes(cloud.data)
-    rows = [raw[row * cloud.row_step :][: cloud.width * cloud.point_step] for row in range(cloud.height)]
+    height = cloud.height if cloud.width else 0  # two thousand million empty rows are a legal cloud
+    rows = [raw[row * cloud.row_step :][: cloud.width * cloud.point_step] for row in range(height)]
     return np.frombuffer(b"".join(rows), dtype).reshape(cloud.height, cloud.width).copy()
 
 
