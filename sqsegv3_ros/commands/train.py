@@ -13,9 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train. Returns the exit code."""
-    from sqsegv3_ros.process import keep_freed_memory
-
-    keep_freed_memory()
     try:
         import jsonargparse  # noqa: F401
         import lightning.pytorch  # noqa: F401

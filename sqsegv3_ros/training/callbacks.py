@@ -101,12 +101,13 @@ class History(Callback):
         self._spent = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """How long the run took so far."""
-        return {"seconds": self._seconds()}
+        """How long the run took so far, and the losses since the last validation."""
+        return {"seconds": self._seconds(), "losses": list(self._losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self._spent = state_dict["seconds"]
+        self._losses = list(state_dict["losses"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop lines of steps that a resumed run does again."""

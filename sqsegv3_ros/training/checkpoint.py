@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.model import SqueezeSegV3
 
 KEY = "sqsegv3"
 """The entry of a checkpoint that describes the model."""
@@ -34,6 +36,17 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
         raise UserError(f"checkpoint {path} was not made by `sqsegv3 train`: it has no entry '{KEY}'")
     weights = {k[len(PREFIX) :]: v for k, v in data["state_dict"].items() if k.startswith(PREFIX)}
     return data[KEY], weights
+
+
+def load_network(description: dict[str, Any], weights: dict[str, Tensor]) -> SqueezeSegV3:
+    """The network of a checkpoint, in eval mode. Raises UserError where weights and description do not fit."""
+    network = SqueezeSegV3(NetworkConfig.from_dict(description["network"]))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(f"the checkpoint is damaged: {first[0].strip()}") from None
+    return network.eval()
 
 
 def load_weights(network: nn.Module, source: str | Path) -> str:

@@ -43,6 +43,7 @@ class SegmentationModule(LightningModule):
         optimizer: how, and with which learning rate.
         start_from: weights to begin with: a checkpoint of this command or a checkpoint folder of the official release.
         channels_last: keep images with their channels together, which is quicker on some machines.
+        sensor_height_m: over the ground, of the sensor that recorded the training data; robots are warned by it.
         seed: of dropout.
     """
 
@@ -58,6 +59,7 @@ class SegmentationModule(LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         start_from: str | None = None,
         channels_last: bool = False,
+        sensor_height_m: float | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -71,6 +73,7 @@ class SegmentationModule(LightningModule):
         self.optimizer_config = optimizer
         self.start_from = start_from
         self.channels_last = channels_last
+        self.sensor_height_m = sensor_height_m
         self.seed = seed
         self.network = SqueezeSegV3(self.network_config)
         if channels_last:
@@ -175,6 +178,7 @@ class SegmentationModule(LightningModule):
             "projection": self.projection.to_dict(),
             "normalization": self.normalization.to_dict(),
             "knn": self.knn.to_dict(),
+            "sensor_height_m": self.sensor_height_m,
             "training": {
                 "data": data.provenance() if isinstance(data, ScanData) else None,
                 "augmentation": dataclasses.asdict(data.augmentation) if isinstance(data, ScanData) else None,

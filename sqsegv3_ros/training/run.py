@@ -194,7 +194,10 @@ def _quieten() -> None:
     """Leave out messages of the libraries that a user of this command can do nothing about."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage().lower() and "💡" not in record.getMessage()
+        lambda record: (
+            "litlogger" not in record.getMessage().lower()
+            and not any(mark in record.getMessage() for mark in ("💡", "`weights_only` was not set"))
+        )
     )
     for message in (
         "LightningCLI's args parameter",

@@ -1,0 +1,95 @@
+"""`sqsegv3 export CKPT --output MODEL`: a checkpoint of `sqsegv3 train` -> a model file, or an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sqsegv3_ros.errors import UserError
+
+FORMATS = ("torchscript", "onnx")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint of `sqsegv3 train` (best.ckpt)")
+    parser.add_argument("--output", type=Path, required=True, metavar="MODEL", help="model file to write")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
+    parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
+    parser.add_argument("--name", help="what the model is called (default: its name in training)")
+    parser.add_argument("--licence", help="under which licence the weights may be used; the data's counts too")
+    parser.add_argument("--note", help="anything else that a user of the model must know")
+    parser.add_argument(
+        "--knn", choices=("off", "safe", "official"), help="how labels are refined (default: as trained)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the model file where it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export. Returns the exit code."""
+    from sqsegv3_ros.training.checkpoint import load_network, read_checkpoint
+
+    if args.output.exists() and not args.force:
+        raise UserError(f"{args.output} exists; choose another --output or overwrite it with --force")
+    if args.half and args.format == "onnx":
+        raise UserError("--half is for model files; TensorRT chooses the precision itself when it builds its engine")
+    description, weights = read_checkpoint(args.checkpoint)
+    model = load_network(description, weights)
+    info = _info(args, description)
+    if args.format == "onnx":
+        from sqsegv3_ros.training.onnx import export_onnx
+
+        difference = export_onnx(model, args.output, info)
+        print(f"{args.output}: {info.name}, equal in ONNX Runtime (probabilities within {difference:.1e})")
+        return 0
+    from sqsegv3_ros.network.export import export_artifact
+
+    info = export_artifact(
+        model,
+        args.output,
+        name=info.name,
+        labels=info.labels,
+        projection=info.projection,
+        normalization=info.normalization,
+        knn=info.knn,
+        sensor_height_m=info.sensor_height_m,
+        provenance=info.provenance,
+        half=args.half,
+    )
+    size = args.output.stat().st_size / 1e6
+    print(
+        f"{args.output}: {info.name}, {len(info.labels)} classes, {info.projection.height} x {info.projection.width} "
+        f"pixels, KNN {info.knn.mode}, {info.weights_dtype}, {size:.2f} MB"
+    )
+    return 0
+
+
+def _info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
+    """What the model file will say, from what the checkpoint says and what the user adds."""
+    import dataclasses
+    import time
+
+    from sqsegv3_ros.artifact import ModelInfo
+    from sqsegv3_ros.knn import KnnConfig
+    from sqsegv3_ros.labels import LabelSet
+    from sqsegv3_ros.projection import Normalization, ProjectionConfig
+
+    knn = KnnConfig.from_dict(description["knn"])
+    provenance = {
+        "source": "trained with `sqsegv3 train`",
+        "licence": args.licence or "not stated; that of the training data applies too",
+        "exported": time.strftime("%Y-%m-%d", time.gmtime()),
+        **({"note": args.note} if args.note else {}),
+        **description["training"],
+    }
+    return ModelInfo(
+        name=args.name or description["name"],
+        architecture=description["network"],
+        labels=LabelSet.from_dict(description["labels"]),
+        projection=ProjectionConfig.from_dict(description["projection"]),
+        normalization=Normalization.from_dict(description["normalization"]),
+        knn=knn if args.knn is None else dataclasses.replace(knn, mode=args.knn),
+        sensor_height_m=description.get("sensor_height_m"),
+        provenance=provenance,
+    )
