@@ -61,7 +61,7 @@ def lanes_of(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[Lane]:
         if walk:
             v = side * (plan.half_width + walk / 2)
             for direction in (1, -1):
-                lanes.append(Lane(v, direction, 1.35, 14.0, 0.3, ((PERSON, 0.94), (BICYCLIST, 0.06)), walk * 0.3))
+                lanes.append(Lane(v, direction, 1.35, 14.0, 0.15, ((PERSON, 0.94), (BICYCLIST, 0.06)), walk * 0.3))
     return lanes
 
 

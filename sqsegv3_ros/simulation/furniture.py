@@ -14,7 +14,7 @@ POLE, SIGN, OTHER_OBJECT = 80, 81, 99
 def lamp_post(rng: np.random.Generator) -> Mesh:
     """A street lamp of 4 to 8 m with an arm and a door at its foot."""
     high, radius = float(rng.uniform(4.0, 8.0)), float(rng.uniform(0.05, 0.1))
-    albedo = float(rng.uniform(0.12, 0.5))
+    albedo = float(rng.uniform(0.03, 0.42))
     parts = [tube((0, 0, -0.4), (0, 0, 1.0), radius * 1.5, POLE, METAL, albedo, 8)]
     parts.append(tube((0, 0, 1.0), (0, 0, high), (radius, radius * 0.7), POLE, METAL, albedo, 7))
     parts.append(tube((0, 0, high), (0, 1.2, high + 0.2), 0.05, POLE, METAL, albedo, 5))
@@ -63,7 +63,7 @@ def _face(kind: str, size: float, z: float, albedo: float) -> list[Mesh]:
 
 def traffic_sign(rng: np.random.Generator) -> Mesh:
     """A sign post with one to three faces, each looking towards -x; sometimes a second looks back."""
-    albedo = float(rng.uniform(0.2, 0.45))
+    albedo = float(rng.uniform(0.05, 0.4))
     z = float(rng.uniform(1.9, 2.5))
     parts = [tube((0, 0, -0.3), (0, 0, z + 0.35), 0.038, POLE, METAL, albedo, 6)]
     for i in range(int(rng.choice([1, 1, 2, 3]))):

@@ -33,9 +33,9 @@ class Material:
 
 
 MATERIALS = (
-    Material("asphalt", roughness_m=0.004, floor=0.04, speckle=0.045, loss=0.004),
-    Material("paving", roughness_m=0.006, floor=0.06, speckle=0.045, loss=0.004),
-    Material("grass", roughness_m=0.035, floor=0.15, speckle=0.06, loss=0.004),
+    Material("asphalt", roughness_m=0.004, floor=0.04, speckle=0.035, loss=0.004),
+    Material("paving", roughness_m=0.006, floor=0.06, speckle=0.035, loss=0.004),
+    Material("grass", roughness_m=0.035, floor=0.15, speckle=0.045, loss=0.004),
     Material("wall", roughness_m=0.01, floor=0.12, speckle=0.07),
     Material("glass", opacity=0.35, floor=0.02, gloss=0.9, speckle=0.05, loss=0.35),
     Material("paint", roughness_m=0.01, floor=0.05, gloss=0.55, speckle=0.08, loss=0.04),

@@ -7,6 +7,8 @@ left beyond, and is cut off at 0; a pulse too weak to be found is not reported a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,20 +21,40 @@ _GLOSS, _SPECKLE, _LOSS = (materials.column(f) for f in ("gloss", "speckle", "lo
 
 _REFERENCE_M = 60.0  # where a perpendicular surface of albedo 0.12 is still found two times in three
 _FADE_FROM_M = 20.0
+_DARK = 0.055  # a remission below is reported as 0
 _GRAZING = 0.19  # how much farther a surface seems the more it is turned away: range * cosine ** -0.19
 
 
-def beam_gains(sensor: SensorModel, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Remission gains of the beams of one unit of a sensor: (beams,) float32 about 1."""
-    return np.clip(rng.normal(1.0, sensor.gain_spread, sensor.beams), 0.35, 1.35).astype(np.float32)
+@dataclass(frozen=True)
+class BeamResponse:
+    """What one unit of a sensor makes of the same answer on its beams, each (beams,) float32: gain about 1, and how
+    much of it is lost close by,
+    where the beam is out of focus.
+    """
+
+    gain: npt.NDArray[np.float32]
+    dim: npt.NDArray[np.float32]
+
+    def tiled(self, columns: int) -> BeamResponse:
+        """The same for every ray, in firing order."""
+        return BeamResponse(np.tile(self.gain, columns), np.tile(self.dim, columns))
+
+
+def beam_response(sensor: SensorModel, rng: np.random.Generator) -> BeamResponse:
+    """Draw a unit of a sensor: some of its beams are weak."""
+    gain = np.clip(rng.normal(1.0, sensor.gain_spread, sensor.beams), 0.35, 1.35)
+    dim = np.clip(rng.normal(0.0, 2.5 * sensor.gain_spread, sensor.beams), 0.05, 0.9)
+    return BeamResponse(gain.astype(np.float32), dim.astype(np.float32))
 
 
 def measured(
-    hits: Hits, gain: npt.NDArray[np.float32], sensor: SensorModel, rng: np.random.Generator
+    hits: Hits, response: BeamResponse, sensor: SensorModel, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Hits (R,) and the gain of each ray's beam -> (whether it is reported, range in metres, remission 0..0.99), each
+    """Hits (R,) and the response of each ray's beam -> (whether it is reported, range in metres, remission 0..0.99),
+    each
     (R,)."""
     count = len(hits.range)
+    gain, dim = response.gain, response.dim
     m = hits.material
     met = np.isfinite(hits.range)
     true_range = np.where(met, hits.range, np.float32(1.0))
@@ -53,7 +75,7 @@ def measured(
     seeming = true_range * cosine**-_GRAZING
     fade_m = sensor.reach_m - _FADE_FROM_M
     fade = np.clip(1.0 - (seeming - _FADE_FROM_M) / fade_m, 0.0, 1.0)
-    near = np.float32(0.86) + np.float32(0.14) * np.clip((true_range - 4.0) / 8.0, 0.0, 1.0)
+    near = 1.0 - dim * np.clip((10.0 - true_range) / 7.0, 0.0, 1.0)
     remission = answer * near * fade + normal[1] * _SPECKLE[m] * np.sqrt(fade)
-    remission = np.where(remission < 0.02, 0.0, np.clip(remission, 0.0, 0.99))
+    remission = np.where(remission < _DARK, 0.0, np.clip(remission, 0.0, 0.99))
     return reported, measured_range.astype(np.float32), (np.round(remission * 100) / 100).astype(np.float32)

@@ -41,10 +41,10 @@ def _wild(front: Frontage, o: float, name: str, share: float, rng: np.random.Gen
 def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> None:
     """One frontage in the country. style: a number that stays the same along a road, so that an alley goes on."""
     _along(front, "guide post", 25.0, 0.8, 1.2, rng)
-    _along(front, "traffic sign" if rng.random() < 0.7 else "direction board", 60.0, 0.8, 1.6, rng)
+    _along(front, "traffic sign" if rng.random() < 0.7 else "direction board", 120.0, 0.8, 1.6, rng)
     if rng.random() < 0.5:
         _along(front, "utility pole", 40.0, 2.5, 4.0, rng)
-    kind = style % 6
+    kind = (0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5, 5)[style % 12]
     if kind == 0:  # alley
         _along(front, "tree", 9.0, 2.5, 3.0, rng)
         _wild(front, 26.0, "thicket", 0.5, rng)
@@ -79,7 +79,7 @@ def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> No
 def furnish_highway(front: Frontage, style: int, rng: np.random.Generator) -> None:
     """One side of a motorway."""
     _along(front, "guide post", 50.0, 0.6, 0.8, rng)
-    _along(front, "direction board" if rng.random() < 0.5 else "traffic sign", 55.0, 1.5, 3.0, rng)
+    _along(front, "direction board" if rng.random() < 0.5 else "traffic sign", 90.0, 1.5, 3.0, rng)
     kind = style % 4
     if kind != 3:
         _rail(front, 0.0, front.length, 0.8)

@@ -50,7 +50,7 @@ class SensorModel:
     range_noise_m: float = 0.015
     range_step_m: float = 0.002
     gain_spread: float = 0.06
-    reach_m: float = 62.0
+    reach_m: float = 60.0
     compensated: bool = False
     blind_spots: tuple[BlindSpot, ...] = ()
 
@@ -111,7 +111,7 @@ def _hdl64e() -> SensorModel:
         max_range_m=80.0,
         beam_azimuths_deg=tuple(float(v) for v in aside),
         heights_m=(0.205,) * 32 + _spread(0.13, 0.09, 32),
-        gain_spread=0.17,
+        gain_spread=0.13,
         compensated=True,
         blind_spots=(  # a station wagon's roof and what stands on it
             BlindSpot(180.0, -24.0, 36.0, 5.6),

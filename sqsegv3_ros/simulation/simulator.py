@@ -16,7 +16,7 @@ from sqsegv3_ros.simulation.drive import Drive, matrix, rotations
 from sqsegv3_ros.simulation.ground import TILE_M, to_world
 from sqsegv3_ros.simulation.plans import ego_lane, lane_middle
 from sqsegv3_ros.simulation.raycast import World
-from sqsegv3_ros.simulation.returns import beam_gains, measured
+from sqsegv3_ros.simulation.returns import beam_response, measured
 from sqsegv3_ros.simulation.sensors import SensorModel, firing_azimuths
 from sqsegv3_ros.simulation.street import Street
 
@@ -51,7 +51,7 @@ class Simulator:
         self.compensated = compensated
         self.sight_m = sensor.max_range_m + 5.0
         self.lanes = lanes_of(street.plan, street.seed, drive.speed_mps)
-        self._gains = beam_gains(sensor, np.random.default_rng([*street.seed, 7]))
+        self._response = beam_response(sensor, np.random.default_rng([*street.seed, 7])).tiled(sensor.columns)
         self._blind = sensor.blind()
         self._world: tuple[tuple[int, int], World] | None = None
 
@@ -82,7 +82,7 @@ class Simulator:
         actors = actors_at(self.street.plan, self.street.seed, self.lanes, stamp + traffic_s, ego, self.sight_m)
         moving = gathered(self.street.plan, actors, self._looked_at(actors, drive.pose(np.array([stamp]))[0]))
         hits = world.cast(origins, directions, moving, sensor.max_range_m + 2.0, rng)
-        reported, distance, remission = measured(hits, np.tile(self._gains, sensor.columns), sensor, rng)
+        reported, distance, remission = measured(hits, self._response, sensor, rng)
         kept = np.flatnonzero(reported & ~self._blind.ravel())
         column, ring = np.divmod(kept, sensor.beams)
         pose = matrix(drive.pose(np.array([stamp]))[0])

@@ -57,22 +57,22 @@ def sidewalk_furniture(front: Frontage, rng: np.random.Generator) -> None:
     at_kerb = rng.random() < 0.5
     lamp = kerb if at_kerb else inner
     scatter(
-        "lamp post" if rng.random() < 0.8 else "utility pole", 24.0, lamp, lamp + 0.1, yaw=0.0 if not at_kerb else np.pi
+        "lamp post" if rng.random() < 0.8 else "utility pole", 30.0, lamp, lamp + 0.1, yaw=0.0 if not at_kerb else np.pi
     )
-    scatter("traffic sign", 26.0, kerb - 0.1, kerb + 0.2)
-    if rng.random() < 0.3:
+    scatter("traffic sign", 55.0, kerb - 0.1, kerb + 0.2)
+    if rng.random() < 0.12:
         scatter("bollard", 5.0, kerb, kerb + 0.05)
-    scatter("clutter", 30.0, inner - 0.3, inner + 0.1, yaw=np.pi / 2, turn=0.1)
-    if front.walk > 2.2 and rng.random() < 0.35:
-        scatter("tree", 11.0, kerb + 0.3, kerb + 0.5, turn=3.0)
-    for _ in range(int(rng.poisson(front.length / 45.0))):
+    scatter("clutter", 40.0, inner - 0.3, inner + 0.1, yaw=np.pi / 2, turn=0.1)
+    if front.walk > 2.2 and rng.random() < 0.25:
+        scatter("tree", 12.0, kerb + 0.3, kerb + 0.5, turn=3.0)
+    for _ in range(int(rng.poisson(front.length / 90.0))):
         front.add(
             actor(PERSON, rng),
             float(rng.uniform(0, front.length)),
             float(rng.uniform(-front.walk, 0.0)),
             float(rng.uniform(0, 6.28)),
         )
-    for label, gap in ((BICYCLE, 45.0), (MOTORCYCLE, 80.0)):
+    for label, gap in ((BICYCLE, 60.0), (MOTORCYCLE, 160.0)):
         for _ in range(int(rng.poisson(front.length / gap))):
             s, lean = float(rng.uniform(0, front.length)), float(rng.uniform(-0.2, 0.2))
             near_wall = rng.random() < 0.6
@@ -96,7 +96,7 @@ def lots(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
             s += closed_row(front, s, rng)
             continue
         width = min(float(rng.uniform(11.0, 24.0)), front.length - s)
-        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.66, 0.12, 0.05, 0.11, 0.06]))
+        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.6, 0.12, 0.04, 0.18, 0.06]))
         if kind == "garden":
             garden_lot(front, s, width, rng)
         elif kind == "green":
@@ -120,11 +120,11 @@ def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Gen
     for i in range(steps):
         a = s0 + i * HEDGE_M
         place, yaw = ((o, a), np.pi / 2) if across else ((a, o), 0.0)
-        if draw < 0.42:
+        if draw < 0.5:
             front.add(variant("low hedge" if shape % 3 == 0 else "high hedge", shape), *place, yaw)
         else:
             front.add(stretch, *place, yaw)
-            if draw > 0.72:  # a fence before bushes
+            if draw > 0.7:  # a fence before bushes
                 back = (place[0], place[1] + 0.7) if not across else (place[0] + 0.5, place[1])
                 front.add(variant("high hedge" if shape % 2 else "low hedge", shape), *back, yaw)
 
@@ -157,7 +157,7 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
     if home is not None:
         room = width - drive - float(home.vertices[:, 0].max())
         front.add(home, gap + float(rng.uniform(0, 1)) * room, setback, float(rng.normal(0, 0.03)))
-    for _ in range(int(rng.poisson(width * 0.32))):
+    for _ in range(int(rng.poisson(width * 0.6))):
         name = str(rng.choice(["bush", "small bush", "young tree", "tree", "conifer"], p=[0.4, 0.32, 0.08, 0.12, 0.08]))
         front.add(
             pick(name, rng),
@@ -172,8 +172,9 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
             float(rng.uniform(setback + 12, 32)),
             0.0,
         )
-    if rng.random() < 0.6:
-        front.add(variant("thicket", int(rng.integers(8))), s, float(rng.uniform(24, 32)))
+    for a in np.arange(s, s + width, THICKET_M):
+        if rng.random() < 0.8:
+            front.add(variant("thicket", int(rng.integers(8))), float(a), float(rng.uniform(setback + 6, 30)))
 
 
 def closed_row(front: Frontage, s: float, rng: np.random.Generator) -> float:

@@ -1,0 +1,204 @@
+"""Do simulated scans look like real ones? Two SemanticKITTI roots in; a table and figures of how their statistics
+differ out.
+
+Run as `python -m sqsegv3_ros.simulation.statistics REAL SIM --output DIR`. Only sums and histograms leave this module,
+never a scan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros import kitti
+from sqsegv3_ros.errors import UserError, missing_package
+from sqsegv3_ros.labels import SEMANTIC_KITTI
+
+ROWS, COLUMNS = 64, 2048
+LABELLED_M = 50.0  # SemanticKITTI leaves points farther away unlabeled
+RANGE_BINS = np.geomspace(1.5, 85.0, 49)
+REMISSION_BINS = np.linspace(-0.005, 1.005, 102)
+Counts = npt.NDArray[np.float64]
+
+
+@dataclass
+class Tally:
+    """Sums over scans. By class: points within 50 m, by range, by remission; by image row: pixels with a point, points
+    by range."""
+
+    scans: int = 0
+    points: int = 0
+    by_range: Counts = field(default_factory=lambda: np.zeros((len(SEMANTIC_KITTI), len(RANGE_BINS) - 1)))
+    by_remission: Counts = field(default_factory=lambda: np.zeros((len(SEMANTIC_KITTI), len(REMISSION_BINS) - 1)))
+    occupied: Counts = field(default_factory=lambda: np.zeros(ROWS))
+    row_range: Counts = field(default_factory=lambda: np.zeros((ROWS, len(RANGE_BINS) - 1)))
+
+    def add(self, points: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> None:
+        """Count a scan: (N, 4) points and their (N,) classes."""
+        import torch
+
+        from sqsegv3_ros.projection import ProjectionConfig, project
+
+        image = project(torch.from_numpy(points), ProjectionConfig(height=ROWS, width=COLUMNS))
+        distance = np.sqrt((points[:, :3].astype(np.float64) ** 2).sum(axis=1))
+        near = distance < LABELLED_M
+        self.scans += 1
+        self.points += len(points)
+        for target, values, bins in (
+            (self.by_range, distance, RANGE_BINS),
+            (self.by_remission, points[:, 3], REMISSION_BINS),
+        ):
+            target += np.histogram2d(labels[near], values[near], bins=(np.arange(len(SEMANTIC_KITTI) + 1), bins))[0]
+        mask, pixel_range = image.mask.numpy(), image.range.numpy()
+        self.occupied += mask.mean(axis=1)
+        rows = np.nonzero(mask)[0]
+        self.row_range += np.histogram2d(rows, pixel_range[mask], bins=(np.arange(ROWS + 1), RANGE_BINS))[0]
+
+
+def tally(root: Path, sequences: list[str] | None = None) -> Tally:
+    """Count every labelled scan of a root. Raises UserError where there is none or labels do not fit."""
+    total = Tally()
+    for scan in kitti.find_scans(root, sequences):
+        points = kitti.read_scan(scan.path)
+        total.add(points, SEMANTIC_KITTI.to_labels(kitti.read_labels(scan.labels_path, len(points))))
+    return total
+
+
+def quantile(counts: Counts, bins: npt.NDArray[np.float64], share: float) -> float:
+    """The value below which that share of a histogram lies, linear within a bin; nan for an empty one."""
+    total = counts.sum()
+    if not total:
+        return float("nan")
+    return float(np.interp(share * total, np.concatenate([[0.0], np.cumsum(counts)]), bins))
+
+
+def shift(a: Counts, b: Counts, bins: npt.NDArray[np.float64]) -> float:
+    """How far a histogram's contents must be moved on average to make the other (1-Wasserstein), in the bins' unit."""
+    if not a.sum() or not b.sum():
+        return float("nan")
+    difference = np.cumsum(a / a.sum()) - np.cumsum(b / b.sum())
+    return float(np.abs(difference[:-1]) @ np.diff(0.5 * (bins[1:] + bins[:-1])))
+
+
+def class_table(real: Tally, simulated: Tally) -> str:
+    """Markdown: by class, the share of labelled points, range (median, 10th..90th percentile) and remission (mean,
+    share of zeros)."""
+
+    def shares(counted: Tally) -> Counts:
+        counts = counted.by_range.sum(axis=1)
+        return np.asarray(100 * counts / counts[1:].sum(), dtype=np.float64)
+
+    whole = np.array([c.frequency or 0.0 for c in SEMANTIC_KITTI.classes])
+    whole = 100 * whole / whole[1:].sum()
+    middle = 0.5 * (REMISSION_BINS[1:] + REMISSION_BINS[:-1])
+    lines = [
+        "| class | share %: data set | real scans | simulated | range m: real | simulated | remission: real | simulated "
+        "| zeros %: real | simulated |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    real_share, simulated_share = shares(real), shares(simulated)
+    for label in range(1, len(SEMANTIC_KITTI)):
+        ranges, means, zeros = [], [], []
+        for counted in (real, simulated):
+            quantiles = [quantile(counted.by_range[label], RANGE_BINS, share) for share in (0.5, 0.1, 0.9)]
+            ranges.append("{:.0f} ({:.0f}..{:.0f})".format(*quantiles) if np.isfinite(quantiles[0]) else "-")
+            bright = counted.by_remission[label]
+            means.append(f"{bright @ middle / bright.sum():.2f}" if bright.sum() else "-")
+            zeros.append(f"{100 * bright[0] / bright.sum():.0f}" if bright.sum() else "-")
+        columns = [f"{whole[label]:.2f}", f"{real_share[label]:.2f}", f"{simulated_share[label]:.2f}"]
+        lines.append("| " + " | ".join([SEMANTIC_KITTI.names[label], *columns, *ranges, *means, *zeros]) + " |")
+    return "\n".join(lines)
+
+
+def summary_table(real: Tally, simulated: Tally) -> str:
+    """Markdown: the numbers of the whole scans."""
+    log_bins = np.log2(RANGE_BINS)
+    by_row = [shift(a, b, log_bins) for a, b in zip(real.row_range, simulated.row_range, strict=True)]
+    occupied = [counted.occupied / counted.scans for counted in (real, simulated)]
+    rows: Iterable[tuple[str, str, str]] = [
+        ("scans", str(real.scans), str(simulated.scans)),
+        ("points a scan", f"{real.points / real.scans:.0f}", f"{simulated.points / simulated.scans:.0f}"),
+        *(
+            (
+                f"pixels with a point, {name} %",
+                f"{100 * occupied[0][part].mean():.1f}",
+                f"{100 * occupied[1][part].mean():.1f}",
+            )
+            for name, part in (
+                ("whole image", slice(None)),
+                ("rows 0-15", slice(0, 16)),
+                ("rows 16-47", slice(16, 48)),
+                ("rows 48-63", slice(48, 64)),
+            )
+        ),
+        ("mean difference of a row's occupancy, points", "", f"{100 * np.abs(occupied[0] - occupied[1]).mean():.1f}"),
+        ("mean shift of a row's ranges, octaves", "", f"{np.nanmean(by_row):.2f}"),
+    ]
+    return "\n".join(["| | real | simulated |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
+
+
+def figures(real: Tally, simulated: Tally, folder: Path) -> None:
+    """Write rows.png (occupancy and range by image row) and remission.png (remission by class)."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_package("matplotlib", "drawing statistics", "tools") from error
+    pairs = (("real", real, "tab:blue"), ("simulated", simulated, "tab:orange"))
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, counted, color in pairs:
+        left.plot(100 * counted.occupied / counted.scans, color=color, label=name)
+        for share, style in ((0.1, ":"), (0.5, "-"), (0.9, "--")):
+            line = [quantile(row, RANGE_BINS, share) for row in counted.row_range]
+            right.plot(line, style, color=color, label=f"{name}, {share:.0%} nearer")
+    left.set(xlabel="image row", ylabel="pixels with a point, %", ylim=(0, 100))
+    right.set(xlabel="image row", ylabel="range, m", yscale="log")
+    left.legend()
+    right.legend(fontsize=7)
+    FigureCanvasAgg(figure).print_png(str(folder / "rows.png"))
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axes, label in zip(figure.subplots(4, 5).ravel(), range(1, len(SEMANTIC_KITTI)), strict=False):
+        for name, counted, color in pairs:
+            counts = counted.by_remission[label]
+            if counts.sum():
+                smooth = np.add.reduceat(counts[:100], np.arange(0, 100, 4)) / counts.sum()
+                axes.step(np.arange(0, 1, 0.04), smooth, where="post", color=color, label=name, linewidth=1)
+        axes.set_title(SEMANTIC_KITTI.names[label], fontsize=8)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=6)
+    figure.suptitle("remission by class (blue: real, orange: simulated)", fontsize=9)
+    FigureCanvasAgg(figure).print_png(str(folder / "remission.png"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The script: returns the exit code."""
+    parser = argparse.ArgumentParser(description="Compare the statistics of simulated scans with those of real ones.")
+    parser.add_argument("real", type=Path, help="SemanticKITTI root with labels")
+    parser.add_argument("simulated", type=Path, help="root that `sqsegv3 simulate` wrote")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="where statistics.md and the figures go"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        real, simulated = tally(args.real), tally(args.simulated)
+        text = f"{summary_table(real, simulated)}\n\n{class_table(real, simulated)}\n"
+        kitti.write_whole(args.output / "statistics.md", text.encode())
+        figures(real, simulated, args.output)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
