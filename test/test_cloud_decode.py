@@ -51,7 +51,9 @@ def test_every_layout_decodes_to_what_numpy_reads(name, form):
 def test_data_may_be_any_buffer_of_bytes(name, container):
     points = random_points(LAYOUTS[name], 9)
     cloud = message(points, container=CONTAINERS[container])
-    np.testing.assert_array_equal(decode(cloud).points, expected_columns(points))
+    decoded = decode(cloud).points
+    np.testing.assert_array_equal(decoded, expected_columns(points))
+    assert decoded.flags.aligned and decoded.flags.c_contiguous
 
 
 @pytest.mark.parametrize("shape", [(50,), (5, 10)])

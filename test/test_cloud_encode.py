@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import array
 import copy
+import dataclasses
 import itertools
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
-from clouds import LAYOUTS, XYZ, PointField, bytes_of, layout, message, points_of, random_points, swapped
+from clouds import LAYOUTS, XYZ, PointCloud2, PointField, bytes_of, layout, message, points_of, random_points, swapped
 
 from sqsegv3_ros.cloud import CloudError, LabelledCloudWriter, encode_filtered, encode_labelled, make_cloud
 from sqsegv3_ros.cloud.layout import BLOCK_BYTES
@@ -90,11 +92,12 @@ def test_confidences_may_be_left_out_where_not_wanted():
         LabelledCloudWriter(COLORS).write(message(points), results(5)[0])
 
 
-def test_more_than_256_classes_need_uint16_labels():
-    colors = np.random.default_rng(0).integers(0, 256, (300, 3), dtype=np.uint8)
-    labels, confidences = results(500, 300)
+@pytest.mark.parametrize(("classes", "datatype"), [(1, 2), (256, 2), (257, 4), (300, 4)])
+def test_labels_are_uint16_only_where_the_label_set_needs_it(classes, datatype):
+    colors = np.random.default_rng(0).integers(0, 256, (classes, 3), dtype=np.uint8)
+    labels, confidences = results(500, classes)
     out = encode_labelled(message(random_points(LAYOUTS["xyzi 16"], 500)), labels, confidences, colors)
-    assert out.fields[-1].datatype == 4
+    assert out.fields[-1].datatype == datatype
     np.testing.assert_array_equal(points_of(out)[0]["label"], labels)
     np.testing.assert_array_equal(rgb_bits(points_of(out)[0]["rgb"]), packed(colors[labels]))
 
@@ -150,11 +153,14 @@ def test_a_field_of_an_output_name_that_cannot_hold_it_is_refused(name, kind, ex
     encode_labelled(cloud, labels, confidences, COLORS, others)
 
 
-def test_a_label_field_too_small_for_the_label_set_is_refused():
-    colors = np.zeros((300, 3), np.uint8)
-    cloud = message(random_points(layout(17, **XYZ, intensity=(12, "f4"), label=(16, "u1")), 4))
-    with pytest.raises(CloudError, match="holds 299"):
-        encode_labelled(cloud, *results(4), colors)
+@pytest.mark.parametrize(("kind", "most"), [("u1", 256), ("i1", 128)])
+def test_a_label_field_too_small_for_the_label_set_is_refused(kind, most):
+    cloud = message(random_points(layout(17, **XYZ, intensity=(12, "f4"), label=(16, kind)), 4))
+    labels = np.full(4, most - 1, np.uint16)
+    out = encode_labelled(cloud, labels, np.ones(4), np.zeros((most, 3), np.uint8))
+    assert (points_of(out)["label"] == most - 1).all()
+    with pytest.raises(CloudError, match=f"holds {most}:"):
+        encode_labelled(cloud, labels, np.ones(4), np.zeros((most + 1, 3), np.uint8))
 
 
 def test_a_replaced_field_never_damages_another():
@@ -268,6 +274,19 @@ def test_results_that_do_not_fit_the_cloud_are_refused():
 def test_a_writer_refuses_colours_and_outputs_that_are_none(arguments):
     with pytest.raises(UserError):
         LabelledCloudWriter(*arguments)
+
+
+def test_a_message_class_that_keeps_its_own_copy_of_the_data_gets_it_all():
+    @dataclasses.dataclass
+    class Copying(PointCloud2):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, bytes(value) if name == "data" else value)
+
+    points = random_points(LAYOUTS["ouster 48"], 100)
+    cloud = message(points, cloud_type=Copying)
+    labels, confidences = results(100)
+    np.testing.assert_array_equal(points_of(encode_labelled(cloud, labels, confidences, COLORS))[0]["label"], labels)
+    assert bytes(encode_filtered(cloud, labels > 5).data) == bytes_of(points)[labels > 5].tobytes()
 
 
 # --- real message classes -------------------------------------------------------------------------------------------

@@ -348,6 +348,7 @@ def test_many_points_in_few_bytes_stay_below_max_points():
     cloud = message(random_points(dtype, 1001))
     with pytest.raises(CloudError, match="max_points"):
         decode(cloud, CloudSettings(max_points=1000))
+    assert len(decode(cloud, CloudSettings(max_points=1001))) == 1001
     np.testing.assert_array_equal(decode(cloud).points[:, 2], points_of(cloud)[0]["z"].astype(np.float32))
 
 

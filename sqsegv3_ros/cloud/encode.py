@@ -237,9 +237,11 @@ def _own_data(message: Any) -> array.array[int]:
 
 def _append_zeros(data: array.array[int], size: int) -> None:
     """Grow an empty array to `size` zero bytes at once: appending the real bytes would move it again and again."""
-    data.frombytes(_ZEROS[: min(size, len(_ZEROS))])
-    data *= size // len(_ZEROS)
-    data.frombytes(_ZEROS[: size - len(data)])
+    pieces, rest = divmod(size, len(_ZEROS))
+    if pieces:
+        data.frombytes(_ZEROS)
+        data *= pieces
+    data.frombytes(_ZEROS[:rest])
 
 
 def _finished(message: Any, data: array.array[int], cloud: PointCloudLike) -> Any:

@@ -197,7 +197,7 @@ def open_points(cloud: PointCloudLike, max_points: int | None = None) -> PointBy
             f"data has {found} bytes; expected {height * row_step} (height {height} x row_step {row_step})",
         )
     buffer = np.frombuffer(raw, dtype=np.uint8)
-    if height <= 1 or row_step == width * layout.point_step:
+    if row_step == width * layout.point_step:
         return PointBytes(layout, buffer, 1, count, len(buffer))
     return PointBytes(layout, buffer, height, width, row_step)
 
