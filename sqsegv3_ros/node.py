@@ -15,18 +15,18 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, PointCloud2
 
 from sqsegv3_ros import process
 from sqsegv3_ros.cloud import CloudError
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.input_subscription import InputSubscription
 from sqsegv3_ros.monitor import ERROR, OK, WARN, Limits, Monitor, Status
 from sqsegv3_ros.parameters import AT_CONFIGURE, NAMES, SPECS, Settings
 
@@ -46,7 +46,7 @@ class SegmentNode(LifecycleNode):
         self._pipeline: Pipeline | None = None
         self._configure_error = ""
         self._outputs: dict[str, Any] = {}
-        self._subscription: Any = None
+        self._input: InputSubscription | None = None
         self._active = False
         self._slot: tuple[PointCloud2, float] | None = None
         self._wake = threading.Condition()
@@ -91,12 +91,17 @@ class SegmentNode(LifecycleNode):
         if result != SUCCESS or self._pipeline is None:
             return result
         self._monitor = self._new_monitor()
+        try:
+            self._input = InputSubscription(self, "~/input/points", self._on_cloud, lambda n: self._monitor.lost(n))
+        except (UserError, RuntimeError) as error:  # a QoS override that cannot be used
+            self.get_logger().error(f"cannot activate: {error}")
+            super().on_deactivate(state)
+            return FAILURE
         self._active = True
         self._worker = threading.Thread(target=self._work, name="segmentation", daemon=True)
         self._worker.start()
-        self._subscription = self._subscribe()
         self._publish_label_info()
-        self.get_logger().info(f"labelling clouds of {self._subscription.topic_name}")
+        self.get_logger().info(f"labelling clouds of {self._input.topic_name}")
         return SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -125,9 +130,9 @@ class SegmentNode(LifecycleNode):
         super().destroy_node()
 
     def _stop(self) -> None:
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
+        if self._input is not None:
+            self._input.close()
+            self._input = None
         with self._wake:
             self._active = False
             self._slot = None
@@ -146,18 +151,6 @@ class SegmentNode(LifecycleNode):
             self._pipeline = None
 
     # ---- topics ----------------------------------------------------------------------------------------------------
-
-    def _subscribe(self) -> Any:
-        options: dict[str, Any] = {"qos_overriding_options": QoSOverridingOptions.with_default_policies()}
-        newest = QoSProfile(
-            depth=1, reliability=qos_profile_sensor_data.reliability, durability=qos_profile_sensor_data.durability
-        )
-        lost = SubscriptionEventCallbacks(message_lost=lambda event: self._monitor.lost(event.total_count_change))
-        arguments = (PointCloud2, "~/input/points", self._on_cloud, newest)
-        try:
-            return self.create_subscription(*arguments, event_callbacks=lost, **options)
-        except UnsupportedEventTypeError:  # a middleware that does not count what it loses
-            return self.create_subscription(*arguments, **options)
 
     def _create_outputs(self) -> None:
         from std_msgs.msg import String
@@ -290,8 +283,10 @@ class SegmentNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         statuses = [self._model_status()]
-        if self._active:
+        if self._input is not None:
+            self._input.adapt()
             statuses += self._monitor.statuses(time.monotonic())
+            statuses[1].values["reliability"] = self._input.reliability.name.lower()
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
         hardware = self._pipeline.segmenter.info.name if self._pipeline else ""
@@ -343,9 +338,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rclpy.init(args=arguments)
         node = SegmentNode()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
         if node.get_parameter("autostart").value and node.trigger_configure() == SUCCESS:
             node.trigger_activate()
-        rclpy.spin(node)
+        executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except (UserError, InvalidParameterTypeException, InvalidParameterValueException) as error:

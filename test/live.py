@@ -137,6 +137,9 @@ class Client:
         wait_until(lambda: publisher.get_subscription_count() > 0, 20, lambda: f"nobody subscribes to {topic}")
         return publisher
 
+    def close_publisher(self, topic: str, qos: QoSProfile) -> None:
+        self.node.destroy_publisher(self._publishers.pop((topic, qos.reliability)))
+
     def collect(self, kind: Any, topic: str, qos: QoSProfile = RELIABLE, connected: bool = True) -> list[Any]:
         """Everything that comes on a topic from now on."""
         messages: list[Any] = []
@@ -144,6 +147,7 @@ class Client:
         if connected:
             name = subscription.topic_name
             wait_until(lambda: self.node.count_publishers(name) > 0, 20, lambda: f"nobody publishes {name}")
+            time.sleep(0.3)  # the publisher hears of its subscriber a little later
         return messages
 
     def call(self, kind: Any, service: str, timeout_s: float = 20.0, **request: Any) -> Any:
