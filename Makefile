@@ -34,8 +34,8 @@ install: $(INSTALLED)
 $(INSTALLED): requirements/test.txt setup.py setup.cfg
 	@test -n "$(PYTHON)" || { echo "no Python 3.10, 3.11 or 3.12 found; name one: make PYTHON=/path/to/python test" >&2; exit 2; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(RUN) pip install --disable-pip-version-check -r requirements/test.txt
-	$(RUN) pip install --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 --editable .
+	$(RUN) pip install --quiet --disable-pip-version-check -r requirements/test.txt
+	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 --editable .
 	$(RUN) pip check --disable-pip-version-check
 	touch $@
 
