@@ -1,8 +1,8 @@
 """Moving traffic: a street and a time in; vehicles, riders and walkers, where they are then, out.
 
 Every lane carries an endless row of places, a fixed way apart, that moves along at the lane's speed; chance, by the
-place's number, says what
-is in it. So traffic is the same whenever it is asked for, and costs nothing where nobody looks.
+place's number, says what is in it. So traffic is the same whenever it is asked for, and costs nothing where nobody
+looks.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ class Settings:
     """What is to be simulated.
 
     scans: how many. drive: consecutive sweeps of one drive instead of independent scenes. motion: 'compensated' for
-    points as seen from the sweep's
-    middle (as KITTI publishes them), 'raw' for points as the turning sensor measures them.
+    points as seen from the sweep's middle (as KITTI publishes them), 'raw' for points as the turning sensor measures
+    them.
     """
 
     scans: int
@@ -203,8 +203,7 @@ def simulate(
     """Simulate and write. Yields the number of scans done with every portion.
 
     output: a SemanticKITTI root; scans that are there from an interrupted run with the same settings are kept. bag: a
-    rosbag2 folder.
-    Raises UserError for paths that cannot be used, OperationError where writing fails midway.
+    rosbag2 folder. Raises UserError for paths that cannot be used, OperationError where writing fails midway.
     """
     if output is None and bag is None:
         raise UserError("nowhere to write to: give --output or --bag")

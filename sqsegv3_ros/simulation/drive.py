@@ -1,8 +1,8 @@
 """Where the sensor is: a street and a way to drive it in; the sensor's pose at any time out.
 
 World frame: x forward along the street where u = 0, y left, z up, metres. A pose is where the sensor stands and how it
-is turned: (x, y, z, yaw, pitch,
-roll), angles in radians, pitch positive nose down, applied in the order roll, pitch, yaw.
+is turned: (x, y, z, yaw, pitch, roll), angles in radians, pitch positive nose down, applied in the order roll, pitch,
+yaw.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ class Drive:
     """A car that drives along a street.
 
     u_m: where it is at time 0. speed_mps: negative for driving the other way. v_m: its lane. turn_rad: how it stands to
-    the street besides.
-    sway: seed of the small movements of the body.
+    the street besides. sway: seed of the small movements of the body.
     """
 
     plan: Plan

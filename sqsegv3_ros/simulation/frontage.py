@@ -1,8 +1,8 @@
 """The sides of a street: a plan and a tile's number in, the lines along which lots and furniture are set out.
 
 A frontage is a line on the outer edge of the sidewalk. Its own frame has s along it and o away from the street; traffic
-on the near lane comes from
-+s. Everything along a street is set in that frame, on whichever side of whichever street it lies.
+on the near lane comes from +s. Everything along a street is set in that frame, on whichever side of whichever street it
+lies.
 """
 
 from __future__ import annotations

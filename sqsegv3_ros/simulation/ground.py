@@ -1,8 +1,8 @@
 """The ground of a street: a plan and a seed in; shape, surface and position at any (u, v) out.
 
 A street is laid out straight, in (u, v): u metres along it, v metres to its left. Then it is bent: (u, v) goes to the
-point v metres beside the
-centre line's point u. Cross streets, kerbs and lots stay simple that way, and curves cost nothing.
+point v metres beside the centre line's point u. Cross streets, kerbs and lots stay simple that way, and curves cost
+nothing.
 """
 
 from __future__ import annotations
@@ -95,6 +95,12 @@ def heading(plan: Plan, u: Array) -> Array:
     """Direction of the street at u, radians counter-clockwise from world x."""
     lattice = _lattice(plan)
     return np.interp(u, lattice["u"], lattice["heading"])
+
+
+def steepest(plan: Plan) -> float:
+    """An upper bound of the street's grade along u and of the road's camber: metres a metre."""
+    high, wave, _ = plan.hill
+    return 2 * np.pi * high / wave * (1 + 0.3 / 0.37) + 0.03
 
 
 def to_world(plan: Plan, u: Array, v: Array) -> tuple[Array, Array]:

@@ -13,13 +13,10 @@ class Material:
     """How a surface answers a pulse.
 
     opacity: the probability that a crossing stops the ray; the rest goes on (leaves, wire mesh, glass). depth_m: mean
-    depth below the
-    drawn surface at which the pulse is answered (exponential). roughness: spread of the answered range. floor: least
-    effective cosine of
-    the angle of incidence; 1 where the angle does not matter (leaves). gloss: 0 diffuse, 1 mirror: how fast the answer
-    fades off the
-    perpendicular. speckle: spread of the remission from point to point. loss: probability that an answer is lost at
-    short range.
+    depth below the drawn surface at which the pulse is answered (exponential). roughness: spread of the answered range.
+    floor: least effective cosine of the angle of incidence; 1 where the angle does not matter (leaves). gloss: 0
+    diffuse, 1 mirror: how fast the answer fades off the perpendicular. speckle: spread of the remission from point to
+    point. loss: probability that an answer is lost at short range.
     """
 
     name: str

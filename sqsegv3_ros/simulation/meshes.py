@@ -14,9 +14,8 @@ Floats = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Mesh:
     """Triangles and what each is: vertices (V, 3) float32 metres, faces (F, 3) int32; by face, each (F,): raw
-    SemanticKITTI id
-    uint16, instance uint16 (0: none), material number uint8, albedo float32 (remission of a near, perpendicular, whole
-    hit).
+    SemanticKITTI id uint16, instance uint16 (0: none), material number uint8, albedo float32 (remission of a near,
+    perpendicular, whole hit).
     """
 
     vertices: Floats
@@ -38,6 +37,11 @@ class Mesh:
         about_y = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
         about_x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
         return replace(self, vertices=self.vertices @ (about_x @ about_y).T.astype(np.float32))
+
+    def chosen(self, keep: npt.NDArray[np.bool_]) -> Mesh:
+        """Only the triangles that are to be kept: (F,) bool. Vertices stay, used or not."""
+        by_face = {name: getattr(self, name)[keep] for name in ("faces", "label", "material", "albedo", "instance")}
+        return replace(self, **by_face)
 
     def as_label(self, label: int, instance: int = 0) -> Mesh:
         """The mesh with one class (raw id) and one instance on every triangle."""

@@ -21,7 +21,7 @@ def leaves(centers: npt.NDArray[np.floating], size: float, albedo: float, rng: n
 def crown(radii: tuple[float, float, float], height: float, leaf: float, rng: np.random.Generator) -> Mesh:
     """An ellipsoid of leaves about (0, 0, height), denser towards its outside and in clumps."""
     area = 4 * np.pi * (radii[0] * radii[1] * radii[2]) ** (2 / 3)
-    count = int(np.clip(1.1 * area / (leaf * leaf), 30, 700))
+    count = int(np.clip(0.9 * area / (leaf * leaf), 30, 500))
     clumps = rng.normal(size=(max(count // 14, 4), 3))
     clumps *= (rng.uniform(0.45, 1.0, (len(clumps), 1))) / np.linalg.norm(clumps, axis=1, keepdims=True)
     places = clumps[rng.integers(len(clumps), size=count)] + rng.normal(0.0, 0.2, (count, 3))
@@ -45,7 +45,7 @@ def tree(rng: np.random.Generator, trunk_radius: float | None = None) -> Mesh:
         parts.append(
             tube((lean[0] * 0.6, lean[1] * 0.6, start), end, (radius * 0.45, 0.03), TRUNK, BARK, bark, sides=5)
         )
-    parts.append(crown((spread, spread, tall), clear + tall * 0.9, 0.42, rng))
+    parts.append(crown((spread, spread, tall), clear + tall * 0.9, 0.46, rng))
     return merged(parts)
 
 
@@ -76,8 +76,8 @@ def bush(rng: np.random.Generator, size: float | None = None) -> Mesh:
 def hedge(length: float, width: float, height: float, rng: np.random.Generator) -> Mesh:
     """A clipped hedge along x from 0 to length, about y = 0: leaves before a dense heart."""
     surface = length * (2 * height + width) + 2 * width * height
-    leaf = 0.2
-    count = int(1.6 * surface / leaf**2 * 0.5)
+    leaf = 0.25
+    count = int(0.65 * surface / leaf**2)
     side = rng.random(count) * (2 * height + width)
     x = rng.uniform(0, length, count)
     on_top = side > 2 * height
@@ -91,15 +91,15 @@ def hedge(length: float, width: float, height: float, rng: np.random.Generator) 
     return merged([leaves(places, leaf, float(rng.uniform(0.3, 0.42)), rng), heart])
 
 
-def thicket(length: float, depth: float, height: float, rng: np.random.Generator) -> Mesh:
+def thicket(length: float, depth: float, height: float, rng: np.random.Generator, leaf: float = 0.42) -> Mesh:
     """Wild growth along x from 0 to length and y from 0 to depth: the edge of a wood, a grown bank."""
-    count = int(np.clip(length * height * 11, 80, 2600))
+    count = int(np.clip(2.0 * length * height / leaf**2, 40, 2600))
     u = rng.uniform(0, length, count)
     back = rng.uniform(0, 1, count) ** 1.6
     wave = 0.5 + 0.5 * np.sin(u * rng.uniform(0.4, 0.9) + rng.uniform(0, 6)) * np.sin(u * 0.23)
     top = height * (0.45 + 0.55 * wave) * (0.35 + 0.65 * np.sqrt(back))
     places = np.stack([u, depth * (0.2 * wave + 0.8 * back), rng.uniform(0, 1, count) ** 0.9 * top], axis=1)
-    parts = [leaves(places, 0.42, float(rng.uniform(0.3, 0.42)), rng)]
+    parts = [leaves(places, leaf, float(rng.uniform(0.3, 0.42)), rng)]
     for _ in range(int(length / 5)):
         x, y = rng.uniform(0, length), depth * rng.uniform(0.3, 1.0)
         parts.append(

@@ -24,8 +24,7 @@ _OPACITY = materials.column("opacity")
 @dataclass(frozen=True)
 class Hits:
     """What the rays met, one entry a ray (R,): range in metres (inf for nothing), cosine of the angle of incidence,
-    material number,
-    albedo, raw label, instance.
+    material number, albedo, raw label, instance.
     """
 
     range: npt.NDArray[np.float32]
@@ -45,14 +44,38 @@ def _embree() -> tuple[Any, Any]:
     return EmbreeScene, TriangleMesh
 
 
+@dataclass(frozen=True)
+class View:
+    """From where a world will be looked at: within reach_m of places no farther than span_m from center (x, y), by a
+    sensor not above top_m whose highest beam rises by `rise` metres a metre. What cannot be seen from there is left
+    out.
+    """
+
+    center: tuple[float, float]
+    span_m: float
+    reach_m: float
+    top_m: float
+    rise: float
+
+    def culled(self, mesh: Mesh) -> Mesh:
+        """The mesh without the triangles that are too far away or too high up."""
+        corners = mesh.vertices[mesh.faces]
+        distance = np.hypot(corners[..., 0] - self.center[0], corners[..., 1] - self.center[1])
+        size = np.hypot(*np.moveaxis(corners[..., :2].max(axis=1) - corners[..., :2].min(axis=1), 1, 0))
+        lowest = corners[..., 2].min(axis=1)
+        near_enough = distance.min(axis=1) - size < self.reach_m + self.span_m
+        seen = near_enough & (lowest < self.top_m + self.rise * (distance.max(axis=1) + self.span_m))
+        return mesh.chosen(seen)
+
+
 class World:
     """A stretch of street that rays can be cast into. Building it takes most of the time; cast as many sweeps as
     possible."""
 
-    def __init__(self, plan: Plan, tiles: list[Tile]) -> None:
+    def __init__(self, plan: Plan, tiles: list[Tile], view: View) -> None:
         scene, triangle_mesh = _embree()
         self.plan = plan
-        self.objects = merged([tile.objects for tile in tiles])
+        self.objects = merged([view.culled(tile.objects) for tile in tiles])
         offsets = np.cumsum([0] + [len(tile.ground_vertices) for tile in tiles[:-1]])
         ground = np.concatenate([tile.ground_vertices for tile in tiles])
         self._ground_faces = np.concatenate([t.ground_faces + np.int32(o) for t, o in zip(tiles, offsets, strict=True)])

@@ -1,8 +1,7 @@
 """From hits to returns: what rays met in; which of them the sensor reports, with what range and remission, out.
 
 The constants describe an HDL-64E as KITTI's scans show it: its remission is compensated for range up to about 20 m,
-fades with the power that is
-left beyond, and is cut off at 0; a pulse too weak to be found is not reported at all.
+fades with the power that is left beyond, and is cut off at 0; a pulse too weak to be found is not reported at all.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ _GRAZING = 0.19  # how much farther a surface seems the more it is turned away: 
 @dataclass(frozen=True)
 class BeamResponse:
     """What one unit of a sensor makes of the same answer on its beams, each (beams,) float32: gain about 1, and how
-    much of it is lost close by,
-    where the beam is out of focus.
+    much of it is lost close by, where the beam is out of focus.
     """
 
     gain: npt.NDArray[np.float32]
@@ -68,9 +66,12 @@ def measured(
     shine = (1 - _GLOSS[m]) + _GLOSS[m] * 2.5 * cosine**8
     answer = hits.albedo * shine * gain
     power = (
-        hits.albedo * shine * np.sqrt(cosine) * np.square(np.float32(_REFERENCE_M * sensor.reach_m / 62.0) / true_range)
+        np.maximum(hits.albedo, 0.03)
+        * shine
+        * np.sqrt(cosine)
+        * np.square(np.float32(_REFERENCE_M * sensor.reach_m / 62.0) / true_range)
     )
-    reported = met & (chance[1] < (1 - _LOSS[m]) * -np.expm1(-9.0 * power))
+    reported = met & (chance[1] < (1 - _LOSS[m]) * -np.expm1(-13.0 * power))
     reported &= (measured_range >= sensor.min_range_m) & (measured_range <= sensor.max_range_m)
     seeming = true_range * cosine**-_GRAZING
     fade_m = sensor.reach_m - _FADE_FROM_M

@@ -47,7 +47,7 @@ def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> No
     kind = (0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5, 5)[style % 12]
     if kind == 0:  # alley
         _along(front, "tree", 9.0, 2.5, 3.0, rng)
-        _wild(front, 26.0, "thicket", 0.5, rng)
+        _wild(front, 26.0, "far thicket", 0.5, rng)
     elif kind == 1:  # wood
         o = float(rng.uniform(1.5, 6.0))
         _wild(front, o, "thicket", 0.95, rng)
@@ -59,9 +59,9 @@ def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> No
     elif kind == 3:  # pasture behind a fence
         boundary(front, 0.0, front.length, float(rng.uniform(2.0, 4.0)), rng)
         _along(front, "bush", 10.0, 4.0, 30.0, rng)
-        _wild(front, 34.0, "thicket", 0.7, rng)
+        _wild(front, 34.0, "far thicket", 0.7, rng)
     elif kind == 4:  # open field
-        _wild(front, 38.0, "thicket", 0.35, rng)
+        _wild(front, 38.0, "far thicket", 0.35, rng)
         _along(front, "bush", 25.0, 3.0, 12.0, rng)
         if rng.random() < 0.3:
             _rail(front, 2.0, front.length - 2.0, 0.7)
@@ -85,11 +85,11 @@ def furnish_highway(front: Frontage, style: int, rng: np.random.Generator) -> No
         _rail(front, 0.0, front.length, 0.8)
     if kind == 0:
         _wild(front, float(rng.uniform(4.0, 9.0)), "thicket", 0.85, rng)
-        _wild(front, 16.0, "thicket", 0.7, rng)
+        _wild(front, 16.0, "far thicket", 0.7, rng)
     elif kind == 1:
         _along(front, "bush", 7.0, 4.0, 16.0, rng)
         _along(front, "tree", 16.0, 7.0, 25.0, rng)
-        _wild(front, 28.0, "thicket", 0.6, rng)
+        _wild(front, 28.0, "far thicket", 0.6, rng)
     elif kind == 2:  # noise barrier
         wall = fence("wall", HEDGE_M, float(2.0 + style % 5 * 0.6), 0.4)
         for s in np.arange(0.0, front.length - HEDGE_M, HEDGE_M):

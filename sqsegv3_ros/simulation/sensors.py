@@ -1,8 +1,7 @@
 """Presets of spinning LiDARs: a name in, the sensor's beams, firing pattern, limits and noise out.
 
 Numbers are the makers' (user manuals of the HDL-64E S2, HDL-32E, VLP-16, VLP-32C and OS1). The HDL-64E is KITTI's: two
-blocks
-of 32 lasers on different heights of the spinning head, mounted 1.73 m above the road.
+blocks of 32 lasers on different heights of the spinning head, mounted 1.73 m above the road.
 """
 
 from __future__ import annotations
@@ -32,10 +31,8 @@ class SensorModel:
 
     elevations_deg: angle above the horizon. beam_azimuths_deg: how far a beam looks aside of the firing direction.
     heights_m: where a beam leaves the head, above the sensor's origin. columns: firings a turn; rate_hz: turns a
-    second. gain_spread:
-    standard deviation of the beams' remission gains around 1. compensated: whether its scans are usually published with
-    the vehicle's
-    motion taken out, as KITTI's are.
+    second. gain_spread: standard deviation of the beams' remission gains around 1. compensated: whether its scans are
+    usually published with the vehicle's motion taken out, as KITTI's are.
     """
 
     name: str
@@ -103,7 +100,7 @@ def _hdl64e() -> SensorModel:
     # 1/3 degree in the upper block, 1/2 in the lower, each laser a little off its place as in every calibration file
     off = np.random.default_rng(64).normal(0.0, 1.0, (2, 64))
     elevations = np.concatenate([np.linspace(1.95, -8.75, 32), np.linspace(-9.0, -24.6, 32)]) + 0.05 * off[0]
-    aside = np.tile([-5.2, 1.8, -1.8, 5.2], 16) + 0.3 * off[1]
+    aside = np.tile([-3.8, 1.3, -1.3, 3.8], 16) + 0.3 * off[1]
     return SensorModel(
         "hdl64e",
         tuple(float(v) for v in np.sort(elevations)[::-1]),
@@ -114,14 +111,15 @@ def _hdl64e() -> SensorModel:
         gain_spread=0.13,
         compensated=True,
         blind_spots=(  # a station wagon's roof and what stands on it
-            BlindSpot(180.0, -24.0, 36.0, 5.6),
-            BlindSpot(157.0, -17.5, 5.5, 3.6),
-            BlindSpot(203.0, -17.5, 5.5, 3.6),
-            BlindSpot(133.0, -21.3, 7.0, 1.9),
-            BlindSpot(227.0, -21.3, 7.0, 1.9),
-            BlindSpot(0.0, -25.0, 24.0, 3.6),
-            BlindSpot(35.0, -23.8, 7.0, 0.6),
-            BlindSpot(-67.0, -19.0, 12.5, 4.2),
+            BlindSpot(181.0, -26.0, 34.0, 7.2),
+            BlindSpot(161.0, -16.6, 4.0, 3.2),
+            BlindSpot(202.0, -16.6, 3.6, 3.2),
+            BlindSpot(292.0, -19.8, 10.0, 3.7),
+            BlindSpot(134.0, -24.2, 4.0, 3.4),
+            BlindSpot(233.0, -23.8, 3.8, 3.0),
+            BlindSpot(0.0, -25.5, 20.0, 4.2),
+            BlindSpot(328.0, -24.6, 6.0, 1.3),
+            BlindSpot(34.0, -24.4, 5.5, 1.0),
         ),
     )
 

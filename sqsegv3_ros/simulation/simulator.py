@@ -13,14 +13,15 @@ import numpy.typing as npt
 
 from sqsegv3_ros.simulation.actors import Actor, actors_at, gathered, lanes_of
 from sqsegv3_ros.simulation.drive import Drive, matrix, rotations
-from sqsegv3_ros.simulation.ground import TILE_M, to_world
+from sqsegv3_ros.simulation.ground import TILE_M, height, steepest, to_world
 from sqsegv3_ros.simulation.plans import ego_lane, lane_middle
-from sqsegv3_ros.simulation.raycast import World
+from sqsegv3_ros.simulation.raycast import View, World
 from sqsegv3_ros.simulation.returns import beam_response, measured
 from sqsegv3_ros.simulation.sensors import SensorModel, firing_azimuths
 from sqsegv3_ros.simulation.street import Street
 
 SCANS_PER_STREET = 4
+WINDOW_M = 60.0  # one world serves so much of the way
 _SPEED_MPS = {"city": 8.0, "dense": 6.0, "country": 14.0, "highway": 24.0}
 
 
@@ -29,9 +30,8 @@ class Sweep:
     """One turn of the sensor, its N returns in the order in which they were fired.
 
     points: (N, 4) float32 x, y, z (m, sensor frame) and remission (0..1). labels: (N,) uint32, raw SemanticKITTI id
-    and, in the upper 16
-    bits, the instance. rings: (N,) uint16, 0 the topmost beam. pose: (4, 4) float64, sensor to world, at stamp_s (the
-    middle of the turn).
+    and, in the upper 16 bits, the instance. rings: (N,) uint16, 0 the topmost beam. pose: (4, 4) float64, sensor to
+    world, at stamp_s (the middle of the turn).
     """
 
     points: npt.NDArray[np.float32]
@@ -53,15 +53,27 @@ class Simulator:
         self.lanes = lanes_of(street.plan, street.seed, drive.speed_mps)
         self._response = beam_response(sensor, np.random.default_rng([*street.seed, 7])).tiled(sensor.columns)
         self._blind = sensor.blind()
-        self._world: tuple[tuple[int, int], World] | None = None
+        self._aim, self._leave = _rays(sensor)
+        self._world: tuple[int, World] | None = None
 
     def world_about(self, u: float) -> World:
-        """The street in sight of u. It is kept as long as the same tiles are in sight."""
-        tiles = int(np.floor((u - self.sight_m) / TILE_M)), int(np.floor((u + self.sight_m) / TILE_M))
-        if self._world is None or not (self._world[0][0] <= tiles[0] and tiles[1] <= self._world[0][1]):
+        """The street in sight of u. It is kept as long as it reaches far enough."""
+        window = int(np.floor(u / WINDOW_M))
+        if self._world is None or self._world[0] != window:
             self._world = None  # let the old one go before the new one is built
-            span = range(tiles[0], tiles[1] + 1)
-            self._world = tiles, World(self.street.plan, [self.street.tile(number) for number in span])
+            low, high = window * WINDOW_M, (window + 1) * WINDOW_M
+            first, last = (int(np.floor(end / TILE_M)) for end in (low - self.sight_m, high + self.sight_m))
+            way = np.linspace(low, high, 21)
+            x, y = to_world(self.street.plan, way, np.zeros(21))
+            view = View(
+                center=(float(x[10]), float(y[10])),
+                span_m=float(np.hypot(x - x[10], y - y[10]).max()) + self.street.plan.half_width,
+                reach_m=self.sensor.max_range_m + 2.0,
+                top_m=float(height(self.street.plan, way, np.zeros(21)).max()) + self.sensor.mount_height_m + 0.6,
+                rise=float(np.tan(np.radians(max(self.sensor.elevations_deg)))) + steepest(self.street.plan),
+            )
+            world = World(self.street.plan, [self.street.tile(number) for number in range(first, last + 1)], view)
+            self._world = window, world
         return self._world[1]
 
     def sweep(self, number: int, stamp: float | None = None, traffic_s: float = 0.0) -> Sweep:
@@ -73,9 +85,10 @@ class Simulator:
         fired = stamp + ((np.arange(sensor.columns) + 0.5) / sensor.columns - 0.5) / sensor.rate_hz
         poses = drive.pose(fired)
         turned = rotations(poses)
-        aim, leave = _rays(sensor)
-        directions = np.einsum("cij,cbj->cbi", turned, aim).reshape(-1, 3).astype(np.float32)
-        origins = (np.einsum("cij,cbj->cbi", turned, leave) + poses[:, None, :3]).reshape(-1, 3).astype(np.float32)
+        aim, leave = self._aim, self._leave
+        to_world_axes = turned.transpose(0, 2, 1)
+        directions = (aim @ to_world_axes).reshape(-1, 3).astype(np.float32)
+        origins = (leave @ to_world_axes + poses[:, None, :3]).reshape(-1, 3).astype(np.float32)
         place_u, place_v = drive.place(stamp)
         ego = float(place_u), float(place_v)
         world = self.world_about(ego[0])
@@ -128,10 +141,12 @@ def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], numb
     beside the lane."""
     rng = np.random.default_rng([*seed, 10, number])
     plan = street.plan
-    u = float(rng.uniform(0, 1)) * 15.0 + 15.0 * (number % SCANS_PER_STREET)
+    apart = WINDOW_M / SCANS_PER_STREET
+    u = apart * (number + float(rng.uniform(0, 1)))
     if plan.crossings and rng.random() < 0.25:  # at a junction
         nearest = min(plan.crossings, key=lambda s: abs(s.u - u))
-        u = nearest.u + float(rng.normal(0, 5)) if 0 < nearest.u < 60 else u
+        if 0 < nearest.u < WINDOW_M:
+            u = float(np.clip(nearest.u + rng.normal(0, 5), 0, WINDOW_M - 0.1))
     toward = 1 if rng.random() < 0.5 else -1
     lane = lane_middle(plan, toward)
     lane = ego_lane(plan) if lane is None else lane

@@ -17,8 +17,7 @@ class Street:
     """A street of a kind ('city', 'highway', 'country' or 'mixed'), the same for the same seed.
 
     length: the part of u, in metres, that will be driven. It is bounded by nothing but the plan's centre line (a few
-    numbers a metre): tiles
-    are made when they come into sight and forgotten when they are out of it.
+    numbers a metre): tiles are made when they come into sight and forgotten when they are out of it.
     """
 
     def __init__(self, scene: str, seed: tuple[int, ...], length: tuple[float, float] = (0.0, 60.0)) -> None:

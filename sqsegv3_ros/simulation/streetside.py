@@ -174,7 +174,7 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
         )
     for a in np.arange(s, s + width, THICKET_M):
         if rng.random() < 0.8:
-            front.add(variant("thicket", int(rng.integers(8))), float(a), float(rng.uniform(setback + 6, 30)))
+            front.add(variant("far thicket", int(rng.integers(8))), float(a), float(rng.uniform(setback + 6, 30)))
 
 
 def closed_row(front: Frontage, s: float, rng: np.random.Generator) -> float:
@@ -200,7 +200,7 @@ def green(front: Frontage, s: float, width: float, rng: np.random.Generator) -> 
     if rng.random() < 0.3:
         front.add(pick("clutter", rng), float(rng.uniform(s, s + width)), float(rng.uniform(0.5, 4)), np.pi / 2)
     for a in np.arange(s, s + width - THICKET_M, THICKET_M):
-        front.add(variant("thicket", int(a)), float(a), float(rng.uniform(18, 30)))
+        front.add(variant("far thicket", int(a)), float(a), float(rng.uniform(18, 30)))
 
 
 def overgrown(front: Frontage, s: float, width: float, rng: np.random.Generator) -> None:
