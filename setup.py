@@ -76,6 +76,7 @@ setup(
     entry_points={
         "console_scripts": [
             "segment_node = sqsegv3_ros.node:main",
+            "evaluate_node = sqsegv3_ros.evaluate_node:main",
             "sqsegv3 = sqsegv3_ros.cli:main",
         ]
     },

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from sqsegv3_ros.kitti import write_whole
 from sqsegv3_ros.knn import KnnConfig
 from sqsegv3_ros.labels import LabelSet
 from sqsegv3_ros.projection import Normalization, ProjectionConfig
+from sqsegv3_ros.share import share_folders
 
 if TYPE_CHECKING:
     import torch
@@ -216,23 +216,6 @@ def default_model() -> Path | None:
         if models:
             return models[0]
     return None
-
-
-def share_folders() -> list[Path]:
-    """The folders that may hold the package's launch, config and models folders, the likeliest first."""
-    import sys
-
-    package = Path(__file__).resolve().parent
-    folders = [package.parent]  # the source tree, also behind an editable or symlinked installation
-    for prefix in [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), *_prefixes_of(package), sys.prefix]:
-        if prefix:
-            folders.append(Path(prefix) / "share" / "sqsegv3_ros")
-    return [folder for folder in folders if (folder / "package.xml").is_file()]
-
-
-def _prefixes_of(package: Path) -> list[str]:
-    # .../lib/python3.11/site-packages/sqsegv3_ros lies four levels below its prefix (Debian: local/lib one more)
-    return [str(parent) for parent in package.parents[2:6]]
 
 
 def _read_description(archive: zipfile.ZipFile) -> Any:
