@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,40 +36,46 @@ def _average(mean: Tensor, new: Tensor, count: Tensor | int, decay: float) -> Te
     return mean + (new - mean) * (1.0 - keep) if mean.is_floating_point() else new
 
 
-class CleanStop(Checkpoint):
-    """Ctrl-C and SIGTERM end training after the step that runs, with everything saved; a second one ends it at once.
+class KeepLast(Checkpoint):
+    """Writes last.ckpt after every validation, every so often between them, and when training is asked to stop.
 
-    path: the checkpoint to write.
+    Ctrl-C and SIGTERM end training after the step that runs, with everything saved; a second one ends it at once.
+
+    path: the checkpoint to write. minutes: how often, apart from validations.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, minutes: float):
         self.path = path
-        self.requested = False
-        self.saved_at: int | None = None
+        self.interval = 60.0 * minutes
+        self.stop_requested = False
+        self.stopped_at: int | None = None
+        self._saved = time.monotonic()
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals (later than Lightning does)."""
+        self._saved = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._request)
+            self._previous[number] = signal.signal(number, self._request_stop)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here if asked to."""
-        self._stop_if_requested(trainer)
+        """Save where it is time to, unless a validation follows: resumed before it, a run would leave it out."""
+        if not _validation_follows(trainer, batch_idx):
+            self._save(trainer, due=time.monotonic() - self._saved > self.interval)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop here if asked to."""
+        """Save."""
         if not trainer.sanity_checking:
-            self._stop_if_requested(trainer)
+            self._save(trainer, due=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the signals back."""
         self._restore()
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
         self._restore()
 
     def _restore(self) -> None:
@@ -78,14 +83,21 @@ class CleanStop(Checkpoint):
             signal.signal(number, handler)
         self._previous = {}
 
-    def _stop_if_requested(self, trainer: Trainer) -> None:
-        requested = self.requested
-        if trainer.world_size > 1:
-            requested = trainer.strategy.reduce_boolean_decision(requested, all=False)
-        if requested:
+    def _save(self, trainer: Trainer, due: bool) -> None:
+        stop = self.stop_requested
+        if trainer.world_size > 1:  # saving is done together, and clocks and signals differ
+            due, stop = (trainer.strategy.reduce_boolean_decision(flag, all=False) for flag in (due, stop))
+        if due or stop:
             trainer.save_checkpoint(self.path)
-            self.saved_at = trainer.global_step
+            self._saved = time.monotonic()
+        if stop:
+            self.stopped_at = trainer.global_step
             raise KeyboardInterrupt
+
+
+def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch or 1
+    return every is not None and (batch_idx + 1) % every == 0 and (trainer.current_epoch + 1) % epochs == 0
 
 
 class History(Callback):
@@ -161,12 +173,17 @@ def run_callbacks(
     checkpoint_minutes: how often last.ckpt is written apart from validations. ema_decay: 0 for no averaging.
     early_stop_patience: validations without improvement after which training ends; 0 for never.
     """
-    one_file: dict[str, Any] = {"dirpath": output, "auto_insert_metric_name": False, "enable_version_counter": False}
     callbacks: list[Callback] = [
         History(output / HISTORY_NAME),
-        ModelCheckpoint(filename=BEST_NAME, monitor=BEST, mode="max", save_last=True, **one_file),
-        ModelCheckpoint(filename=LAST_NAME, train_time_interval=timedelta(minutes=checkpoint_minutes), **one_file),
-        CleanStop(output / f"{LAST_NAME}.ckpt"),
+        ModelCheckpoint(
+            dirpath=output,
+            filename=BEST_NAME,
+            monitor=BEST,
+            mode="max",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        ),
+        KeepLast(output / f"{LAST_NAME}.ckpt", checkpoint_minutes),
     ]
     if early_stop_patience:
         callbacks.insert(0, EarlyStopping(BEST, mode="max", patience=early_stop_patience))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any, Literal
 
@@ -92,6 +93,11 @@ class SegmentationModule(LightningModule):
         classes = self.label_set.classes
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ScanData) and any(c.frequency is None for c in classes):
+            if not any(data.frequencies):
+                raise UserError(
+                    f"label set '{self.label_set.name}' does not say how frequent its classes are, and no scan is in "
+                    "memory to count them: add 'content' to its YAML file or raise data.cache_gb"
+                )
             weights = class_weights(self.loss_config.class_weights, data.frequencies, [c.ignored for c in classes])
             self.criterion.weights.copy_(weights)
 
@@ -171,7 +177,7 @@ class SegmentationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into the checkpoint what is needed to run and export the model, in plain JSON types."""
         data = getattr(self.trainer, "datamodule", None)
-        checkpoint[KEY] = {
+        description = {
             "name": self.model_name,
             "network": self.network_config.to_dict(),
             "labels": self.label_set.to_dict(),
@@ -186,9 +192,10 @@ class SegmentationModule(LightningModule):
                 "optimizer": dataclasses.asdict(self.optimizer_config),
                 "start_from": None if self.start_from is None else self.start_from.rstrip("/").rsplit("/", 1)[-1],
                 "steps": self.global_step,
-                "metrics": dict(self.scores),
+                "metrics": {name: round(value, 6) for name, value in self.scores.items()},
             },
         }
+        checkpoint[KEY] = json.loads(json.dumps(description))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError where a checkpoint to resume is of another network, with what differs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -19,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.training.callbacks import BEST_NAME, LAST_NAME, CleanStop, run_callbacks
+from sqsegv3_ros.training.callbacks import BEST_NAME, LAST_NAME, KeepLast, run_callbacks
 from sqsegv3_ros.training.checkpoint import read_checkpoint
 from sqsegv3_ros.training.data import ScanData
 from sqsegv3_ros.training.module import SegmentationModule
@@ -112,9 +111,9 @@ class TrainCLI(LightningCLI):
         return settings
 
     @property
-    def stop(self) -> CleanStop:
-        """The callback that handles Ctrl-C."""
-        return next(c for c in self.trainer.callbacks if isinstance(c, CleanStop))  # type: ignore[attr-defined]
+    def last(self) -> KeepLast:
+        """The callback that writes last.ckpt and handles Ctrl-C."""
+        return next(c for c in self.trainer.callbacks if isinstance(c, KeepLast))  # type: ignore[attr-defined]
 
 
 def train(options: Sequence[str]) -> int:
@@ -131,16 +130,16 @@ def train(options: Sequence[str]) -> int:
     except ArgumentError as error:  # without its usage, which has 200 lines
         raise UserError(f"{error}\n(sqsegv3 train --help lists every setting)") from error
     except SystemExit:
-        stop = cli.stop if "cli" in locals() else None
-        if stop is None or stop.saved_at is None:
+        last = cli.last if "cli" in locals() else None
+        if last is None or last.stopped_at is None:
             raise
-        print(f"stopped after step {stop.saved_at}; saved {stop.path}. Go on with: --run.resume true", file=sys.stderr)
+        print(
+            f"stopped after step {last.stopped_at}; saved {last.path}. Go on with: --run.resume true", file=sys.stderr
+        )
         return 130
     except MisconfigurationException as error:
         raise UserError(f"the trainer's settings do not fit: {error}") from error
-    except OSError as error:
-        raise _explained(error) from error
-    except RuntimeError as error:
+    except (OSError, RuntimeError, UserError) as error:
         raise _explained(error) from error
     output = Path(cli.settings.output).expanduser()
     if cli.model.scores:
@@ -169,30 +168,33 @@ def _prepare_output(cli: TrainCLI) -> Path | None:
         )
     if cli.trainer.is_global_zero:
         output.mkdir(parents=True, exist_ok=True)
-        (output / CONFIG_NAME).write_text(cli.parser.dump(cli.config, skip_none=False))
+        (output / CONFIG_NAME).write_text(cli.parser.dump(cli.config))
     return last if cli.settings.resume else None
 
 
-def _explained(error: OSError | RuntimeError) -> Exception:
+def _explained(error: Exception) -> Exception:
+    """The error for the user, where what happened is known."""
     text = str(error)
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in text:
+    if isinstance(error, UserError):  # one from a worker comes with the worker's traceback before its message
+        return UserError(text.rsplit("UserError: ", 1)[-1].strip())
+    if "DataLoader worker" in text or isinstance(error, ConnectionError):
+        return OperationError(
+            "a process that prepares training data was killed, probably for want of memory; go on with --run.resume "
+            f"true and fewer --data.workers or a smaller --data.cache_gb ({text.splitlines()[0]})"
+        )
+    if "No space left" in text:
         return OperationError(
             "no space left where the run is kept; free some, then go on with --run.resume true "
             "(the checkpoints written before are whole)"
         )
     if isinstance(error, OSError):
         return OperationError(f"{error.filename or 'file'}: {error.strerror or error}")
-    if "DataLoader worker" in text and "killed" in text:
-        return OperationError(
-            "a process that prepares training data was killed, probably for want of memory; go on with --run.resume "
-            f"true and fewer --data.workers or a smaller --data.cache_gb ({text.splitlines()[0]})"
-        )
     return error
 
 
 def _quieten() -> None:
     """Leave out messages of the libraries that a user of this command can do nothing about."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: (
             "litlogger" not in record.getMessage().lower()

@@ -1,0 +1,326 @@
+"""Whole training runs on a tiny data set: the curve, resuming, stopping, checkpoints, export, and what users see."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, ROOT, needs_shared
+from lightning.pytorch import Callback
+from test_training_data import IMAGE, make_data, write_data_set
+
+from sqsegv3_ros.artifact import load_artifact
+from sqsegv3_ros.cli import main
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
+from sqsegv3_ros.labels import SEMANTIC_KITTI
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.projection import Normalization, normalize, project, restore
+from sqsegv3_ros.training import run as run_module
+from sqsegv3_ros.training.callbacks import _average
+from sqsegv3_ros.training.checkpoint import load_network, load_weights, read_checkpoint
+from sqsegv3_ros.training.module import SegmentationModule
+from sqsegv3_ros.training.run import TrainCLI
+
+TINY = {
+    "--model.network.channels": "[8,8,8,8,8]",
+    "--model.network.blocks": "[1,1,1,1,1]",
+    "--model.network.attention_kernel": "1",
+    "--model.network.azimuth_padding": "circular",
+    "--model.network.dropout": "0.2",
+    "--model.projection": '{"height": 16, "width": 128}',
+    "--model.optimizer": '{"method": "adamw", "schedule": "one-cycle", "lr": 0.01}',
+    "--data.train": '["00","01"]',
+    "--data.val": '["02"]',
+    "--data.crop_width": "64",
+    "--data.augmentation.yaw_deg": '{"probability": 1.0, "low": -180, "high": 180}',
+    "--run.ema_decay": "0.9",
+    "--trainer.max_epochs": "3",
+    "--trainer.accelerator": "cpu",
+    "--trainer.enable_progress_bar": "false",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_data_set(tmp_path_factory.mktemp("data"))
+
+
+def options(root, output, **changes):
+    given = {**TINY, "--data.root": str(root), "--run.output": str(output)}
+    given |= {f"--{key.replace('__', '.')}": str(value) for key, value in changes.items()}
+    return ["train", *(part for pair in given.items() for part in pair)]
+
+
+class Losses(Callback):
+    """Remembers every step's loss; sends a signal after one of them."""
+
+    def __init__(self, interrupt_after=None):
+        self.losses = {}
+        self.interrupt_after = interrupt_after
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses[trainer.global_step] = outputs["loss"].item()
+        if trainer.global_step == self.interrupt_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def train(monkeypatch, arguments, interrupt_after=None):
+    """Run the command in this process. Returns (exit code, loss by step)."""
+    losses = Losses(interrupt_after)
+    original = run_module.run_callbacks
+    monkeypatch.setattr(run_module, "run_callbacks", lambda *a, **k: [losses, *original(*a, **k)])
+    code = main(arguments)
+    monkeypatch.undo()
+    return code, losses.losses
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """A run of three epochs to the end: its folder and the loss of every step."""
+    output = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        code, losses = train(monkeypatch, options(root, output))
+    assert code == 0
+    return output, losses
+
+
+def history(output):
+    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+
+
+def without_time(entries):
+    return [{k: v for k, v in e.items() if k != "seconds"} for e in entries]
+
+
+def test_a_run_leaves_checkpoints_history_settings_and_tensorboard_files(finished):
+    output, losses = finished
+    assert sorted(losses) == list(range(1, 10))
+    assert losses[9] < losses[1]
+    assert {p.name for p in output.iterdir()} == {
+        "best.ckpt", "last.ckpt", "history.jsonl", "config.yaml", "tensorboard"
+    }  # fmt: skip
+    entries = history(output)
+    assert [e["step"] for e in entries] == [3, 6, 9]
+    assert entries[0]["train/loss"] == pytest.approx(np.mean([losses[i] for i in (1, 2, 3)]), abs=1e-4)
+    best = max(entries, key=lambda e: e["val/miou"])
+    description, _ = read_checkpoint(output / "best.ckpt")
+    assert description["training"]["metrics"]["val/miou"] == pytest.approx(best["val/miou"], abs=1e-5)
+    assert description["training"]["steps"] == best["step"]
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_ctrl_c_saves_and_resuming_continues_to_the_same_curve(finished, root, tmp_path, monkeypatch, capfd, stop):
+    whole, losses = finished
+    code, before = train(monkeypatch, options(root, tmp_path), interrupt_after=stop)
+    assert code == 130
+    said = capfd.readouterr().err
+    assert f"stopped after step {stop}; saved {tmp_path}/last.ckpt. Go on with: --run.resume true" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    code, after = train(monkeypatch, options(root, tmp_path, run__resume="true", data__workers=1))
+    assert code == 0
+    assert sorted(after) == list(range(stop + 1, 10))
+    assert {**before, **after} == losses
+    assert without_time(history(tmp_path)) == without_time(history(whole))
+    ours, theirs = (torch.load(d / "last.ckpt", weights_only=True) for d in (tmp_path, whole))
+    for entry in ("state_dict", "current_model_state"):
+        assert all(torch.equal(ours[entry][k], v) for k, v in theirs[entry].items())
+
+
+def test_validation_counts_points_by_the_averaged_weights(finished, root):
+    output, _ = finished
+    description, weights = read_checkpoint(output / "last.ckpt")
+    network = load_network(description, weights)
+    matrix = ConfusionMatrix(SEMANTIC_KITTI)
+    for scan in make_data(root).val_store.cached():
+        image = project(torch.from_numpy(scan.points), IMAGE)
+        with torch.no_grad():
+            labels = network(normalize(image, Normalization()))[0].argmax(1)[0]
+        matrix.add(restore(labels, image).numpy(), scan.labels)
+    scores, last = matrix.scores(strict=True), history(output)[-1]
+    assert last["val/miou"] == pytest.approx(scores.miou_present, abs=1e-5)
+    assert last["val/accuracy"] == pytest.approx(scores.accuracy, abs=1e-5)
+    assert last["val/miou_all"] == pytest.approx(matrix.scores().miou, abs=1e-5)
+    assert last["iou/road"] == pytest.approx(scores.iou[9], abs=1e-5)
+
+
+def test_a_checkpoint_describes_itself(finished, root):
+    description, _ = read_checkpoint(finished[0] / "best.ckpt")
+    assert json.loads(json.dumps(description)) == description
+    assert description["training"]["data"]["training"][0]["sequences"] == ["00", "01"]
+    assert description["training"]["data"]["validation"] == {"name": root.name, "sequences": ["02"]}
+    assert str(root.parent) not in json.dumps(description)
+    assert description["network"]["channels"] == [8, 8, 8, 8, 8]
+    assert description["training"]["augmentation"]["yaw_deg"]["high"] == 180
+
+
+@pytest.fixture(scope="module")
+def image(root):
+    scan = make_data(root).val_store.cached()[0]
+    return normalize(project(torch.from_numpy(scan.points), IMAGE), Normalization())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_an_exported_model_computes_what_was_trained(finished, tmp_path, image, half, capsys):
+    checkpoint, model = finished[0] / "best.ckpt", tmp_path / "model.pt"
+    command = ["export", str(checkpoint), "--output", str(model), "--licence", "for tests", "--name", "tiny"]
+    assert main([*command, *(["--half"] if half else [])]) == 0
+    assert "tiny, 20 classes, 16 x 128 pixels" in capsys.readouterr().out
+    artifact = load_artifact(model)
+    assert artifact.info.weights_dtype == ("float16" if half else "float32")
+    assert artifact.info.labels == SEMANTIC_KITTI
+    assert artifact.info.projection == IMAGE
+    assert artifact.info.provenance["licence"] == "for tests"
+    assert artifact.info.provenance["metrics"]["val/miou"] > 0
+    with torch.no_grad():
+        expected = load_network(*read_checkpoint(checkpoint))(image)[0].softmax(1)
+        found = artifact.module(image).softmax(1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-3 if half else 1e-5)
+    assert main(command) == 2  # it exists now
+
+
+def onnx_logits(path, image):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
+
+
+def test_an_exported_onnx_file_computes_what_was_trained(finished, tmp_path, image, capsys):
+    from sqsegv3_ros.training.onnx import read_onnx_info
+
+    pytest.importorskip("onnx")
+    checkpoint, path = finished[0] / "best.ckpt", tmp_path / "model.onnx"
+    assert main(["export", str(checkpoint), "--output", str(path), "--format", "onnx"]) == 0
+    two = torch.cat((image, image.flip(3)))
+    with torch.no_grad():
+        expected = load_network(*read_checkpoint(checkpoint))(two)[0].softmax(1)
+    torch.testing.assert_close(onnx_logits(path, two).softmax(1), expected, rtol=0, atol=1e-5)
+    assert read_onnx_info(path).labels == SEMANTIC_KITTI
+
+
+@needs_shared
+@pytest.mark.parametrize("padding", ["zero", "circular"])
+def test_onnx_of_a_whole_21_labels_as_torch_does(tmp_path, padding):
+    from sqsegv3_ros.artifact import ModelInfo
+    from sqsegv3_ros.knn import KnnConfig
+    from sqsegv3_ros.training.onnx import export_onnx
+
+    pytest.importorskip("onnx")
+    network = SqueezeSegV3(NetworkConfig.ssgv3_21(azimuth_padding=padding))
+    load_weights(network, GOLDEN / "official_21")
+    info = ModelInfo("21", network.config.to_dict(), SEMANTIC_KITTI, IMAGE, Normalization(), KnnConfig())
+    assert export_onnx(network, tmp_path / "21.onnx", info) < 1e-4
+
+
+@needs_shared
+def test_training_can_start_from_an_official_checkpoint():
+    module = SegmentationModule(network=NetworkConfig.ssgv3_21(), start_from=str(GOLDEN / "official_21"))
+    stored = torch.load(GOLDEN / "official_21" / "backbone", weights_only=True)
+    assert torch.equal(module.network.stem.conv.weight, stored["conv1.weight"])
+    narrow = SqueezeSegV3(NetworkConfig.ssgv3_21(channels=(8, 8, 8, 8, 8)))
+    with pytest.raises(UserError, match=r"do not fit the network: .* set model\.network to the shape"):
+        load_weights(narrow, GOLDEN / "official_21")
+
+
+def test_training_can_start_from_a_checkpoint_with_other_classes(finished):
+    description, weights = read_checkpoint(finished[0] / "best.ckpt")
+    config = NetworkConfig.from_dict({**description["network"], "num_classes": 26})
+    network = SqueezeSegV3(config)
+    heads = network.heads[0].conv.weight.clone()
+    assert "heads left out" in load_weights(network, finished[0] / "best.ckpt")
+    assert torch.equal(network.heads[0].conv.weight, heads)
+    assert torch.equal(network.stem.conv.weight, weights["stem.conv.weight"])
+
+
+def test_an_average_starts_at_the_weights_and_then_moves_by_the_decay():
+    assert _average(torch.tensor(0.0), torch.tensor(1.0), 0, 0.999).item() == pytest.approx(0.9)
+    assert _average(torch.tensor(0.0), torch.tensor(1.0), 10**6, 0.999).item() == pytest.approx(0.001)
+    assert _average(torch.tensor(3), torch.tensor(8), 10, 0.999).item() == 8  # a counter is no average
+
+
+def test_early_stopping_ends_a_run_that_does_not_improve(root, tmp_path, monkeypatch):
+    changes = {"model__optimizer": '{"method": "sgd", "schedule": "constant", "lr": 1e-12}', "run__ema_decay": 0}
+    changes |= {"trainer__max_epochs": 9, "run__early_stop_patience": 2, "model__network__bn_momentum": "1e-9"}
+    code, losses = train(monkeypatch, options(root, tmp_path, **changes))
+    assert code == 0
+    assert 9 <= max(losses) < 27
+
+
+def refused(capsys, arguments, code=2):
+    assert main(arguments) == code
+    text = capsys.readouterr().err
+    assert text.count("sqsegv3 train: ") == 1
+    assert len(text.splitlines()) <= 12  # no usage of 200 lines, no traceback
+    return text
+
+
+def test_wrong_use_is_refused_with_one_message(finished, root, tmp_path, capsys):
+    output, _ = finished
+    assert "holds a run already (last.ckpt); go on with --run.resume true" in refused(capsys, options(root, output))
+    wrong = options(root, output, run__resume="true", model__network__attention_kernel=3)
+    assert "has another network: attention_kernel differ" in refused(capsys, wrong)
+    assert "nothing to resume: there is no" in refused(capsys, options(root, tmp_path, run__resume="true"))
+    assert "unrecognized arguments: --data.rot" in refused(capsys, [*options(root, tmp_path), "--data.rot", "x"])
+    assert "crop_width must be a multiple of 8" in refused(capsys, options(root, tmp_path, data__crop_width=7))
+    assert "is no SemanticKITTI root" in refused(capsys, options(tmp_path / "nowhere", tmp_path / "o"))
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "last.ckpt").write_bytes((output / "last.ckpt").read_bytes()[:5000])
+    assert "cut/last.ckpt (5000 bytes) cannot be read" in refused(capsys, options(root, cut, run__resume="true"))
+
+
+class FullDisk(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        raise OSError(28, "No space left on device", "last.ckpt")
+
+
+class KilledWorker(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        for worker in trainer.fit_loop._combined_loader.flattened[0]._iterator._workers:
+            os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (FullDisk, "no space left where the run is kept; free some, then go on with --run.resume true"),
+        (KilledWorker, "a process that prepares training data was killed, probably for want of memory"),
+    ],
+)
+def test_a_failure_from_outside_is_explained(root, tmp_path, monkeypatch, capsys, fault, message):
+    original = run_module.run_callbacks
+    monkeypatch.setattr(run_module, "run_callbacks", lambda *a, **k: [fault(), *original(*a, **k)])
+    assert message in refused(capsys, options(root, tmp_path, data__workers=1), code=1)
+
+
+def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "x.ckpt").write_bytes(b"nothing")
+    for name, message in (("x.ckpt", "cannot be read"), ("y.ckpt", "there is no checkpoint")):
+        assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "m.pt")]) == 2
+        assert message in capsys.readouterr().err
+    torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
+    assert main(["export", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "m.pt")]) == 2
+    assert "was not made by `sqsegv3 train`" in capsys.readouterr().err
+
+
+CONFIGS = sorted((ROOT / "config" / "train").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_configuration_that_ships_can_be_read(path, tmp_path):
+    cli = TrainCLI(["--config", str(path), "--data.root", str(tmp_path), "--run.output", str(tmp_path)])
+    assert cli.datamodule.projection == cli.model.projection
+    parameters = sum(p.numel() for p in cli.model.network.parameters())
+    if "small" not in path.stem:
+        assert parameters == (25_959_588 if "53" in path.stem else 9_247_140)
+
+
+def test_configurations_are_there():
+    assert {p.stem for p in CONFIGS} >= {"ssgv3_21", "ssgv3_53", "ssgv3_21_512", "ssgv3_small"}
+    assert all(isinstance(p, Path) for p in CONFIGS)
