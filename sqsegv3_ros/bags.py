@@ -6,7 +6,7 @@ Nothing is trusted: whatever rosbags stumbles over in a file becomes a UserError
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -92,16 +92,16 @@ class BagReader:
 
     def count(self, topic: str) -> int:
         """How many clouds a topic holds."""
-        return sum(c.msgcount for c in self._cloud_connections(topic))
+        return sum(c.msgcount for c in self.connections if c.topic == topic and c.msgtype == CLOUD_TYPE)
 
-    def messages(self, topic: str | None = None) -> Iterator[BagMessage]:
-        """The messages in order of time: the clouds of one topic, or everything."""
-        chosen = self.connections if topic is None else self._cloud_connections(topic)
+    def messages(self, topic: str | None = None, kinds: Collection[str] = (CLOUD_TYPE,)) -> Iterator[BagMessage]:
+        """The messages in order of time: those of one topic that are of these types, or everything."""
+        chosen = [c for c in self.connections if topic is None or (c.topic == topic and c.msgtype in kinds)]
         if not chosen:
             return
-        with self._blaming_the_file(""):
-            messages = iter(self._reader.messages(connections=chosen))
         self._read = 0
+        with self._blaming_the_file("cannot be read"):
+            messages = iter(self._reader.messages(connections=chosen))
         while True:
             with self._blaming_the_file("cannot be read"):
                 found = next(messages, None)
@@ -111,11 +111,15 @@ class BagReader:
             yield BagMessage(*found)
 
     def cloud(self, message: BagMessage) -> Any:
-        """A message of a topic with clouds, as a PointCloud2 of rosbags. Raises UserError naming the message."""
-        with self._blaming_the_file("holds a cloud that cannot be read"):
+        """A message as a PointCloud2 of rosbags. Raises UserError where its bytes are none."""
+        return self.decoded(message, CLOUD_TYPE)
+
+    def decoded(self, message: BagMessage, kind: str) -> Any:
+        """A message as one of ROS's own types. Raises UserError where its bytes are none."""
+        with self._blaming_the_file(f"has a message on {message.connection.topic} that is no {kind}"):
             if self.is_ros1:
-                return ros1_types().deserialize_ros1(message.raw, CLOUD_TYPE)
-            return ros2_types().deserialize_cdr(message.raw, CLOUD_TYPE)
+                return ros1_types().deserialize_ros1(message.raw, kind)
+            return ros2_types().deserialize_cdr(message.raw, kind)
 
     def serialized(self, cloud: Any) -> bytes | memoryview:
         """A PointCloud2 as this bag stores it: the inverse of `cloud`."""
@@ -127,11 +131,8 @@ class BagReader:
         """A cloud's bytes as ROS 2 sends them: as stored in a ROS 2 bag, converted from a ROS 1 bag."""
         if not self.is_ros1:
             return message.raw
-        with self._blaming_the_file("holds a cloud that cannot be read"):
+        with self._blaming_the_file(f"has a message on {message.connection.topic} that is no {CLOUD_TYPE}"):
             return bytes(ros2_types().ros1_to_cdr(message.raw, CLOUD_TYPE))
-
-    def _cloud_connections(self, topic: str) -> list[Any]:
-        return [c for c in self.connections if c.topic == topic and c.msgtype == CLOUD_TYPE]
 
     @contextmanager
     def _blaming_the_file(self, what: str) -> Iterator[None]:

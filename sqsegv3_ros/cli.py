@@ -21,6 +21,8 @@ VERBS = {
     "render": "draw a scan and its labels",
     "report": "turn an evaluation into a page to read",
     "simulate": "make labelled scans of made-up streets",
+    "replay": "publish a bag or a data set's sequence at its recorded pace",
+    "convert": "turn a data set's sequence into a bag, and a bag into a sequence",
 }
 
 

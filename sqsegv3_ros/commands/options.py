@@ -28,6 +28,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     knn.add_argument("--knn-search", type=int, metavar="S", help="side of the search window in pixels, odd")
 
 
+def add_cloud_options(parser: argparse._ActionsContainer) -> None:
+    """--intensity-field and --intensity-scale: how the clouds of a bag are read. None where not given."""
+    parser.add_argument("--intensity-field", metavar="F", help="field that holds the intensity; '' for none")
+    parser.add_argument(
+        "--intensity-scale", type=float, metavar="X", help="factor from it to the remission, 0..1 (0.00392 for 0..255)"
+    )
+
+
 def model_path(given: Path | None) -> Path:
     """The model file to use. Raises UserError where none is given and none ships."""
     from sqsegv3_ros.artifact import default_model
