@@ -10,6 +10,7 @@ import torch
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.deploy import deploy, tile_shape
 from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.network.winograd import winograd3x3
 
 MARGIN = 1e-4
 
@@ -123,6 +124,26 @@ def test_half_precision_stays_near_the_full_one(dtype):
         expected, found = model(image)[0].softmax(1), deployed(image.to(dtype))
     assert found.dtype == dtype
     assert (found.float().softmax(1) - expected).abs().mean() < (2e-3 if dtype == torch.float16 else 1e-2)
+
+
+@pytest.mark.parametrize("band_pixels", [1, 60, 10_000])
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (6, 10), (16, 4)])
+def test_winograd_is_a_3x3_convolution_whatever_the_bands(height, width, band_pixels):
+    torch.manual_seed(0)
+    padded = torch.randn(2, height + 2, width + 2, 7)
+    weight = torch.randn(5, 7, 3, 3).contiguous(memory_format=torch.channels_last)
+    bias = torch.randn(5)
+    found = winograd3x3(padded, weight, bias, band_pixels)
+    expected = torch.nn.functional.conv2d(padded.permute(0, 3, 1, 2).double(), weight.double(), bias.double())
+    torch.testing.assert_close(found.double(), expected.permute(0, 2, 3, 1), rtol=0, atol=1e-5)
+
+
+def test_full_size_network_uses_winograd_and_agrees_also_where_it_cannot():
+    model = lively(NetworkConfig.ssgv3_21(azimuth_padding="circular", attention_kernel=1))
+    deployed = deploy(model)
+    assert sum(getattr(m, "winograd", False) for m in deployed.modules()) >= 8
+    for shape in ((1, 5, 6, 64), (1, 5, 7, 64), (1, 5, 6, 24)):  # odd heights and widths take the direct convolution
+        assert_agree(model, deployed, torch.randn(shape))
 
 
 @pytest.mark.parametrize(

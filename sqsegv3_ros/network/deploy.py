@@ -25,10 +25,13 @@ from sqsegv3_ros.network.config import WIDTH_DIVISOR
 from sqsegv3_ros.network.layers import AzimuthConv2d, AzimuthUpsample2d, ConvNorm
 from sqsegv3_ros.network.model import DecoderStage, EncoderStage, Head, SqueezeSegV3, narrow_coordinates
 from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
+from sqsegv3_ros.network.winograd import pays, winograd3x3
 
 DEPLOYABLE_BLOCKS = ("sac-isk",)
 TILE_PIXELS = 1024
 """Pixels of a tile until the loader chooses for its device; 0 is the whole image."""
+FULL_TILE_CHANNELS = 32
+"""Where the features have fewer channels, tiles are larger, so that the work on each outweighs starting it."""
 
 
 def deploy(model: SqueezeSegV3) -> "DeployedSqueezeSegV3":
@@ -98,6 +101,7 @@ class FoldedConv(nn.Module):
         self.reach = (weight.shape[2] // 2, weight.shape[3] // 2)
         self.circular = circular
         self.slope = slope
+        self.winograd = stride == (1, 1) and self.reach == (1, 1) and pays(weight.shape[1], weight.shape[0])
 
     @classmethod
     def of(cls, layer: ConvNorm) -> "FoldedConv":
@@ -117,17 +121,24 @@ class FoldedConv(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H', W', C'), contiguous."""
-        pad = self.reach[1]
-        if self.circular and pad > 0:
-            feature = torch.cat((feature[:, :, -pad:], feature, feature[:, :, :pad]), dim=2)
-            pad = 0
-        image = feature.permute(0, 3, 1, 2)
-        out = F.conv2d(image, self.weight, self.bias, self.stride, (self.reach[0], pad)).permute(0, 2, 3, 1)
+        even = feature.size(1) % 2 == 0 and feature.size(2) % 2 == 0
+        if self.winograd and even and feature.device.type == "cpu" and feature.dtype == torch.float32:
+            out = winograd3x3(pad_edges(feature, 1, self.circular), self.weight, self.bias)
+        else:
+            out = self._convolve(feature)
         if self.slope == 0.0:
             out = out.relu_()
         elif self.slope != 1.0:
             out = F.leaky_relu_(out, self.slope)
         return out
+
+    def _convolve(self, feature: Tensor) -> Tensor:
+        pad = self.reach[1]
+        if self.circular and pad > 0:
+            feature = torch.cat((feature[:, :, -pad:], feature, feature[:, :, :pad]), dim=2)
+            pad = 0
+        image = feature.permute(0, 3, 1, 2)
+        return F.conv2d(image, self.weight, self.bias, self.stride, (self.reach[0], pad)).permute(0, 2, 3, 1)
 
 
 class DeployedBlock(nn.Module):
@@ -151,13 +162,14 @@ class DeployedBlock(nn.Module):
         self.register_buffer("mix_bias", bias)
         self.conv = FoldedConv.of(block.conv)
         self.circular = block.circular
+        self.tile_scale = max(1, FULL_TILE_CHANNELS // channels)
 
     def forward(self, feature: Tensor, columns: Tensor, tile_pixels: int) -> Tensor:
         """feature (N, H, W, C), columns (N, H, W, 3 k k + 1) -> (N, H, W, C)."""
         batch, height, width, channels = feature.size()
         padded = pad_edges(feature, 1, self.circular)
         mixed = torch.empty_like(feature)
-        tile_rows, tile_columns = tile_shape(height, width, tile_pixels)
+        tile_rows, tile_columns = tile_shape(height, width, tile_pixels * self.tile_scale)
         scratch = torch.empty(
             [tile_rows * tile_columns, self.attention.size(1)], dtype=feature.dtype, device=feature.device
         )
