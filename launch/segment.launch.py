@@ -80,32 +80,30 @@ def start(context: LaunchContext) -> list[Node]:
     overrides: dict[str, str | bool] = {name: value[name] for name in ("model", "device") if value[name]}
     if on["use_sim_time"]:
         overrides["use_sim_time"] = True
-    nodes: list[Node] = [
-        LifecycleNode(
-            package="sqsegv3_ros",
-            executable="segment_node",
-            name=NODE_NAME,
-            namespace=value["namespace"],
-            parameters=[*parameter_files(value["params_file"], value["sensor"]), overrides],
-            remappings=[("~/input/points", value["input_topic"]), ("~/output/points", value["output_topic"])],
-            ros_arguments=["--log-level", value["log_level"]],
-            additional_env=node_environment(context.environment, on["fastdds_profile"]),
-            output="screen",
-            emulate_tty=True,
-        )
-    ]
-    if on["rviz"]:
-        nodes.append(
-            Node(
-                package="rviz2",
-                executable="rviz2",
-                name="rviz_sqsegv3",
-                arguments=["-d", str(CONFIG / "segment.rviz")],
-                parameters=[{"use_sim_time": on["use_sim_time"]}],
-                remappings=topics_in_rviz(value["namespace"], value["output_topic"]),
-            )
-        )
-    return nodes
+    segmentation = LifecycleNode(
+        package="sqsegv3_ros",
+        executable="segment_node",
+        name=NODE_NAME,
+        namespace=value["namespace"],
+        parameters=[*parameter_files(value["params_file"], value["sensor"]), overrides],
+        remappings=[("~/input/points", value["input_topic"]), ("~/output/points", value["output_topic"])],
+        ros_arguments=["--log-level", value["log_level"]],
+        additional_env=node_environment(context.environment, on["fastdds_profile"]),
+        output="screen",
+        emulate_tty=True,
+    )
+    if not on["rviz"]:
+        return [segmentation]
+    viewer = Node(
+        package="rviz2",
+        executable="rviz2",
+        name="rviz_sqsegv3",
+        arguments=["-d", str(CONFIG / "segment.rviz")],
+        parameters=[{"use_sim_time": on["use_sim_time"]}],
+        remappings=topics_in_rviz(value["namespace"], value["output_topic"]),
+    )
+    # the viewer first: where it is not installed, the launch fails before a node is left running behind it
+    return [viewer, segmentation]
 
 
 def generate_launch_description() -> LaunchDescription:
