@@ -1,0 +1,98 @@
+"""Two processes training together give what one process gives with all their data."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from sqsegv3_ros.labels import SEMANTIC_KITTI
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights
+
+PROCESSES = 2
+
+
+class Together(torch.nn.Module):
+    """Network and loss; BatchNorm and dropout as in evaluation, because synchronised BatchNorm needs CUDA."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        config = NetworkConfig(blocks=(1, 1, 1, 1, 1), channels=(8, 8, 8, 8, 8), attention_kernel=1)
+        self.network = SqueezeSegV3(config)
+        classes = SEMANTIC_KITTI.classes
+        weights = class_weights("release", [c.frequency for c in classes], [c.ignored for c in classes])
+        self.criterion = MultiLayerLoss(LossConfig(), weights, SEMANTIC_KITTI.judged)
+        self.eval()
+
+    def forward(self, images, labels):
+        return self.criterion(self.network(images), labels)
+
+
+def global_batch():
+    """Four images; the halves have very different classes, so that a mean of the halves' means would be wrong."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(4, 5, 8, 64, generator=generator)
+    labels = torch.randint(0, 20, (4, 8, 64), generator=generator)
+    labels[:2, :, 8:] = 0
+    labels[2:] = labels[2:].clamp(9, 15)
+    return images, labels
+
+
+def gradients(module):
+    return {name: p.grad.clone() for name, p in module.network.named_parameters()}
+
+
+def train_one(rank, port, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES)
+    module = Together()
+    images, labels = (t.chunk(PROCESSES)[rank] for t in global_batch())
+    together = DistributedDataParallel(module)
+    together(images, labels).backward()
+    torch.save(gradients(module), f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_of_two_processes_are_those_of_one_with_the_global_batch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(train_one, (port, str(tmp_path)), nprocs=PROCESSES)
+    alone = Together()
+    alone(*global_batch()).backward()
+    expected = gradients(alone)
+    largest = max(float(g.abs().max()) for g in expected.values())
+    assert largest > 1e-3
+    for rank in range(PROCESSES):
+        found = torch.load(tmp_path / str(rank), weights_only=True)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6 * largest, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="synchronised BatchNorm needs two CUDA devices")
+def test_synchronised_batchnorm_sees_the_global_batch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(normalise_one, (port, str(tmp_path)), nprocs=PROCESSES)
+    alone = torch.nn.BatchNorm2d(5).train()
+    alone(global_batch()[0])
+    for rank in range(PROCESSES):
+        found = torch.load(tmp_path / str(rank), weights_only=True)
+        torch.testing.assert_close(found, alone.running_var, rtol=1e-4, atol=1e-5)
+
+
+def normalise_one(rank, port, folder):
+    torch.distributed.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES)
+    torch.cuda.set_device(rank)
+    module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(torch.nn.BatchNorm2d(5)).cuda().train()
+    module(global_batch()[0].chunk(PROCESSES)[rank].cuda())
+    torch.save(module.running_var.cpu(), f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
