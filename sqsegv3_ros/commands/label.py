@@ -1,13 +1,21 @@
-"""`sqsegv3 label`: scans and SemanticKITTI roots go in, .label files come out."""
+"""`sqsegv3 label`: scans, SemanticKITTI roots and bags go in, .label files and labelled bags come out."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sqsegv3_ros.commands.options import add_model_options, make_segmenter, progress
-from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.kitti import find_scans, is_dataset, read_scan, write_labels
+from sqsegv3_ros.commands.options import add_cloud_options, add_model_options, make_segmenter, model_path, progress
+from sqsegv3_ros.errors import UserError
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.labelling import Job
+    from sqsegv3_ros.pipeline import Pipeline
+    from sqsegv3_ros.segmenter import Segmenter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,57 +25,115 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="INPUT",
-        help=".bin scans (x, y, z, remission as float32) or SemanticKITTI roots (with sequences/NN/velodyne)",
+        help=".bin scans (x, y, z, remission as float32), SemanticKITTI roots (with sequences/NN/velodyne), bags of "
+        "ROS 1 or ROS 2, or folders of bags",
     )
     parser.add_argument(
         "--output",
         type=Path,
         required=True,
         metavar="DIR",
-        help="a scan gives DIR/<stem>.label, a root DIR/sequences/NN/predictions/<stem>.label (raw ids, uint32)",
+        help="a scan gives DIR/<stem>.label, a root DIR/sequences/NN/predictions/<stem>.label (raw ids, uint32), a bag "
+        "DIR/<its name> with labelled clouds and everything else as it was",
     )
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences of the roots (default: all)")
-    parser.add_argument("--force", action="store_true", help="overwrite label files that are there")
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument("--force", action="store_true", help="overwrite what is there")
+    there.add_argument("--skip-existing", action="store_true", help="leave out what is done: goes on where it stopped")
+    parser.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the inputs, I from 1 to N")
+    bags = parser.add_argument_group("bags")
+    bags.add_argument("--topic", metavar="T", help="which clouds to label (default: the bag's only ones)")
+    bags.add_argument("--output-topic", metavar="T", help="the labelled clouds' topic (default: as they came)")
+    bags.add_argument("--storage", choices=("mcap", "sqlite3"), help="write ROS 2 bags so (default: as they come)")
+    bags.add_argument(
+        "--params",
+        type=Path,
+        metavar="FILE",
+        help="parameters of the node (YAML), to label as it would",
+    )
+    add_cloud_options(bags)
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Label every input. Nothing is written before all inputs and outputs have been checked."""
-    jobs = _jobs(args.input, args.output, args.sequences)
-    present = [target for _, target in jobs if target.exists()]
-    if present and not args.force:
-        raise UserError(f"{present[0]} is there already ({len(present)} in all); pass --force to overwrite")
-    segmenter = make_segmenter(args)
-    for scan_path, target in progress(jobs, len(jobs), "scan"):
-        points = read_scan(scan_path)
-        try:
-            result = segmenter.segment(points)
-        except RuntimeError as error:
-            raise OperationError(f"{scan_path}: {error}") from error
-        write_labels(target, segmenter.info.labels.to_raw(result.labels))
-    print(f"labelled {len(jobs)} scans with {segmenter.info.name} on {segmenter.device}: {args.output}")
+    from sqsegv3_ros.labelling import BagOptions, check, plan, share
+
+    options = BagOptions(args.topic, args.output_topic, args.storage)
+    jobs = plan(args.input, args.output, args.sequences, options)
+    if args.shard is not None:
+        jobs = share(jobs, *_shard(args.shard))
+    present = [job for job in jobs if job.target.exists()]
+    if present and not (args.force or args.skip_existing):
+        raise UserError(
+            f"{present[0].target} is there already ({len(present)} in all); pass --force to overwrite, or "
+            "--skip-existing to label only what is missing"
+        )
+    if args.skip_existing:
+        jobs = [job for job in jobs if not job.target.exists()]
+    done = f" ({len(present)} were there already)" if present and args.skip_existing else ""
+    if not jobs:
+        print(f"nothing to label{done}: {args.output}")
+        return 0
+    jobs = check(jobs, options)
+    total = sum(job.scans for job in jobs)
+    pipeline = _make_pipeline(args) if args.params is not None or any(job.is_bag for job in jobs) else None
+    segmenter = make_segmenter(args) if pipeline is None else pipeline.segmenter
+    remarked: dict[Path, str] = {}
+    for source, remark in progress(_label(segmenter, pipeline, jobs, args), total, "scan"):
+        if remark:
+            remarked.setdefault(source, remark)
+    if remarked:
+        source, remark = next(iter(remarked.items()))
+        more = f" ({len(remarked) - 1} more bags have such clouds)" if len(remarked) > 1 else ""
+        print(f"sqsegv3 label: {source}: {remark}{more}", file=sys.stderr)
+    print(f"labelled {total} scans{done} with {segmenter.info.name} on {segmenter.device}: {args.output}")
     return 0
 
 
-def _jobs(inputs: list[Path], output: Path, sequences: list[str] | None) -> list[tuple[Path, Path]]:
-    """(scan, label file) for every scan of the inputs."""
-    jobs: list[tuple[Path, Path]] = []
-    for item in inputs:
-        if item.is_dir():
-            if not is_dataset(item):
-                raise UserError(f"{item} is a folder without sequences/NN/velodyne; give .bin files or such a root")
-            jobs += [(scan.path, scan.prediction_path(output)) for scan in find_scans(item, sequences)]
-        elif not item.exists():
-            raise UserError(f"there is no file or folder {item}")
-        elif item.suffix != ".bin":
-            raise UserError(f"{item}: expected a .bin scan or a SemanticKITTI root, found a '{item.suffix}' file")
+def _label(
+    segmenter: Segmenter, pipeline: Pipeline | None, jobs: list[Job], args: argparse.Namespace
+) -> Iterator[tuple[Path, str]]:
+    """Do the jobs. Yields with every scan where it comes from and the remark on it."""
+    from sqsegv3_ros.labelling import label_bag, label_scan
+
+    for job in jobs:
+        if pipeline is not None and job.is_bag:
+            for remark in label_bag(pipeline, job, args.output_topic, force=args.force):
+                yield job.source, remark
         else:
-            jobs.append((item, output / f"{item.stem}.label"))
-    targets: dict[Path, Path] = {}
-    for scan_path, target in jobs:
-        other = targets.setdefault(target, scan_path)
-        if other != scan_path:
-            raise UserError(f"{other} and {scan_path} would both be written to {target}; label them apart")
-    if sequences and not any(item.is_dir() for item in inputs):
-        raise UserError("--sequences chooses among the sequences of a SemanticKITTI root, but no root was given")
-    return jobs
+            label_scan(segmenter, job)
+            yield job.source, ""
+
+
+def _make_pipeline(args: argparse.Namespace) -> Pipeline:
+    """The node's way from cloud to labelled cloud, by parameter file and options."""
+    from sqsegv3_ros.parameter_files import checked, read_parameters
+    from sqsegv3_ros.parameters import SPECS, Settings
+    from sqsegv3_ros.pipeline import Pipeline
+
+    values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
+    if args.params is not None:
+        values.update(read_parameters(args.params))
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"threads must lie in 1..1024, found {args.threads}")
+    given = {
+        "model": None if args.model is None and values["model"] else str(model_path(args.model)),
+        "device": None if args.device == "auto" else args.device,
+        "precision": None if args.precision == "fp32" else args.precision,
+        "threads": args.threads,
+        "knn.mode": args.knn,
+        "knn.k": args.knn_k,
+        "knn.search": args.knn_search,
+        "intensity_field": args.intensity_field,
+        "intensity_scale": args.intensity_scale,
+    }
+    values.update({name: checked(name, value) for name, value in given.items() if value is not None})
+    return Pipeline(Settings(values))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise UserError(f"--shard must be I/N, such as 1/4, found '{text}'")
+    return int(match[1]), int(match[2])
