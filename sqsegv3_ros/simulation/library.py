@@ -48,7 +48,7 @@ _MAKERS: dict[str, tuple[int, Callable[[np.random.Generator], Mesh]]] = {
         lambda rng: plants.hedge(HEDGE_M, float(rng.uniform(0.7, 1.3)), float(rng.uniform(1.4, 2.4)), rng),
     ),
     "thicket": (8, lambda rng: plants.thicket(THICKET_M, 6.0, float(rng.uniform(3.0, 7.0)), rng)),
-    "far thicket": (8, lambda rng: plants.thicket(THICKET_M, 6.0, float(rng.uniform(3.0, 7.0)), rng, leaf=0.75)),
+    "far thicket": (8, lambda rng: plants.thicket(THICKET_M, 6.0, float(rng.uniform(3.0, 7.0)), rng, grain=0.8)),
     "low thicket": (8, lambda rng: plants.thicket(THICKET_M, 3.0, float(rng.uniform(1.0, 2.4)), rng)),
     "house": (36, _house),
     "block": (24, _block),

@@ -1,4 +1,8 @@
-"""Vegetation: sizes and a random generator in, ragged crowns, hedges, bushes and trunks of small leaves out."""
+"""Vegetation: sizes and a random generator in; bumpy, ragged crowns, hedges, bushes and trunks out.
+
+From a car, foliage looks like a rough surface more than like a cloud: it is made of uneven sheets and clumps, with
+single leaves about them, and a few rays slip through (material 'leaf').
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,33 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.simulation.materials import BARK, LEAF
-from sqsegv3_ros.simulation.meshes import Mesh, box, merged, mesh, tube
+from sqsegv3_ros.simulation.meshes import Mesh, merged, mesh, tube
 
 VEGETATION, TRUNK = 70, 71
+
+_GOLDEN = (1 + 5**0.5) / 2
+_ICOSAHEDRON = np.array(
+    [[0, y, z * _GOLDEN] for y in (1, -1) for z in (1, -1)]
+    + [[x, y * _GOLDEN, 0] for x in (1, -1) for y in (1, -1)]
+    + [[x * _GOLDEN, 0, z] for x in (1, -1) for z in (1, -1)]
+) / np.hypot(1, _GOLDEN)  # fmt: skip
+
+
+def _icosahedron_faces() -> npt.NDArray[np.int32]:
+    """The 20 triples of corners that are mutually next to each other."""
+    apart = np.linalg.norm(_ICOSAHEDRON[:, None] - _ICOSAHEDRON, axis=2)
+    near = (apart > 0) & (apart < 1.1)
+    triples = [
+        (i, j, k) for i in range(12) for j in range(i) for k in range(j) if near[i, j] and near[j, k] and near[i, k]
+    ]
+    return np.array(triples, dtype=np.int32)
+
+
+_FACES = _icosahedron_faces()
+
+
+def _shade(rng: np.random.Generator) -> float:
+    return float(rng.uniform(0.29, 0.45))
 
 
 def leaves(centers: npt.NDArray[np.floating], size: float, albedo: float, rng: np.random.Generator) -> Mesh:
@@ -18,91 +46,137 @@ def leaves(centers: npt.NDArray[np.floating], size: float, albedo: float, rng: n
     return mesh(corners.reshape(-1, 3), np.arange(3 * count).reshape(-1, 3), VEGETATION, LEAF, albedo)
 
 
-def crown(radii: tuple[float, float, float], height: float, leaf: float, rng: np.random.Generator) -> Mesh:
-    """An ellipsoid of leaves about (0, 0, height), denser towards its outside and in clumps."""
-    area = 4 * np.pi * (radii[0] * radii[1] * radii[2]) ** (2 / 3)
-    count = int(np.clip(0.9 * area / (leaf * leaf), 30, 500))
-    clumps = rng.normal(size=(max(count // 14, 4), 3))
-    clumps *= (rng.uniform(0.45, 1.0, (len(clumps), 1))) / np.linalg.norm(clumps, axis=1, keepdims=True)
-    places = clumps[rng.integers(len(clumps), size=count)] + rng.normal(0.0, 0.2, (count, 3))
-    return leaves(places * radii + [0, 0, height], leaf, float(rng.uniform(0.32, 0.42)), rng)
+def clumps(centers: npt.NDArray[np.floating], radius: float, albedo: float, rng: np.random.Generator) -> Mesh:
+    """(K, 3) places -> an uneven ball of about that radius at each, with some leaves that stick out."""
+    count = len(centers)
+    size = radius * rng.uniform(0.6, 1.35, (count, 1, 1)) * rng.normal(1.0, 0.17, (count, 12, 1))
+    corners = centers[:, None] + size * _ICOSAHEDRON * [1.0, 1.0, 0.85]
+    faces = (12 * np.arange(count)[:, None, None] + _FACES).reshape(-1, 3)
+    balls = mesh(corners.reshape(-1, 3), faces, VEGETATION, LEAF, albedo)
+    out = rng.normal(size=(4 * count, 3))
+    out *= radius * rng.uniform(0.8, 1.3, (4 * count, 1)) / np.linalg.norm(out, axis=1, keepdims=True)
+    return merged([balls, leaves(np.repeat(centers, 4, axis=0) + out, 0.45 * radius, albedo, rng)])
+
+
+def sheet(points: npt.NDArray[np.floating], gaps: float, albedo: float, rng: np.random.Generator) -> Mesh:
+    """(R, C, 3) grid of points -> the surface through them, with that share of its triangles missing."""
+    rows, columns = points.shape[:2]
+    corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
+    faces = np.concatenate(
+        [
+            np.stack([corner, corner + 1, corner + columns + 1], axis=1),
+            np.stack([corner, corner + columns + 1, corner + columns], axis=1),
+        ]
+    )
+    return mesh(points.reshape(-1, 3), faces[rng.random(len(faces)) >= gaps], VEGETATION, LEAF, albedo)
+
+
+def crown(radii: tuple[float, float, float], height: float, rng: np.random.Generator) -> Mesh:
+    """An ellipsoid of clumps about (0, 0, height)."""
+    size = (radii[0] * radii[1] * radii[2]) ** (1 / 3)
+    count = int(np.clip(7 * size, 7, 22))
+    places = rng.normal(size=(count, 3))
+    places *= rng.uniform(0.35, 0.9, (count, 1)) / np.linalg.norm(places, axis=1, keepdims=True)
+    return clumps(places * radii + [0, 0, height], 0.36 * size, _shade(rng), rng)
 
 
 def tree(rng: np.random.Generator, trunk_radius: float | None = None) -> Mesh:
     """A broad-leaved or columnar tree: trunk with boughs, crown. 4 to 10 m high; foot at the origin."""
-    radius = float(rng.uniform(0.09, 0.28)) if trunk_radius is None else trunk_radius
-    clear = float(rng.uniform(1.6, 3.4))  # height of the lowest leaves
+    radius = float(rng.uniform(0.09, 0.26)) if trunk_radius is None else trunk_radius
+    clear = float(rng.uniform(1.3, 3.4))  # height of the lowest leaves
     spread = float(rng.uniform(1.2, 2.2) + 6 * radius)
     tall = float(rng.uniform(1.6, 3.2))
     lean = rng.normal(0.0, 0.12, 2)
     top = (float(lean[0]), float(lean[1]), clear + tall)
-    bark = float(rng.uniform(0.25, 0.48))
+    bark = float(rng.uniform(0.22, 0.5))
     parts = [tube((0, 0, -0.3), top, (radius, radius * 0.6), TRUNK, BARK, bark, sides=7)]
     for _ in range(int(rng.integers(1, 4))):
         angle, rise = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.6)
         start = clear * rng.uniform(0.7, 1.0)
         end = (spread * 0.5 * np.cos(angle), spread * 0.5 * np.sin(angle), start + rise)
-        parts.append(
-            tube((lean[0] * 0.6, lean[1] * 0.6, start), end, (radius * 0.45, 0.03), TRUNK, BARK, bark, sides=5)
-        )
-    parts.append(crown((spread, spread, tall), clear + tall * 0.9, 0.46, rng))
+        foot = (lean[0] * 0.6, lean[1] * 0.6, start)
+        parts.append(tube(foot, end, (radius * 0.45, 0.03), TRUNK, BARK, bark, sides=5))
+    parts.append(crown((spread, spread, tall), clear + tall * 0.9, rng))
     return merged(parts)
 
 
 def conifer(rng: np.random.Generator) -> Mesh:
     """A spruce whose branches begin near the ground."""
-    width, height = float(rng.uniform(1.0, 2.2)), float(rng.uniform(5.0, 9.0))
-    level = rng.uniform(0.0, 1.0, 420) ** 1.5
-    angle = rng.uniform(0, 2 * np.pi, len(level))
-    reach = width * (1 - 0.85 * level) * rng.uniform(0.35, 1.05, len(level))
-    places = np.stack([reach * np.cos(angle), reach * np.sin(angle), 0.25 + level * height], axis=1)
-    trunk = tube((0, 0, -0.3), (0, 0, height), (0.14, 0.04), TRUNK, BARK, 0.33, sides=6)
-    return merged([trunk, leaves(places, 0.4, float(rng.uniform(0.3, 0.4)), rng)])
+    width, height = float(rng.uniform(0.9, 2.0)), float(rng.uniform(5.0, 9.0))
+    shade = _shade(rng)
+    parts = [tube((0, 0, -0.3), (0, 0, height), (0.14, 0.04), TRUNK, BARK, 0.33, sides=6)]
+    start = float(rng.uniform(0.1, 0.9))
+    for low in np.arange(start, height, 0.55):  # whorls: uneven skirts about the trunk
+        reach = width * (1 - 0.9 * low / height)
+        angle = np.linspace(0, 2 * np.pi, 9)
+        out = reach * rng.uniform(0.7, 1.15, 9)
+        out[-1] = out[0]
+        rim = np.stack([out * np.cos(angle), out * np.sin(angle), low - 0.2 + rng.normal(0, 0.1, 9)], axis=1)
+        apex = np.tile([0.0, 0.0, low + 0.75], (9, 1))
+        parts.append(sheet(np.stack([rim, apex]), 0.08, shade, rng))
+    return merged(parts)
 
 
 def bush(rng: np.random.Generator, size: float | None = None) -> Mesh:
     """A bush on the ground, 0.6 to 2.5 m across."""
     across = float(rng.uniform(0.6, 2.5)) if size is None else size
-    height = across * float(rng.uniform(0.55, 1.0))
-    area = 2.2 * across * height
-    leaf = float(np.clip(0.14 * across, 0.14, 0.3))
-    count = int(np.clip(2.6 * area / leaf**2, 40, 320))
-    places = rng.normal(size=(count, 3))
-    places *= rng.uniform(0.4, 1.0, (count, 1)) / np.linalg.norm(places, axis=1, keepdims=True)
-    places = places * [across / 2, across / 2, height / 2] + [0, 0, height / 2]
-    return leaves(places, leaf, float(rng.uniform(0.3, 0.42)), rng)
+    height = across * float(rng.uniform(0.5, 0.95))
+    count = int(rng.integers(5, 10))
+    places = rng.uniform(-1, 1, (count, 3)) * [across * 0.32, across * 0.32, height * 0.3] + [0, 0, height * 0.48]
+    return clumps(places, 0.33 * (across + height) / 2, _shade(rng), rng)
 
 
 def hedge(length: float, width: float, height: float, rng: np.random.Generator) -> Mesh:
-    """A clipped hedge along x from 0 to length, about y = 0: leaves before a dense heart."""
-    surface = length * (2 * height + width) + 2 * width * height
-    leaf = 0.25
-    count = int(0.65 * surface / leaf**2)
-    side = rng.random(count) * (2 * height + width)
-    x = rng.uniform(0, length, count)
-    on_top = side > 2 * height
-    left = (side < height) & ~on_top
-    y = np.where(on_top, rng.uniform(-0.5, 0.5, count) * width, np.where(left, 0.5, -0.5) * width)
-    z = np.where(on_top, height, np.mod(side, height))
-    places = np.stack([x, y, z], axis=1) + rng.normal(0, 0.06, (count, 3))
-    heart = box(
-        (0.1, length - 0.1), (-width / 2 + 0.12, width / 2 - 0.12), (-0.3, height - 0.12), VEGETATION, LEAF, 0.33
+    """A clipped hedge along x from 0 to length, about y = 0."""
+    x = np.linspace(0, length, int(length / 0.31) + 1)
+    up = np.linspace(0, height, int(height / 0.33) + 2)
+    over = np.linspace(-width / 2, width / 2, 4)
+    # its outline across: up the front, over the top, down the back
+    y = np.concatenate([np.full(len(up), -width / 2), over[1:-1], np.full(len(up), width / 2)])
+    z = np.concatenate([up - 0.25 * (up == 0), np.full(2, height), (up - 0.25 * (up == 0))[::-1]])
+    grid = np.stack(np.broadcast_arrays(x[None, :], y[:, None], z[:, None]), axis=-1).copy()
+    grid[..., 1:] += rng.normal(0, 0.045, grid[..., 1:].shape)
+    shade = _shade(rng)
+    side = rng.choice([-1.0, 1.0], 30)
+    twigs = np.stack(
+        [rng.uniform(0, length, 30), side * (width / 2 + 0.03), rng.uniform(0.1, height + 0.1, 30)], axis=1
     )
-    return merged([leaves(places, leaf, float(rng.uniform(0.3, 0.42)), rng), heart])
+    ends = [
+        [(e, -width / 2, 0), (e, width / 2, 0), (e, width / 2, height), (e, -width / 2, height)]
+        for e in (0.02, length - 0.02)
+    ]
+    caps = [mesh(end, [[0, 1, 2], [0, 2, 3]], VEGETATION, LEAF, shade) for end in ends]
+    return merged([sheet(grid, 0.02, shade, rng), leaves(twigs, 0.13, shade, rng), *caps])
 
 
-def thicket(length: float, depth: float, height: float, rng: np.random.Generator, leaf: float = 0.42) -> Mesh:
-    """Wild growth along x from 0 to length and y from 0 to depth: the edge of a wood, a grown bank."""
-    count = int(np.clip(2.0 * length * height / leaf**2, 40, 2600))
-    u = rng.uniform(0, length, count)
-    back = rng.uniform(0, 1, count) ** 1.6
-    wave = 0.5 + 0.5 * np.sin(u * rng.uniform(0.4, 0.9) + rng.uniform(0, 6)) * np.sin(u * 0.23)
-    top = height * (0.45 + 0.55 * wave) * (0.35 + 0.65 * np.sqrt(back))
-    places = np.stack([u, depth * (0.2 * wave + 0.8 * back), rng.uniform(0, 1, count) ** 0.9 * top], axis=1)
-    parts = [leaves(places, leaf, float(rng.uniform(0.3, 0.42)), rng)]
+def thicket(length: float, depth: float, height: float, rng: np.random.Generator, grain: float = 0.5) -> Mesh:
+    """Wild growth along x from 0 to length, from the ground at y = 0 up to height at y = depth: the edge of a wood, a
+    grown bank."""
+    columns, rows = int(length / grain) + 1, int(1.3 * height / grain) + 2
+    shade = _shade(rng)
+    parts = []
+    for layer in range(2):
+        t = np.linspace(0, 1, rows)[:, None]
+        x = np.broadcast_to(np.linspace(-0.2, length + 0.2, columns), (rows, columns))
+        wave = 0.5 + 0.5 * np.sin(x * rng.uniform(0.5, 1.1) + rng.uniform(0, 6)) * np.sin(0.31 * x + rng.uniform(0, 6))
+        steep = rng.uniform(0.25, 0.6)
+        y = depth * (0.25 * wave * (1 - t) + steep * (1 - np.cos(t * np.pi / 2)) + 0.35 * layer)
+        z = height * (0.55 + 0.45 * wave) * np.sin(t * np.pi / 2) * (1 + 0.25 * layer) - 0.3 * (t == 0)
+        grid = np.stack([x, y, z], axis=-1)
+        grid += rng.normal(0, 0.22 * grain, grid.shape) * (t > 0)[..., None]
+        swell = rng.normal(0, 1, (rows // 3 + 2, columns // 3 + 2)).repeat(3, axis=0).repeat(3, axis=1)[:rows, :columns]
+        grid[..., 1] += 0.45 * grain * swell
+        parts.append(sheet(grid, 0.05 + 0.05 * layer, shade, rng))
+    count = int(10 * length * height / 20)
+    stray = np.stack(
+        [rng.uniform(0, length, count), rng.uniform(0, depth * 0.5, count), rng.uniform(0.1, height, count)], axis=1
+    )
+    parts.append(leaves(stray, 0.6 * grain, shade, rng))
     for _ in range(int(length / 5)):
-        x, y = rng.uniform(0, length), depth * rng.uniform(0.3, 1.0)
+        at, back = rng.uniform(0, length), depth * rng.uniform(0.0, 0.8)
         parts.append(
-            tube((x, y, -0.5), (x + rng.normal(0, 0.3), y, height + 2), (0.12, 0.07), TRUNK, BARK, 0.35, sides=5)
+            tube(
+                (at, back, -0.5), (at + rng.normal(0, 0.3), back, height + 2), (0.12, 0.07), TRUNK, BARK, 0.35, sides=5
+            )
         )
     return merged(parts)

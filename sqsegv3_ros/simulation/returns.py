@@ -26,23 +26,27 @@ _GRAZING = 0.19  # how much farther a surface seems the more it is turned away: 
 
 @dataclass(frozen=True)
 class BeamResponse:
-    """What one unit of a sensor makes of the same answer on its beams, each (beams,) float32: gain about 1, and how
-    much of it is lost close by, where the beam is out of focus.
+    """What one unit of a sensor makes of the same answer on its beams, each (beams,) float32.
+
+    gain: of the remission, about 1. dim: how much of it is lost close by, where the beam is out of focus. bias_m: of
+    the range.
     """
 
     gain: npt.NDArray[np.float32]
     dim: npt.NDArray[np.float32]
+    bias_m: npt.NDArray[np.float32]
 
     def tiled(self, columns: int) -> BeamResponse:
         """The same for every ray, in firing order."""
-        return BeamResponse(np.tile(self.gain, columns), np.tile(self.dim, columns))
+        return BeamResponse(*(np.tile(values, columns) for values in (self.gain, self.dim, self.bias_m)))
 
 
 def beam_response(sensor: SensorModel, rng: np.random.Generator) -> BeamResponse:
     """Draw a unit of a sensor: some of its beams are weak."""
     gain = np.clip(rng.normal(1.0, sensor.gain_spread, sensor.beams), 0.35, 1.35)
     dim = np.clip(rng.normal(0.0, 2.5 * sensor.gain_spread, sensor.beams), 0.05, 0.9)
-    return BeamResponse(gain.astype(np.float32), dim.astype(np.float32))
+    bias = rng.normal(0.0, sensor.range_bias_m, sensor.beams)
+    return BeamResponse(gain.astype(np.float32), dim.astype(np.float32), bias.astype(np.float32))
 
 
 def measured(
@@ -57,10 +61,14 @@ def measured(
     met = np.isfinite(hits.range)
     true_range = np.where(met, hits.range, np.float32(1.0))
     cosine = np.maximum(hits.cosine, _FLOOR[m])
-    normal = rng.standard_normal((2, count), dtype=np.float32)
+    normal = rng.standard_normal((4, count), dtype=np.float32)
     chance = rng.random((2, count), dtype=np.float32)
-    deeper = -np.log1p(-chance[0]) * _DEPTH[m] + normal[0] * np.hypot(_ROUGHNESS[m], np.float32(sensor.range_noise_m))
-    measured_range = true_range + np.minimum(deeper, np.float32(0.8))
+    tail = np.exp(np.float32(0.5) * normal[2])  # what stands out of a surface is not all of one height
+    deeper = -np.log1p(-chance[0]) * _DEPTH[m] + normal[0] * tail * _ROUGHNESS[m] / np.maximum(
+        hits.cosine, np.float32(0.04)
+    )
+    deeper = np.clip(deeper, -0.8, 0.8) + normal[3] * np.float32(sensor.range_noise_m) + response.bias_m
+    measured_range = true_range + deeper
     step = np.float32(sensor.range_step_m)
     measured_range = np.round(measured_range / step) * step
     shine = (1 - _GLOSS[m]) + _GLOSS[m] * 2.5 * cosine**8
@@ -77,6 +85,8 @@ def measured(
     fade_m = sensor.reach_m - _FADE_FROM_M
     fade = np.clip(1.0 - (seeming - _FADE_FROM_M) / fade_m, 0.0, 1.0)
     near = 1.0 - dim * np.clip((10.0 - true_range) / 7.0, 0.0, 1.0)
-    remission = answer * near * fade + normal[1] * _SPECKLE[m] * np.sqrt(fade)
+    remission = answer * near * fade + normal[1] * _SPECKLE[m] * np.sqrt(fade) * np.clip(
+        0.4 + true_range / 25.0, 0.4, 1.4
+    )
     remission = np.where(remission < _DARK, 0.0, np.clip(remission, 0.0, 0.99))
     return reported, measured_range.astype(np.float32), (np.round(remission * 100) / 100).astype(np.float32)

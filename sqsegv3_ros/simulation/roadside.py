@@ -80,7 +80,7 @@ def furnish_highway(front: Frontage, style: int, rng: np.random.Generator) -> No
     """One side of a motorway."""
     _along(front, "guide post", 50.0, 0.6, 0.8, rng)
     _along(front, "direction board" if rng.random() < 0.5 else "traffic sign", 90.0, 1.5, 3.0, rng)
-    kind = style % 4
+    kind = (0, 0, 0, 1, 1, 1, 2, 3)[style % 8]
     if kind != 3:
         _rail(front, 0.0, front.length, 0.8)
     if kind == 0:

@@ -31,8 +31,9 @@ class SensorModel:
 
     elevations_deg: angle above the horizon. beam_azimuths_deg: how far a beam looks aside of the firing direction.
     heights_m: where a beam leaves the head, above the sensor's origin. columns: firings a turn; rate_hz: turns a
-    second. gain_spread: standard deviation of the beams' remission gains around 1. compensated: whether its scans are
-    usually published with the vehicle's motion taken out, as KITTI's are.
+    second. range_noise_m, range_bias_m: standard deviations from shot to shot and from beam to beam. azimuth_step_deg:
+    resolution of the encoder, 0 for fine. gain_spread: standard deviation of the beams' remission gains around 1.
+    compensated: whether its scans are usually published with the vehicle's motion taken out, as KITTI's are.
     """
 
     name: str
@@ -44,7 +45,9 @@ class SensorModel:
     min_range_m: float = 1.0
     mount_height_m: float = 1.73
     rate_hz: float = 10.0
-    range_noise_m: float = 0.015
+    range_noise_m: float = 0.008
+    range_bias_m: float = 0.01
+    azimuth_step_deg: float = 0.0
     range_step_m: float = 0.002
     gain_spread: float = 0.06
     reach_m: float = 60.0
@@ -89,7 +92,9 @@ def firing_azimuths(sensor: SensorModel) -> npt.NDArray[np.float64]:
 
     The head turns clockwise and a turn begins at the rear, so that half a turn later it looks forward.
     """
-    return np.pi - 2 * np.pi * (np.arange(sensor.columns) + 0.5) / sensor.columns
+    azimuth = np.pi - 2 * np.pi * (np.arange(sensor.columns) + 0.5) / sensor.columns
+    step = np.radians(sensor.azimuth_step_deg)
+    return np.round(azimuth / step) * step if step else azimuth
 
 
 def _spread(top: float, bottom: float, count: int) -> tuple[float, ...]:
@@ -108,6 +113,8 @@ def _hdl64e() -> SensorModel:
         max_range_m=80.0,
         beam_azimuths_deg=tuple(float(v) for v in aside),
         heights_m=(0.205,) * 32 + _spread(0.13, 0.09, 32),
+        range_bias_m=0.028,
+        azimuth_step_deg=0.09,
         gain_spread=0.13,
         compensated=True,
         blind_spots=(  # a station wagon's roof and what stands on it
@@ -134,7 +141,7 @@ def _vlp32c() -> SensorModel:
         columns=1800,
         max_range_m=120.0,
         beam_azimuths_deg=aside,
-        range_noise_m=0.02,
+        range_noise_m=0.012,
         range_step_m=0.004,
         reach_m=90.0,
     )
@@ -151,8 +158,8 @@ SENSORS: dict[str, SensorModel] = {
     sensor.name: sensor
     for sensor in (
         _hdl64e(),
-        SensorModel("hdl32e", _spread(10.67, -30.67, 32), 2169, 80.0, mount_height_m=1.9, range_noise_m=0.02),
-        SensorModel("vlp16", _spread(15.0, -15.0, 16), 1808, 100.0, mount_height_m=1.8, range_noise_m=0.02),
+        SensorModel("hdl32e", _spread(10.67, -30.67, 32), 2169, 80.0, mount_height_m=1.9, range_noise_m=0.012),
+        SensorModel("vlp16", _spread(15.0, -15.0, 16), 1808, 100.0, mount_height_m=1.8, range_noise_m=0.012),
         _vlp32c(),
         _ouster("ouster_os1_64", 64),
         _ouster("ouster_os1_128", 128),

@@ -96,7 +96,7 @@ def lots(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
             s += closed_row(front, s, rng)
             continue
         width = min(float(rng.uniform(11.0, 24.0)), front.length - s)
-        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.6, 0.12, 0.04, 0.18, 0.06]))
+        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.56, 0.1, 0.04, 0.24, 0.06]))
         if kind == "garden":
             garden_lot(front, s, width, rng)
         elif kind == "green":
@@ -113,7 +113,7 @@ def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Gen
     draw = rng.random()
     shape = int(rng.integers(100))
     height = float(rng.uniform(0.7, 1.3) if rng.random() < 0.6 else rng.uniform(1.3, 2.0))
-    kind = str(rng.choice(FENCE_KINDS, p=[0.14, 0.14, 0.13, 0.22, 0.2, 0.1, 0.07]))
+    kind = str(rng.choice(FENCE_KINDS, p=[0.14, 0.2, 0.12, 0.15, 0.25, 0.09, 0.05]))
     albedo = float(rng.uniform(0.25, 0.5))
     stretch = fence(kind, HEDGE_M, height, albedo)
     steps = int((s1 - s0) / HEDGE_M)
