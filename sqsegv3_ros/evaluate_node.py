@@ -31,9 +31,9 @@ from sqsegv3_ros.evaluation.live import LiveEvaluation, Matcher, Pair, stamp_of,
 from sqsegv3_ros.evaluation.table import format_summary
 from sqsegv3_ros.kitti import write_whole
 from sqsegv3_ros.labels import SEMANTIC_KITTI, LabelSet
+from sqsegv3_ros.listening import subscribe_as_offered
 
 NODE_NAME = "evaluate_node"
-DEPTH = 20
 SETTLE_S = 0.5  # between seeing the node's publisher and asking for scans: it computes nothing before it sees us
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TOPICS = {  # private name -> the topic if it is not remapped
@@ -140,20 +140,11 @@ class EvaluateNode(Node):
                 return
             self._offered_s = now
             self.create_subscription(String, self._topics["input/label_set"], self._on_label_set, LATCHED)
-            self._subscribe(labelled, self._on_output)
+            subscribe_as_offered(self, labelled, self._on_output)
         elif now - self._offered_s >= SETTLE_S:
-            self._subscribe(truth, self._on_input)
+            subscribe_as_offered(self, truth, self._on_input)
             self._listening = True
             self.get_logger().info(f"judging {labelled} by {truth}")
-
-    def _subscribe(self, topic: str, callback: Any) -> None:
-        """As reliably as the topic is offered. Bytes, not messages: to unpack them would delay the next receipt."""
-        offered = [info.qos_profile.reliability for info in self.get_publishers_info_by_topic(topic)]
-        reliable = all(reliability == ReliabilityPolicy.RELIABLE for reliability in offered)
-        qos = QoSProfile(
-            depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-        )
-        self.create_subscription(PointCloud2, topic, callback, qos, raw=True)
 
     def _on_input(self, raw: bytes) -> None:
         self._matched(self._matcher.input(stamp_of(raw), raw, time.monotonic()))

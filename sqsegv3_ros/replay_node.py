@@ -25,6 +25,7 @@ from sqsegv3_ros.errors import OperationError
 from sqsegv3_ros.evaluation.live import stamp_of
 from sqsegv3_ros.evaluation.replay import Player, Report, Source, TimedCloud
 from sqsegv3_ros.fastdds import use_profile
+from sqsegv3_ros.listening import subscribe_as_offered
 
 NODE_NAME = "sqsegv3_replay"
 DEPTH = 10
@@ -99,7 +100,7 @@ class _CloudPublisher:
 
     def replay(self, source: Source) -> Report:
         settings = self._settings
-        if self._wait_for_subscribers():
+        if self._wait_for_listeners():
             return Report(len(source), interrupted=True)
         player = Player(
             self._publish,
@@ -127,16 +128,20 @@ class _CloudPublisher:
     def _tick(self, time_ns: int) -> None:
         self._clock.publish(Clock(clock=Time(sec=time_ns // 10**9, nanosec=time_ns % 10**9)))
 
-    def _wait_for_subscribers(self) -> bool:
-        """Returns whether to stop."""
-        wanted, told = self._settings.subscribers, False
-        while self._clouds.get_subscription_count() < wanted:
-            if not told:
-                print(f"waiting for {wanted} subscribers of {self.topic}", file=sys.stderr, flush=True)
-                told = True
-            if self._stop.wait(0.02):
-                return True
-        return self._stop.wait(SETTLE_S) if wanted else False
+    def _wait_for_listeners(self) -> bool:
+        """Wait for subscribers, and for whoever is followed. Returns whether to stop."""
+        wanted = self._settings.subscribers
+        awaited = [(lambda: self._clouds.get_subscription_count() >= wanted, f"{wanted} subscribers of {self.topic}")]
+        if self._follower is not None:
+            awaited.append((self._follower.subscribed, f"a publisher of {self._settings.follow}"))
+        for there, what in awaited:
+            if there():
+                continue
+            print(f"waiting for {what}", file=sys.stderr, flush=True)
+            while not there():
+                if self._stop.wait(0.02):
+                    return True
+        return self._stop.wait(SETTLE_S) if wanted or self._follower is not None else False
 
     def _deliver(self) -> None:
         """Stay until the last clouds have arrived: they would be lost with this process."""
@@ -149,13 +154,19 @@ class _Follower:
     """Tells whether the last cloud that was sent has come back on another topic."""
 
     def __init__(self, node: Any, settings: ReplaySettings) -> None:
-        self._timeout_s = settings.follow_timeout_s
+        self._node, self._timeout_s = node, settings.follow_timeout_s
+        self._topic = node.resolve_topic_name(settings.follow)
         self._awaited: int | None = None
         self._deadline_s = 0.0
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
-        qos = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._subscription = node.create_subscription(PointCloud2, settings.follow, self._on_cloud, qos, raw=True)
+        self._subscription: Any = None
+
+    def subscribed(self) -> bool:
+        """Subscribe if somebody publishes the topic. Returns whether that is done."""
+        if self._subscription is None and self._node.count_publishers(self._topic):
+            self._subscription = subscribe_as_offered(self._node, self._topic, self._on_cloud)
+        return self._subscription is not None
 
     def sent(self, stamp_ns: int) -> None:
         self._awaited, self._deadline_s = stamp_ns, time.monotonic() + self._timeout_s
@@ -167,7 +178,7 @@ class _Follower:
         self._executor.spin_once(timeout_sec=0)
         if self._awaited is not None and time.monotonic() > self._deadline_s:
             raise OperationError(
-                f"no cloud with stamp {self._awaited / 1e9:.9f} came back on {self._subscription.topic_name} within "
+                f"no cloud with stamp {self._awaited / 1e9:.9f} came back on {self._topic} within "
                 f"{self._timeout_s:g} s; is the node active, and does it label this topic?"
             )
         return self._awaited is None
