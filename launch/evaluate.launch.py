@@ -1,7 +1,7 @@
 """Starts the segmentation node, a player and the judge: a bag with ground truth comes in, an evaluation goes out.
 
-It ends by itself. The exit code of `ros2 launch` is 0 where every scan of the bag was judged, 1 where not. All arguments
-of segment.launch.py hold here too.
+It ends by itself. The exit code of `ros2 launch` is 0 where every scan of the bag was judged, 1 where not. All
+arguments of segment.launch.py hold here too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A node and a topic of clouds come in; a subscription to their bytes, as reliable as the topic is offered, goes out.
+"""A node and a topic of clouds come in; a subscription to their bytes, as reliable as it is offered, goes out."""
 
 from __future__ import annotations
 
