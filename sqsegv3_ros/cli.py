@@ -12,6 +12,7 @@ from sqsegv3_ros.errors import OperationError, UserError
 
 # verb -> one line of help; the module sqsegv3_ros.commands.<verb, '-' as '_'> has add_arguments(parser) and run(args)
 VERBS = {
+    "demo": "see everything work on a simulated drive: no data, no robot",
     "label": "label scans and data sets",
     "inspect": "print what a model file says about itself",
     "import-official": "turn a checkpoint folder of the official release into a model file",
