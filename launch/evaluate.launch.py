@@ -27,6 +27,7 @@ from launch_ros.substitutions import ExecutableInPackage
 
 PACKAGE = "sqsegv3_ros"
 NODE_NAME = "sqsegv3"
+SCANS = "evaluate_scans"
 SWITCH = ["true", "false", "True", "False"]
 ARGUMENTS = (
     ("bag", None, "bag with a field ground_truth in its clouds, or SemanticKITTI root with labels", None),
@@ -63,12 +64,14 @@ def player_command(value: dict[str, str], input_topic: str, output_topic: str) -
     return command
 
 
-def count_scans(value: dict[str, str]) -> int:
-    """How many scans the judge has to see. Raises where there is nothing that can be replayed."""
+def count_scans(context: LaunchContext) -> list[Any]:
+    """Note how many scans the judge has to see. Raises, before anything is started, where there are none to replay."""
     from sqsegv3_ros.evaluation.replay import open_source
 
-    with open_source(Path(value["bag"]), value["topic"] or None, value["sequence"] or None, None) as source:
-        return len(source)
+    bag, topic, sequence = (LaunchConfiguration(name).perform(context) for name in ("bag", "topic", "sequence"))
+    with open_source(Path(bag), topic or None, sequence or None, None) as source:
+        context.launch_configurations[SCANS] = str(len(source))
+    return []
 
 
 def start(context: LaunchContext) -> list[Any]:
@@ -90,7 +93,7 @@ def start(context: LaunchContext) -> list[Any]:
         executable="evaluate_node",
         parameters=[
             {
-                "scans": count_scans(value),
+                "scans": int(context.launch_configurations[SCANS]),
                 "output": value["output"],
                 "labels": value["labels"],
                 "quiet_s": float(value["quiet_s"]),
@@ -131,4 +134,5 @@ def generate_launch_description() -> LaunchDescription:
         for name, default, description, choices in ARGUMENTS
     ]
     segment = PythonLaunchDescriptionSource(str(Path(__file__).resolve().parent / "segment.launch.py"))
-    return LaunchDescription([*declared, IncludeLaunchDescription(segment), OpaqueFunction(function=start)])
+    first, last = OpaqueFunction(function=count_scans), OpaqueFunction(function=start)
+    return LaunchDescription([*declared, first, IncludeLaunchDescription(segment), last])
