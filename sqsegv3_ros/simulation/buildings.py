@@ -66,7 +66,7 @@ def facade(length: float, floors: int, floor_height: float, albedo: float, rng: 
 
 def house(length: float, depth: float, floors: int, rng: np.random.Generator, flat: bool = False) -> Mesh:
     """A house with two detailed fronts (street and left gable), plain walls else, a roof, sometimes steps or a bay."""
-    albedo = float(rng.uniform(0.3, 0.55))
+    albedo = float(rng.uniform(0.26, 0.5))
     floor_height = float(rng.uniform(2.6, 3.1))
     front = facade(length, floors, floor_height, albedo, rng)
     parts = [front]

@@ -69,7 +69,7 @@ def traffic_sign(rng: np.random.Generator) -> Mesh:
     for i in range(int(rng.choice([1, 1, 2, 3]))):
         kind = str(rng.choice(["round", "triangle", "square", "board"]))
         size = 0.35 if i else float(rng.uniform(0.5, 0.75))
-        bright = float(rng.uniform(0.3, 1.2))
+        bright = float(rng.uniform(0.25, 0.7)) if rng.random() < 0.75 else 1.3
         parts += _face(kind, size, z - 0.65 * i, bright)
         if rng.random() < 0.2:
             parts += [part.moved(yaw=np.pi) for part in _face(kind, size, z - 0.65 * i, bright)]

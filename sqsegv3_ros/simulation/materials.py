@@ -33,18 +33,18 @@ class Material:
 MATERIALS = (
     Material("asphalt", roughness_m=0.0007, floor=0.04, speckle=0.04),
     Material("paving", roughness_m=0.0012, floor=0.06, speckle=0.04),
-    Material("grass", roughness_m=0.0065, floor=0.15, speckle=0.06),
+    Material("grass", roughness_m=0.0065, floor=0.25, speckle=0.06),
     Material("wall", roughness_m=0.004, floor=0.12, speckle=0.06),
-    Material("glass", opacity=0.8, floor=0.02, gloss=0.9, speckle=0.05, loss=0.7),
-    Material("paint", roughness_m=0.003, floor=0.05, gloss=0.55, speckle=0.04, loss=0.03),
+    Material("glass", opacity=0.8, floor=0.02, gloss=0.9, speckle=0.05, loss=0.6),
+    Material("paint", roughness_m=0.003, floor=0.05, gloss=0.8, speckle=0.04, loss=0.015),
     Material("rubber", roughness_m=0.005, floor=0.1, speckle=0.04, loss=0.08),
     Material("metal", roughness_m=0.004, floor=0.08, gloss=0.35, speckle=0.09, loss=0.015),
     Material("wood", roughness_m=0.005, floor=0.12, speckle=0.06),
     Material("bark", roughness_m=0.008, floor=0.2, speckle=0.1, loss=0.01),
-    Material("leaf", opacity=0.93, depth_m=0.02, roughness_m=0.012, floor=0.45, speckle=0.1, loss=0.015),
+    Material("leaf", opacity=0.93, depth_m=0.035, roughness_m=0.02, floor=0.2, speckle=0.1, loss=0.015),
     Material("cloth", roughness_m=0.01, floor=0.3, speckle=0.08, loss=0.01),
     Material("retro", roughness_m=0.005, floor=0.6, speckle=0.15, loss=0.01),
-    Material("mesh", opacity=0.55, roughness_m=0.01, floor=0.4, speckle=0.08, loss=0.02),
+    Material("mesh", opacity=0.6, roughness_m=0.01, floor=0.4, speckle=0.08, loss=0.02),
 )
 ASPHALT, PAVING, GRASS, WALL, GLASS, PAINT, RUBBER, METAL, WOOD, BARK, LEAF, CLOTH, RETRO, MESH = range(len(MATERIALS))
 

@@ -21,7 +21,7 @@ def _body(
     rng: np.random.Generator,
 ) -> list[Mesh]:
     """Torso, head and limbs between the given joints (metres)."""
-    clothes, trousers = (float(v) for v in rng.uniform(0.25, 0.6, 2))
+    clothes, trousers = (float(v) for v in rng.uniform(0.28, 0.7, 2))
     girth = float(rng.uniform(0.85, 1.15))
     h, s = np.array(hip), np.array(shoulder)
     parts = [tube(h, s, (0.17 * girth, 0.2 * girth), label, CLOTH, clothes, sides=7)]

@@ -18,9 +18,9 @@ from sqsegv3_ros.simulation.sensors import SensorModel
 _DEPTH, _ROUGHNESS, _FLOOR = (materials.column(f) for f in ("depth_m", "roughness_m", "floor"))
 _GLOSS, _SPECKLE, _LOSS = (materials.column(f) for f in ("gloss", "speckle", "loss"))
 
-_REFERENCE_M = 60.0  # where a perpendicular surface of albedo 0.12 is still found two times in three
-_FADE_FROM_M = 20.0
-_DARK = 0.055  # a remission below is reported as 0
+_SURE_M = np.float32(216.0)  # at this range over the root of its albedo a surface is found two times in three
+_FADE_FROM_M = 22.0
+_DARK = 0.08  # a remission below is reported as 0
 _GRAZING = 0.19  # how much farther a surface seems the more it is turned away: range * cosine ** -0.19
 
 
@@ -44,7 +44,9 @@ class BeamResponse:
 def beam_response(sensor: SensorModel, rng: np.random.Generator) -> BeamResponse:
     """Draw a unit of a sensor: some of its beams are weak."""
     gain = np.clip(rng.normal(1.0, sensor.gain_spread, sensor.beams), 0.35, 1.35)
-    dim = np.clip(rng.normal(0.0, 2.5 * sensor.gain_spread, sensor.beams), 0.05, 0.9)
+    # the beams that look far are focused far
+    upper = np.arange(sensor.beams) < sensor.beams // 2
+    dim = np.clip(rng.normal(sensor.near_dim * upper, 0.6 * sensor.near_dim + 0.05), 0.0, 0.95)
     bias = rng.normal(0.0, sensor.range_bias_m, sensor.beams)
     return BeamResponse(gain.astype(np.float32), dim.astype(np.float32), bias.astype(np.float32))
 
@@ -56,7 +58,6 @@ def measured(
     each
     (R,)."""
     count = len(hits.range)
-    gain, dim = response.gain, response.dim
     m = hits.material
     met = np.isfinite(hits.range)
     true_range = np.where(met, hits.range, np.float32(1.0))
@@ -72,21 +73,14 @@ def measured(
     step = np.float32(sensor.range_step_m)
     measured_range = np.round(measured_range / step) * step
     shine = (1 - _GLOSS[m]) + _GLOSS[m] * 2.5 * cosine**8
-    answer = hits.albedo * shine * gain
-    power = (
-        np.maximum(hits.albedo, 0.03)
-        * shine
-        * np.sqrt(cosine)
-        * np.square(np.float32(_REFERENCE_M * sensor.reach_m / 62.0) / true_range)
-    )
-    reported = met & (chance[1] < (1 - _LOSS[m]) * -np.expm1(-13.0 * power))
+    # dark and slanting surfaces send something back all the same
+    power = np.maximum(hits.albedo, 0.04) * np.maximum(shine, 0.4) * np.sqrt(cosine) * np.square(_SURE_M / true_range)
+    reported = met & (chance[1] < (1 - _LOSS[m]) * -np.expm1(-power))
     reported &= (measured_range >= sensor.min_range_m) & (measured_range <= sensor.max_range_m)
     seeming = true_range * cosine**-_GRAZING
-    fade_m = sensor.reach_m - _FADE_FROM_M
-    fade = np.clip(1.0 - (seeming - _FADE_FROM_M) / fade_m, 0.0, 1.0)
-    near = 1.0 - dim * np.clip((10.0 - true_range) / 7.0, 0.0, 1.0)
-    remission = answer * near * fade + normal[1] * _SPECKLE[m] * np.sqrt(fade) * np.clip(
-        0.4 + true_range / 25.0, 0.4, 1.4
-    )
+    fade = 1.0 - np.clip((seeming - _FADE_FROM_M) / (sensor.reach_m - _FADE_FROM_M), 0.0, 1.0) ** 1.5
+    near = 1.0 - response.dim * np.clip((10.0 - true_range) / 7.0, 0.0, 1.0)
+    speckle = _SPECKLE[m] * np.sqrt(fade) * np.clip(0.5 + true_range / 25.0, 0.5, 1.5)
+    remission = hits.albedo * shine * response.gain * near * fade + normal[1] * speckle
     remission = np.where(remission < _DARK, 0.0, np.clip(remission, 0.0, 0.99))
     return reported, measured_range.astype(np.float32), (np.round(remission * 100) / 100).astype(np.float32)

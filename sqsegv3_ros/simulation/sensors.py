@@ -33,6 +33,7 @@ class SensorModel:
     heights_m: where a beam leaves the head, above the sensor's origin. columns: firings a turn; rate_hz: turns a
     second. range_noise_m, range_bias_m: standard deviations from shot to shot and from beam to beam. azimuth_step_deg:
     resolution of the encoder, 0 for fine. gain_spread: standard deviation of the beams' remission gains around 1.
+    near_dim: how much of its remission an upper beam loses close by. reach_m: where remission has faded to nothing.
     compensated: whether its scans are usually published with the vehicle's motion taken out, as KITTI's are.
     """
 
@@ -50,7 +51,8 @@ class SensorModel:
     azimuth_step_deg: float = 0.0
     range_step_m: float = 0.002
     gain_spread: float = 0.06
-    reach_m: float = 60.0
+    near_dim: float = 0.0
+    reach_m: float = 64.0
     compensated: bool = False
     blind_spots: tuple[BlindSpot, ...] = ()
 
@@ -113,7 +115,8 @@ def _hdl64e() -> SensorModel:
         max_range_m=80.0,
         beam_azimuths_deg=tuple(float(v) for v in aside),
         heights_m=(0.205,) * 32 + _spread(0.13, 0.09, 32),
-        range_bias_m=0.028,
+        near_dim=0.27,
+        range_bias_m=0.036,
         azimuth_step_deg=0.09,
         gain_spread=0.13,
         compensated=True,

@@ -211,13 +211,13 @@ def bicycle(label: int = BICYCLE) -> Mesh:
     """A bicycle, 1.75 m long."""
 
     def bar(a: tuple[float, float, float], b: tuple[float, float, float], radius: float = 0.022) -> Mesh:
-        return tube(a, b, radius, label, METAL, 0.32, sides=4)
+        return tube(a, b, radius, label, METAL, 0.5, sides=4)
 
     hub_r, hub_f, crank = (-0.52, 0.0, 0.34), (0.54, 0.0, 0.34), (-0.08, 0.0, 0.28)
     seat, head = (-0.22, 0.0, 0.88), (0.38, 0.0, 0.88)
     bars = [(crank, seat), (seat, head), (crank, head), (hub_r, crank), (hub_r, seat), (hub_f, (0.34, 0.0, 1.02))]
     parts = [bar(a, b) for a, b in bars]
-    parts += [hoop(x, 0.34, 0.045, label, RUBBER, 0.3) for x in (-0.52, 0.54)]
+    parts += [hoop(x, 0.34, 0.045, label, RUBBER, 0.4) for x in (-0.52, 0.54)]
     parts.append(bar((0.36, -0.29, 1.04), (0.36, 0.29, 1.04)))
     parts.append(box((-0.36, -0.1), (-0.07, 0.07), (0.9, 0.96), label, RUBBER, 0.2))
     parts.append(box((-0.75, -0.3), (-0.06, 0.06), (0.7, 0.74), label, METAL, 0.3))
@@ -242,7 +242,7 @@ def motorcycle(label: int = MOTORCYCLE, scooter: bool = False) -> Mesh:
 def _library() -> dict[int, tuple[Mesh, ...]]:
     """A fixed set of bodies of every kind, made once: streets are furnished with copies."""
     rng = np.random.default_rng(19)
-    coats = (0.0, 0.03, 0.08, 0.2, 0.45)
+    coats = (0.0, 0.08, 0.16, 0.28, 0.5)
     makers: dict[int, Callable[[], Mesh]] = {
         TRUCK: lambda: truck(rng),
         BUS: lambda: bus(rng),
