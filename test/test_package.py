@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from installing import colcon_build, copy_source, needs_colcon, run, site_packages
 
-EXECUTABLES = ("segment_node", "sqsegv3")
+EXECUTABLES = ("segment_node", "evaluate_node", "sqsegv3")
 # imported from a ROS installation, and the package of package.xml that brings it where the names differ
 ROS_MODULES = {"rclpy", "launch", "launch_ros", "tf2_ros", "tf_transformations", "sensor_msgs_py"}
 BROUGHT_BY = {"tf2_ros": "tf2_ros_py"}
@@ -72,7 +72,8 @@ def test_colcon_installs_executables_where_ros2_run_looks(
     assert Path(package).is_relative_to(source if options else prefix)
     check_package_files(Path(package))
     executables = prefix / "lib" / "sqsegv3_ros"
-    assert (executables / "segment_node").is_file()
+    for name in EXECUTABLES:
+        assert (executables / name).is_file()
     usage = run("sh", "-c", f"{sourced}{executables}/sqsegv3 --help", cwd=tmp_path).stdout
     assert "import-official" in usage
 
