@@ -64,9 +64,9 @@ def plan(inputs: Sequence[Path], output: Path, sequences: list[str] | None, opti
     jobs: list[Job] = []
     for item in inputs:
         jobs += _jobs_of(item, output, sequences, options)
-    targets: dict[Path, Path] = {}
+    targets: dict[Path, Job] = {}
     for job in jobs:
-        other = targets.setdefault(job.target, job.source)
+        other = targets.setdefault(job.target, job).source  # what is given twice is labelled once
         if other != job.source:
             raise UserError(f"{other} and {job.source} would both be written to {job.target}; label them apart")
         if job.target.resolve() == job.source.resolve():
@@ -75,7 +75,7 @@ def plan(inputs: Sequence[Path], output: Path, sequences: list[str] | None, opti
         raise UserError("--sequences chooses among the sequences of a SemanticKITTI root, but no root was given")
     if not any(job.is_bag for job in jobs) and options != BagOptions():
         raise UserError("--topic, --output-topic and --storage are for bags, but no bag was given")
-    return jobs
+    return list(targets.values())
 
 
 def _jobs_of(item: Path, output: Path, sequences: list[str] | None, options: BagOptions) -> list[Job]:

@@ -45,7 +45,7 @@ class Pipeline:
     CLOUDS: ClassVar[tuple[str, ...]] = ("points", "filtered")
     PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image")
 
-    def __init__(self, settings: Settings, mount: Mount | None = None) -> None:
+    def __init__(self, settings: Settings, mount: Mount | None = None, *, warm_up: bool = True) -> None:
         model = settings["model"] or default_model()
         if model is None:
             raise UserError(
@@ -61,7 +61,8 @@ class Pipeline:
         self._tf_mount = mount
         self.apply(settings)
         begin = time.perf_counter()
-        self.segmenter.warm_up()
+        if warm_up:  # a live node's first cloud must be as quick as the others; offline it would be labelled thrice
+            self.segmenter.warm_up()
         self.warm_up_s = time.perf_counter() - begin
         self._remarks: tuple[str, ...] = ()
         self._remarks_at = -REMARKS_PERIOD_S

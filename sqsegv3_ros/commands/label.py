@@ -129,7 +129,7 @@ def _make_pipeline(args: argparse.Namespace) -> Pipeline:
         "intensity_scale": args.intensity_scale,
     }
     values.update({name: checked(name, value) for name, value in given.items() if value is not None})
-    return Pipeline(Settings(values))
+    return Pipeline(Settings(values), warm_up=False)
 
 
 def _shard(text: str) -> tuple[int, int]:
