@@ -10,7 +10,7 @@ from sqsegv3_ros.simulation.ground import BAY_M, SURFACES, Plan, SideStreet
 SCENES = ("city", "highway", "country", "mixed")
 """The kinds of scenes; 'mixed' draws one of the others for every street."""
 
-_MIX = (("city", 0.80), ("country", 0.13), ("highway", 0.07))
+_MIX = (("city", 0.83), ("country", 0.12), ("highway", 0.05))
 
 
 def draw_plan(scene: str, seed: tuple[int, ...], length: tuple[float, float]) -> Plan:
@@ -52,11 +52,11 @@ def _crossings(
 
 
 def _city(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
-    dense = bool(rng.random() < 0.22)
+    dense = bool(rng.random() < 0.3)
     avenue = bool(rng.random() < 0.08)
     parked = tuple(float(rng.choice([0.0, 1.2, BAY_M], p=[0.3, 0.3, 0.4])) for _ in range(2))
-    half = float(rng.uniform(2.8, 4.3)) + 0.5 * sum(parked) * float(rng.choice([0.6, 1.0])) + 3.5 * avenue
-    walks = rng.uniform(1.6, 3.6 + dense, 2)
+    half = float(rng.uniform(3.0, 4.6)) + 0.5 * sum(parked) * float(rng.choice([0.6, 1.0])) + 3.5 * avenue
+    walks = rng.uniform(1.8, 4.2 + dense, 2)
     tight = float(rng.choice([0.0, 1 / 600, 1 / 250, 1 / 140]))
     return Plan(
         kind="dense" if dense else "city",

@@ -43,10 +43,11 @@ class BeamResponse:
 
 def beam_response(sensor: SensorModel, rng: np.random.Generator) -> BeamResponse:
     """Draw a unit of a sensor: some of its beams are weak."""
-    gain = np.clip(rng.normal(1.0, sensor.gain_spread, sensor.beams), 0.35, 1.35)
+    gain = np.clip(rng.normal(1.02, sensor.gain_spread, sensor.beams), 0.35, 1.35)
+    gain[rng.random(sensor.beams) < 0.4 * sensor.gain_spread] *= 0.4
     # the beams that look far are focused far
     upper = np.arange(sensor.beams) < sensor.beams // 2
-    dim = np.clip(rng.normal(sensor.near_dim * upper, 0.6 * sensor.near_dim + 0.05), 0.0, 0.95)
+    dim = np.clip(rng.normal(sensor.near_dim * upper, sensor.near_dim + 0.05), 0.0, 0.95)
     bias = rng.normal(0.0, sensor.range_bias_m, sensor.beams)
     return BeamResponse(gain.astype(np.float32), dim.astype(np.float32), bias.astype(np.float32))
 
@@ -79,8 +80,8 @@ def measured(
     reported &= (measured_range >= sensor.min_range_m) & (measured_range <= sensor.max_range_m)
     seeming = true_range * cosine**-_GRAZING
     fade = 1.0 - np.clip((seeming - _FADE_FROM_M) / (sensor.reach_m - _FADE_FROM_M), 0.0, 1.0) ** 1.5
-    near = 1.0 - response.dim * np.clip((10.0 - true_range) / 7.0, 0.0, 1.0)
-    speckle = _SPECKLE[m] * np.sqrt(fade) * np.clip(0.5 + true_range / 25.0, 0.5, 1.5)
+    near = 1.0 - response.dim * np.clip((10.0 - true_range) / 5.0, 0.0, 1.0)
+    speckle = _SPECKLE[m] * np.sqrt(fade) * np.clip(0.45 + true_range / 28.0, 0.45, 1.3)
     remission = hits.albedo * shine * response.gain * near * fade + normal[1] * speckle
     remission = np.where(remission < _DARK, 0.0, np.clip(remission, 0.0, 0.99))
     return reported, measured_range.astype(np.float32), (np.round(remission * 100) / 100).astype(np.float32)

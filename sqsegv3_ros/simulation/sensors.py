@@ -115,7 +115,7 @@ def _hdl64e() -> SensorModel:
         max_range_m=80.0,
         beam_azimuths_deg=tuple(float(v) for v in aside),
         heights_m=(0.205,) * 32 + _spread(0.13, 0.09, 32),
-        near_dim=0.27,
+        near_dim=0.3,
         range_bias_m=0.036,
         azimuth_step_deg=0.09,
         gain_spread=0.13,

@@ -59,7 +59,7 @@ def sidewalk_furniture(front: Frontage, rng: np.random.Generator) -> None:
     scatter(
         "lamp post" if rng.random() < 0.8 else "utility pole", 30.0, lamp, lamp + 0.1, yaw=0.0 if not at_kerb else np.pi
     )
-    scatter("traffic sign", 55.0, kerb - 0.1, kerb + 0.2)
+    scatter("traffic sign", 80.0, kerb - 0.1, kerb + 0.2)
     if rng.random() < 0.12:
         scatter("bollard", 5.0, kerb, kerb + 0.05)
     scatter("clutter", 40.0, inner - 0.3, inner + 0.1, yaw=np.pi / 2, turn=0.1)
@@ -96,7 +96,7 @@ def lots(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
             s += closed_row(front, s, rng)
             continue
         width = min(float(rng.uniform(11.0, 24.0)), front.length - s)
-        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.56, 0.1, 0.04, 0.24, 0.06]))
+        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.63, 0.09, 0.05, 0.17, 0.06]))
         if kind == "garden":
             garden_lot(front, s, width, rng)
         elif kind == "green":
@@ -120,7 +120,7 @@ def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Gen
     for i in range(steps):
         a = s0 + i * HEDGE_M
         place, yaw = ((o, a), np.pi / 2) if across else ((a, o), 0.0)
-        if draw < 0.5:
+        if draw < 0.45:
             front.add(variant("low hedge" if shape % 3 == 0 else "high hedge", shape), *place, yaw)
         else:
             front.add(stretch, *place, yaw)
@@ -131,7 +131,7 @@ def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Gen
 
 def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator) -> None:
     """A house behind a front garden, with a fence or a hedge, a drive, bushes and trees."""
-    setback = float(rng.uniform(2.0, 9.0))
+    setback = float(rng.uniform(1.5, 8.0))
     drive = float(rng.uniform(2.8, 3.6)) if rng.random() < 0.7 and width > 13 else 0.0
     front.spread((s, s + width), (0.0, 34.0), TERRAIN)
     gap = s + drive
