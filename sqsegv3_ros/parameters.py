@@ -70,7 +70,8 @@ SPECS: tuple[Spec, ...] = (
         "What a point's row comes from.",
         rule="elevation, ring_from_bottom, ring_from_top, or empty: the model's own",
     ),
-    Spec("projection.ring_count", 0, "Rings of the sensor, for rows from rings; 0: one a row.", 0, 1024),
+    Spec("projection.ring_count", 0, "Rings of the sensor; 0: as many as the image has rows.", 0, 1024),
+    Spec("projection.fill_rows", 0, "Rows over which gaps between beams are filled; 0: the model's own.", 0, 1024),
     Spec(
         "projection.outside_fov",
         "",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class ProjectionConfig:
     rows: the row of a point comes from its elevation, or from its ring number where beams are uneven: ring 0 lies at
         the bottom (Velodyne) or at the top (Ouster). The rings are spread evenly over the rows.
     ring_count: number of rings of the sensor; None: as many as the image has rows.
+    fill_rows: what the network sees in a pixel without a point: the nearest pixel above or below that has one, at most
+        so many rows away; 0: nothing. For sensors whose beams lie further apart than those that the model learned from.
     official_mask: reproduce the release's mask, which drops the pixel won by point 0.
     """
 
@@ -47,6 +49,7 @@ class ProjectionConfig:
     outside_fov: str = "clamp"
     rows: str = "elevation"
     ring_count: int | None = None
+    fill_rows: int = 0
     official_mask: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +69,8 @@ class ProjectionConfig:
                 raise UserError(f"{name} must be one of {', '.join(allowed)}, found '{getattr(self, name)}'")
         if self.ring_count is not None and not 1 <= self.ring_count <= 1024:
             raise UserError(f"ring_count must lie in 1..1024, found {self.ring_count}")
+        if not 0 <= self.fill_rows <= 1024:
+            raise UserError(f"fill_rows must lie in 0..1024, found {self.fill_rows}")
 
     @property
     def needs_rings(self) -> bool:
@@ -198,6 +203,24 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
     shape = (config.height, config.width)
     network_mask = index > 0 if config.official_mask else mask
     return RangeImage(channels.view(5, *shape), index.view(shape), network_mask.view(shape), pixel, point_range, usable)
+
+
+def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
+    """The image as the network sees it: an empty pixel takes what the nearest one above or below with a point holds.
+
+    rows: how far away that pixel may lie; of two that are equally near it is the upper one. The points and the way back
+    to them (`index`, `pixel`) stay as they are.
+    """
+    if not rows:
+        return image
+    height = image.height
+    row = torch.arange(height, device=image.mask.device).view(-1, 1)
+    above = torch.where(image.mask, row, -2 * height).cummax(0).values
+    below = torch.where(image.mask, row, 3 * height).flip(0).cummin(0).values.flip(0)
+    source = torch.where(row - above <= below - row, above, below)
+    mask = (source - row).abs() <= min(rows, height)
+    channels = image.channels.gather(1, source.clamp(0, height - 1).expand_as(image.channels))
+    return replace(image, channels=channels.masked_fill_(~mask, EMPTY), mask=mask)
 
 
 def normalize(image: RangeImage, normalization: Normalization) -> Tensor:

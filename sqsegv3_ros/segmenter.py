@@ -20,7 +20,7 @@ from sqsegv3_ros.artifact import Artifact, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig, refine
 from sqsegv3_ros.mount import Mount
-from sqsegv3_ros.projection import ProjectionConfig, RangeImage, normalize, project, restore
+from sqsegv3_ros.projection import ProjectionConfig, RangeImage, fill_gaps, normalize, project, restore
 
 DEVICES = ("auto", "cuda", "cpu")
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -100,7 +100,8 @@ class Segmenter:
             clock.stop("upload")
 
             image = project(self.mount.level(points), self.projection, rings)
-            network_input = normalize(image, self.info.normalization).to(self.dtype)
+            seen = fill_gaps(image, self.projection.fill_rows)
+            network_input = normalize(seen, self.info.normalization).to(self.dtype)
             clock.stop("project")
 
             logits = self.artifact.module(network_input)[0].float()
