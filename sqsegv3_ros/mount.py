@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.errors import missing_package
+from sqsegv3_ros.errors import UserError
 
 Rows = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 _IDENTITY: Rows = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -37,12 +37,13 @@ class Mount:
     ) -> Mount:
         """A mount from its angles (REP 103: fixed axes x, y, z; positive pitch looks down) and heights over ground.
 
-        height_m 0, or an unknown height of the model's sensor, leaves the height as it is.
+        height_m 0, or an unknown height of the model's sensor, leaves the height as it is. Raises UserError where
+        angles are given and no package turns them into a rotation.
         """
         lift = height_m - model_height_m if height_m and model_height_m else 0.0
         if not (roll_deg or pitch_deg or yaw_deg):
             return cls(lift_m=lift)
-        return cls(_rows(_rotation(*(math.radians(a) for a in (roll_deg, pitch_deg, yaw_deg)))), -lift)
+        return cls(_rows(_rotation(*(math.radians(a) for a in (roll_deg, pitch_deg, yaw_deg)))), lift)
 
     @classmethod
     def from_quaternion(cls, x: float, y: float, z: float, w: float, lift_m: float = 0.0) -> Mount:
@@ -62,11 +63,15 @@ class Mount:
         return self == Mount()
 
     def level(self, points: Tensor) -> Tensor:
-        """(N, 4) float32 x, y, z, remission in the sensor frame -> the same in the level frame."""
+        """(N, 4) float32 x, y, z, remission in the sensor frame -> the same in the level frame.
+
+        (0, 0, 0), by which drivers say that nothing came back, stays where it is.
+        """
         if self.is_level:
             return points
         xyz = points[:, :3] @ points.new_tensor(self.rotation).T
-        xyz[:, 2] += self.lift_m
+        if self.lift_m:
+            xyz[:, 2] += self.lift_m * (points[:, :3] != 0).any(1)
         return torch.cat([xyz, points[:, 3:]], 1)
 
 
@@ -80,7 +85,10 @@ def _rotation(roll: float, pitch: float, yaw: float) -> np.ndarray:
     try:
         from transforms3d.euler import euler2mat  # what tf_transformations wraps, for machines without ROS
     except ImportError:
-        raise missing_package("transforms3d", "a tilted mount", "tools") from None
+        raise UserError(
+            "a tilted mount needs tf_transformations (rosdep install, or ros-$ROS_DISTRO-tf-transformations) or, "
+            "without ROS, transforms3d (pip install transforms3d)"
+        ) from None
     return np.asarray(euler2mat(roll, pitch, yaw, "sxyz"))
 
 
