@@ -25,6 +25,11 @@ from sqsegv3_ros.segmenter import Segmenter
 FOUND = scans(2, 2000)
 
 
+@pytest.fixture(scope="module")
+def segmenter(small_model: Path) -> Segmenter:
+    return Segmenter(small_model)
+
+
 def call(*arguments: object) -> int:
     return main([str(a) for a in arguments])
 
@@ -45,12 +50,11 @@ def clouds(path: Path, topic: str = "/lidar") -> list[Any]:
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_labelled_bag_holds_the_segmenters_labels_and_everything_else_as_it_was(
-    small_model: Path, tmp_path: Path, storage: str
+    small_model: Path, segmenter: Segmenter, tmp_path: Path, storage: str
 ) -> None:
     bag = record(named(tmp_path, storage), storage, {"/lidar": FOUND})
     assert call("label", "--model", small_model, bag, "--output", tmp_path / "out") == 0
     labelled = tmp_path / "out" / bag.name
-    segmenter = Segmenter(small_model)
     for cloud, before, scan in zip(clouds(labelled), clouds(bag), FOUND, strict=True):
         expected = segmenter.segment(xyzi(scan))
         np.testing.assert_array_equal(read_field(cloud, "label"), expected.labels)
@@ -66,7 +70,9 @@ def test_a_labelled_bag_holds_the_segmenters_labels_and_everything_else_as_it_wa
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_topic_output_topic_storage_and_intensity_are_chosen(small_model: Path, tmp_path: Path) -> None:
+def test_topic_output_topic_storage_and_intensity_are_chosen(
+    small_model: Path, segmenter: Segmenter, tmp_path: Path
+) -> None:
     bag = record(tmp_path / "drive.bag", "ros1", {"/front": FOUND, "/rear": scans(1, 700)})
     options = ("--topic", "/front", "--output-topic", "/labelled", "--storage", "mcap", "--intensity-scale", "0.25")
     assert call("label", "--model", small_model, bag, "--output", tmp_path / "out", *options) == 0
@@ -75,7 +81,7 @@ def test_topic_output_topic_storage_and_intensity_are_chosen(small_model: Path, 
     with AnyReader([labelled]) as reader:
         counts = {c.topic: (c.msgtype, c.msgcount) for c in reader.connections}
     assert counts["/labelled"] == (CLOUD, 2) and counts["/rear"] == (CLOUD, 1) and "/front" not in counts
-    expected = Segmenter(small_model).segment(xyzi(FOUND[0], 0.25)).labels
+    expected = segmenter.segment(xyzi(FOUND[0], 0.25)).labels
     np.testing.assert_array_equal(read_field(clouds(labelled, "/labelled")[0], "label"), expected)
     np.testing.assert_array_equal(read_field(clouds(labelled, "/labelled")[0], "intensity"), FOUND[0]["intensity"])
 
@@ -188,12 +194,12 @@ def test_a_cloud_that_cannot_be_labelled_is_named_and_no_bag_is_left(
 
 
 @needs_shared
-def test_a_real_ros_1_bag_comes_back_labelled(small_model: Path, tmp_path: Path) -> None:
+def test_a_real_ros_1_bag_comes_back_labelled(small_model: Path, segmenter: Segmenter, tmp_path: Path) -> None:
     source = DATA / "other_sensors" / "luminar_ros1.bag"
     assert call("label", "--model", small_model, source, "--output", tmp_path) == 0
     topic = "/luminar_pointcloud"
     first, before = clouds(tmp_path / source.name, topic)[0], clouds(source, topic)[0]
     points = np.stack([read_field(before, name) for name in ("x", "y", "z", "intensity")], 1).astype(np.float32)
-    np.testing.assert_array_equal(read_field(first, "label"), Segmenter(small_model).segment(points).labels)
+    np.testing.assert_array_equal(read_field(first, "label"), segmenter.segment(points).labels)
     np.testing.assert_array_equal(read_field(first, "laser_id"), read_field(before, "laser_id"))
     assert first.header == before.header

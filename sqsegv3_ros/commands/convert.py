@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _to_bag(args: argparse.Namespace) -> str:
-    from sqsegv3_ros.bags import MCAP, STORAGE_BY_SUFFIX
+    from sqsegv3_ros.bags import MCAP, SQLITE3
     from sqsegv3_ros.commands.evaluate import progress_line
     from sqsegv3_ros.conversion import sequence_to_bag
     from sqsegv3_ros.sequences import TOPIC
 
-    storage = args.storage or STORAGE_BY_SUFFIX.get(args.bag.suffix, MCAP)
+    storage = args.storage or (SQLITE3 if args.bag.suffix == ".db3" else MCAP)
     told = sequence_to_bag(
         args.source, args.sequence, args.bag, storage,
         topic=args.topic or TOPIC, force=args.force, progress=progress_line("scans"),
