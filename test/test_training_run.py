@@ -289,7 +289,7 @@ class KilledWorker(Callback):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (FullDisk, "no space left where the run is kept; free some, then go on with --run.resume true"),
+        (FullDisk, "No space left on device: 'last.ckpt'. The checkpoints written before are whole: make room, then"),
         (KilledWorker, "a process that prepares training data was killed, probably for want of memory"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import time
@@ -12,11 +13,26 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from sqsegv3_ros.kitti import write_whole
 from sqsegv3_ros.training.module import BEST, SegmentationModule
 
 BEST_NAME, LAST_NAME, HISTORY_NAME = "best", "last", "history.jsonl"
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints beside the old one and then renames them, so that no failure ever leaves half a file.
+
+    Lightning's own way moves them from the folder for temporary files, which is a copy where that is another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint. Raises UserError where the disk is full or cannot be written to."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(path, buffer.getvalue())
 
 
 class WeightEma(WeightAveraging):
@@ -88,7 +104,7 @@ class KeepLast(Checkpoint):
         if trainer.world_size > 1:  # saving is done together, and clocks and signals differ
             due, stop = (trainer.strategy.reduce_boolean_decision(flag, all=False) for flag in (due, stop))
         if due or stop:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             self._saved = time.monotonic()
         if stop:
             self.stopped_at = trainer.global_step

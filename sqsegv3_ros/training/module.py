@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
 from sqsegv3_ros.knn import KnnConfig
+from sqsegv3_ros.labels import LabelSet
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.projection import Normalization, ProjectionConfig
@@ -202,13 +203,16 @@ class SegmentationModule(LightningModule):
         stored = checkpoint.get(KEY)
         if stored is None:
             raise UserError("the checkpoint to resume was not made by `sqsegv3 train`")
-        for key, own in (
-            ("network", self.network_config.to_dict()),
-            ("projection", self.projection.to_dict()),
-            ("labels", self.label_set.to_dict()),
-        ):
-            if stored[key] != own:
-                differs = sorted(k for k in own if stored[key].get(k) != own[k])
+        # through the classes, so that a setting that is newer than the checkpoint has its default there
+        kinds: tuple[tuple[str, Any, Any], ...] = (
+            ("network", NetworkConfig, self.network_config),
+            ("projection", ProjectionConfig, self.projection),
+            ("labels", LabelSet, self.label_set),
+        )
+        for key, kind, expected in kinds:
+            found, own = kind.from_dict(stored[key]).to_dict(), expected.to_dict()
+            if found != own:
+                differs = sorted(k for k in own if found[k] != own[k])
                 raise UserError(
                     f"the checkpoint to resume has another {key}: {', '.join(differs)} differ; resume with the "
                     "configuration that it was trained with, or begin a new run with model.start_from"

@@ -1,14 +1,14 @@
 """A trained network and its description go in, an ONNX file comes out: image (N, 5, H, W) -> logits (N, C, H, W).
 
-For TensorRT and other runtimes. The weights are those of the deploy form (BatchNorm folded, full-width head only); the
-sliding window is nine slices, which every runtime fuses, where an unfold would become gathers.
+For TensorRT and other runtimes. As in the deploy form, BatchNorm is folded and only the full-width head is left; the
+sliding window is nine slices, where an unfold would become gathers, which runtimes are slow at.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import json
-import math
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,16 +22,10 @@ from torch import Tensor, nn
 from sqsegv3_ros.artifact import INFO_FILE, ModelInfo
 from sqsegv3_ros.errors import OperationError, UserError, missing_package
 from sqsegv3_ros.kitti import write_whole
-from sqsegv3_ros.network.deploy import (
-    DeployedBlock,
-    DeployedDecoderStage,
-    DeployedEncoderStage,
-    DeployedSqueezeSegV3,
-    FoldedConv,
-    deploy,
-)
-from sqsegv3_ros.network.layers import pad_azimuth
-from sqsegv3_ros.network.model import SqueezeSegV3, narrow_coordinates
+from sqsegv3_ros.network.deploy import fold
+from sqsegv3_ros.network.layers import ConvNorm, pad_azimuth
+from sqsegv3_ros.network.model import DecoderStage, EncoderStage, Head, SqueezeSegV3, narrow_coordinates
+from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
 
 OPSET = 17
 MARGIN = 1e-4
@@ -39,33 +33,82 @@ MARGIN = 1e-4
 
 
 class OnnxForm(nn.Module):
-    """The deploy form in operators that ONNX has, channels first."""
+    """A network as it is in eval mode, in operators that ONNX has, with its full-width head only."""
 
-    def __init__(self, deployed: DeployedSqueezeSegV3):
+    def __init__(self, model: SqueezeSegV3):
         super().__init__()
-        self.deployed = deployed
+        self.circular = model.circular
+        self.stem = _Folded(model.stem)
+        self.encoder = nn.ModuleList(_stage(stage) for stage in cast(Iterable[EncoderStage], model.encoder))
+        self.decoder = nn.ModuleList(
+            nn.ModuleList(_Folded(layer) for layer in (stage.conv, stage.squeeze, stage.expand))
+            for stage in cast(Iterable[DecoderStage], model.decoder)
+        )
+        self.head = cast(Head, model.heads[0]).conv
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised, masked image (N, 5, H, W) -> logits (N, C, H, W)."""
-        net = self.deployed
         coordinates = image[:, 1:4]
-        feature = _convolve(net.stem, image)
+        feature = self.stem(image)
         skips = []
-        for i, stage in enumerate(cast(Iterable[DeployedEncoderStage], net.encoder)):
+        for i, stage in enumerate(cast(Iterable[nn.ModuleList], self.encoder)):
             if i < 3:
                 skips.append(feature)
-            for block in cast(Iterable[DeployedBlock], stage.blocks):
-                feature = _block(block, feature, coordinates, net.attention_kernel)
-            for narrow in cast(Iterable[FoldedConv], stage.narrow):
-                feature = _convolve(narrow, feature)
+            for layer in stage:
+                feature = layer(feature, coordinates) if isinstance(layer, _Block) else layer(feature)
             if i < 3:
-                coordinates = narrow_coordinates(coordinates, net.circular)
-        for i, decoder in enumerate(cast(Iterable[DeployedDecoderStage], net.decoder)):
-            feature = _interleaved(_convolve(decoder.conv, feature), decoder.out_channels)
-            feature = feature + _convolve(decoder.expand, _convolve(decoder.squeeze, feature))
+                coordinates = narrow_coordinates(coordinates, self.circular)
+        for i, (conv, squeeze, expand) in enumerate(cast(Iterable[Iterable[nn.Module]], self.decoder)):
+            feature = conv(feature)
+            feature = feature + expand(squeeze(feature))
             if i >= 2:
                 feature = feature + skips.pop()
-        return _convolve(net.head, feature)
+        logits: Tensor = self.head(feature)
+        return logits
+
+
+def _stage(stage: EncoderStage) -> nn.ModuleList:
+    blocks = [_Block(block) for block in cast(Iterable[SpatiallyAdaptiveBlock], stage.blocks)]
+    return nn.ModuleList([*blocks, *(_Folded(narrow) for narrow in cast(Iterable[ConvNorm], stage.narrow))])
+
+
+class _Folded(nn.Module):
+    """Convolution, BatchNorm and activation in one convolution and the activation."""
+
+    def __init__(self, layer: ConvNorm):
+        super().__init__()
+        self.conv = copy.deepcopy(layer.conv)
+        weight, bias = fold(layer.conv, layer.norm)
+        self.conv.weight, self.conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.slope = layer.slope
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        image = self.conv(image)
+        return F.relu(image) if self.slope == 0 else F.leaky_relu(image, self.slope)
+
+
+class _Block(nn.Module):
+    """A spatially-adaptive block; its channels of taps are in the order (tap, channel), as the slices come."""
+
+    def __init__(self, block: SpatiallyAdaptiveBlock):
+        super().__init__()
+        self.circular = block.circular
+        self.attention = copy.deepcopy(block.attention.conv)
+        weight, bias = fold(block.attention.conv, block.attention.norm)
+        order = torch.arange(len(bias)).view(-1, TAPS).t().flatten()
+        self.attention.weight, self.attention.bias = nn.Parameter(weight[order]), nn.Parameter(bias[order])
+        self.mix = _Folded(block.mix)
+        self.mix.conv.weight = nn.Parameter(self.mix.conv.weight[:, order])
+        self.conv = _Folded(block.conv)
+
+    def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
+        """feature (N, C, H, W), coordinates (N, 3, H, W) -> (N, C, H, W)."""
+        height, width = feature.shape[2:]
+        padded = F.pad(pad_azimuth(feature, 1), [0, 0, 1, 1]) if self.circular else F.pad(feature, [1, 1, 1, 1])
+        windows = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        adapted = torch.cat(windows, 1) * torch.sigmoid(self.attention(coordinates))
+        return feature + self.conv(self.mix(adapted))
 
 
 def export_onnx(model: SqueezeSegV3, path: str | Path, info: ModelInfo) -> float:
@@ -80,7 +123,7 @@ def export_onnx(model: SqueezeSegV3, path: str | Path, info: ModelInfo) -> float
         import onnxruntime
     except ImportError as error:
         raise missing_package(error.name or "onnx", "ONNX export", "onnx") from error
-    form = OnnxForm(deploy(model)).eval()
+    form = OnnxForm(model).eval()
     size = (info.projection.height, info.projection.width)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, model.in_channels, *size, generator=generator)
@@ -119,37 +162,3 @@ def read_onnx_info(path: str | Path) -> ModelInfo:
         if entry.key == INFO_FILE:
             return ModelInfo.from_dict(json.loads(entry.value))
     raise UserError(f"{path} holds no {INFO_FILE}: it was not exported by this package")
-
-
-def _convolve(layer: FoldedConv, image: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C', H', W')."""
-    pad = layer.reach[1]
-    if layer.circular and pad:
-        image, pad = pad_azimuth(image, pad), 0
-    out = F.conv2d(image, layer.weight, layer.bias, layer.stride, (layer.reach[0], pad))
-    if layer.slope == 0.0:
-        return F.relu(out)
-    return out if layer.slope == 1.0 else F.leaky_relu(out, layer.slope)
-
-
-def _interleaved(image: Tensor, channels: int) -> Tensor:
-    """(N, 2 C, H, W) with the even columns' channels first -> (N, C, H, 2 W); unchanged where it has C channels."""
-    if image.shape[1] == channels:
-        return image
-    height, width = image.shape[2:]
-    halves = image.reshape(-1, 2, channels, height, width).permute(0, 2, 3, 4, 1)
-    return halves.reshape(-1, channels, height, 2 * width)
-
-
-def _block(block: DeployedBlock, feature: Tensor, coordinates: Tensor, kernel: int) -> Tensor:
-    """feature (N, C, H, W), coordinates (N, 3, H, W) -> (N, C, H, W)."""
-    channels, (height, width) = feature.shape[1], feature.shape[2:]
-    matrix = block.attention / -math.log2(math.e)  # it is made for powers of 2
-    weight = matrix[:-1].t().reshape(-1, kernel, kernel, 3).permute(0, 3, 1, 2)
-    reach = kernel // 2
-    padded = pad_azimuth(coordinates, reach) if block.circular and reach else coordinates
-    attention = torch.sigmoid(F.conv2d(padded, weight, matrix[-1], 1, (reach, 0 if block.circular else reach)))
-    around = F.pad(pad_azimuth(feature, 1), [0, 0, 1, 1]) if block.circular else F.pad(feature, [1, 1, 1, 1])
-    windows = [around[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    mixed = F.conv2d(torch.cat(windows, 1) * attention, block.mix.reshape(channels, -1, 1, 1), block.mix_bias)
-    return feature + _convolve(block.conv, F.relu(mixed))

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.training.callbacks import BEST_NAME, LAST_NAME, KeepLast, run_callbacks
+from sqsegv3_ros.training.callbacks import BEST_NAME, LAST_NAME, KeepLast, WholeFiles, run_callbacks
 from sqsegv3_ros.training.checkpoint import read_checkpoint
 from sqsegv3_ros.training.data import ScanData
 from sqsegv3_ros.training.module import SegmentationModule
@@ -100,6 +100,7 @@ class TrainCLI(LightningCLI):
         kwargs["callbacks"] = [*(given.get("callbacks") or []), *callbacks]
         if given.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(save_dir=output, name="", version="tensorboard")
+        kwargs["plugins"] = [*(given.get("plugins") or []), WholeFiles()]
         kwargs["default_root_dir"] = output
         return super().instantiate_trainer(**kwargs)
 
@@ -175,17 +176,16 @@ def _prepare_output(cli: TrainCLI) -> Path | None:
 def _explained(error: Exception) -> Exception:
     """The error for the user, where what happened is known."""
     text = str(error)
+    if "No space left" in text:
+        return OperationError(
+            f"{text}. The checkpoints written before are whole: make room, then go on with --run.resume true"
+        )
     if isinstance(error, UserError):  # one from a worker comes with the worker's traceback before its message
         return UserError(text.rsplit("UserError: ", 1)[-1].strip())
     if "DataLoader worker" in text or isinstance(error, ConnectionError):
         return OperationError(
             "a process that prepares training data was killed, probably for want of memory; go on with --run.resume "
             f"true and fewer --data.workers or a smaller --data.cache_gb ({text.splitlines()[0]})"
-        )
-    if "No space left" in text:
-        return OperationError(
-            "no space left where the run is kept; free some, then go on with --run.resume true "
-            "(the checkpoints written before are whole)"
         )
     if isinstance(error, OSError):
         return OperationError(f"{error.filename or 'file'}: {error.strerror or error}")
@@ -207,5 +207,6 @@ def _quieten() -> None:
         "exists and is not empty",
         "isinstance.treespec, LeafSpec",
         "smaller than the logging interval",
+        "could not find the monitored key",  # after resuming at the end of an epoch, whose validation is done
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
