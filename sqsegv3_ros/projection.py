@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -180,12 +181,16 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
     """
     if points.ndim != 2 or points.shape[1] != 4 or points.dtype != torch.float32:
         raise UserError(f"points must be (N, 4) float32, found {tuple(points.shape)} {points.dtype}")
-    x, y, z, remission = points.unbind(1)
+    # by channel, each contiguous: range, x, y, z, remission; the first column is what empty pixels hold
+    columns = points.new_full((5, len(points) + 1), EMPTY)
+    for channel, column in zip(columns[1:], points.unbind(1), strict=True):
+        channel[1:] = column
+    point_range, x, y, z, remission = columns[:, 1:].unbind(0)
     # torch's float32 square root is not correctly rounded everywhere; through float64 it is, as numpy's
-    point_range = (x * x + y * y + z * z).double().sqrt_().float()
-    usable = torch.isfinite(point_range) & (point_range > 0)
+    point_range.copy_((x * x + y * y).add_(z * z).double().sqrt_())
+    remission.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    usable = (point_range > 0) & (point_range < math.inf)
     elevation = torch.asin(z / point_range)
-    column = _column(x, y, config.width)
     if config.needs_rings:
         row, known = _row_from_ring(rings, len(points), config)
         usable &= known
@@ -194,12 +199,15 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
     if config.outside_fov == "drop":
         up, down = math.radians(config.fov_up_deg), math.radians(config.fov_down_deg)
         usable &= (elevation <= up) & (elevation >= down)
-    pixel = torch.where(usable, row * config.width + column, 0)
+    # float32 holds every pixel's number: there are at most 1024 x 16384 = 2**24
+    pixel = torch.where(usable, row.mul_(config.width).add_(_column(x, y, config.width)), 0).to(torch.int64)
 
     index = _winners(pixel, point_range, usable, config)
     mask = index >= 0
-    remission = torch.nan_to_num(remission, nan=0.0, posinf=0.0, neginf=0.0)
-    channels = _fill(index, mask, point_range, x, y, z, remission)
+    winner = index + 1
+    channels = columns.new_empty((5, len(index)))
+    for channel, column in zip(channels, columns, strict=True):
+        torch.index_select(column, 0, winner, out=channel)
     shape = (config.height, config.width)
     network_mask = index > 0 if config.official_mask else mask
     return RangeImage(channels.view(5, *shape), index.view(shape), network_mask.view(shape), pixel, point_range, usable)
@@ -228,7 +236,7 @@ def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
     channels = image.channels
     means = channels.new_tensor(normalization.means).view(5, 1, 1)
     stds = channels.new_tensor(normalization.stds).view(5, 1, 1)
-    return channels.sub(means).div_(stds).mul_(image.mask).unsqueeze(0)
+    return channels.sub(means).div_(stds).mul_(image.mask.to(channels.dtype)).unsqueeze(0)
 
 
 def restore(image_values: Tensor, image: RangeImage, fill: float = 0) -> Tensor:
@@ -240,10 +248,22 @@ def restore(image_values: Tensor, image: RangeImage, fill: float = 0) -> Tensor:
     return values.masked_fill(~image.usable, fill)
 
 
+# Rows and columns are whole numbers in float32, in the release's order of operations; NaN where a point is unusable.
+
+
 def _column(x: Tensor, y: Tensor, width: int) -> Tensor:
-    yaw = -torch.atan2(y, x)
-    u = (0.5 * (yaw / math.pi + 1.0)) * width
-    return _to_pixel(u, width)
+    u = _azimuth_position(torch.atan2(y, x), width)
+    if u.device.type == "cpu":
+        # The release rounds as the C library does, torch's quick arctangent in the last bit otherwise. That matters for
+        # the few points at a column's edge; for those that lie apart in memory torch calls the C library too.
+        at_edge = torch.from_numpy(np.flatnonzero((u.sub(u.round()).abs_() < 1e-6 * width).numpy()))
+        apart = torch.stack([y[at_edge], x[at_edge]], 1)
+        u.index_copy_(0, at_edge, _azimuth_position(torch.atan2(apart[:, 0], apart[:, 1]), width))
+    return u.floor_().clamp_(0, width - 1)
+
+
+def _azimuth_position(azimuth: Tensor, width: int) -> Tensor:
+    return azimuth.neg_().div_(math.pi).add_(1.0).mul_(0.5).mul_(width)
 
 
 def _row_from_elevation(elevation: Tensor, config: ProjectionConfig) -> Tensor:
@@ -252,8 +272,8 @@ def _row_from_elevation(elevation: Tensor, config: ProjectionConfig) -> Tensor:
     if config.fov_up_deg < 0 or config.fov_down_deg > 0:  # one-sided: the release's magnitudes would not hold
         down = -math.radians(config.fov_down_deg)
         fov = math.radians(config.fov_up_deg - config.fov_down_deg)
-    v = (1.0 - (elevation + down) / fov) * config.height
-    return _to_pixel(v, config.height)
+    from_top = elevation.add(down).div_(fov).neg_().add_(1.0)
+    return from_top.mul_(config.height).floor_().clamp_(0, config.height - 1)
 
 
 def _row_from_ring(rings: Tensor | None, count: int, config: ProjectionConfig) -> tuple[Tensor, Tensor]:
@@ -266,39 +286,23 @@ def _row_from_ring(rings: Tensor | None, count: int, config: ProjectionConfig) -
     known = (rings >= 0) & (rings < ring_count)
     from_top = rings if config.rows == "ring_from_top" else ring_count - 1 - rings
     row = torch.div(from_top * config.height, ring_count, rounding_mode="floor")
-    return row.clamp_(0, config.height - 1), known
-
-
-def _to_pixel(position: Tensor, size: int) -> Tensor:
-    # NaN (a point that cannot be used) has no defined integer: it becomes 0 here and is masked by `usable`
-    return torch.nan_to_num(torch.floor(position), nan=0.0).clamp_(0, size - 1).to(torch.int64)
+    return row.clamp_(0, config.height - 1).to(torch.float32), known
 
 
 def _winners(pixel: Tensor, point_range: Tensor, usable: Tensor, config: ProjectionConfig) -> Tensor:
     """(H * W,) int64: the point that keeps each pixel, -1 where there is none."""
     count = len(pixel)
-    pixels = config.height * config.width
     # A positive float orders like its bits: range and index in one integer make the minimum exact, free of the
     # order of writing and equal on every device. The later of equally near points wins, as in the release.
     order = point_range.view(torch.int32).to(torch.int64)
     if config.keep == "farthest":
         order = 0x7F800000 - order
     later = torch.arange(count - 1, -1, -1, device=pixel.device)
-    key = (order << 32) | later
-    slot = torch.where(usable, pixel, pixels)  # unusable points fall into a slot behind the image
-    best = torch.full((pixels + 1,), _NO_POINT, dtype=torch.int64, device=pixel.device)
-    best.scatter_reduce_(0, slot, key, "amin")
-    best = best[:pixels]
-    return torch.where(best == _NO_POINT, -1, count - 1 - (best & 0xFFFFFFFF))
-
-
-def _fill(index: Tensor, mask: Tensor, *columns: Tensor) -> Tensor:
-    """(C, H * W): the winners' values by channel, -1 where there is no point."""
-    if not len(columns[0]):
-        return torch.full((len(columns), len(index)), EMPTY, device=index.device)
-    chosen = index.clamp_min(0)
-    channels = torch.stack([column.index_select(0, chosen) for column in columns])
-    return channels.masked_fill_(~mask, EMPTY)
+    key = torch.where(usable, order.bitwise_left_shift_(32).bitwise_or_(later), _NO_POINT)
+    best = torch.full((config.height * config.width,), _NO_POINT, dtype=torch.int64, device=pixel.device)
+    best.scatter_reduce_(0, pixel, key, "amin")
+    # the lower half of _NO_POINT is larger than any count
+    return best.bitwise_and_(0xFFFFFFFF).neg_().add_(count - 1).clamp_(min=-1)
 
 
 def _from_dict(cls: type, data: Mapping[str, Any], what: str) -> Any:
