@@ -176,7 +176,7 @@ def fence(kind: str, length: float, height: float, albedo: float) -> Mesh:
         parts.append(box((-0.2, 0.2), (-0.2, 0.2), (-0.6, height + 0.1), FENCE, WALL, albedo))
         slats(0.04, 0.09, 0.5, height, METAL)
     elif kind == "rails":
-        beams(0.45, 0.8, height)
+        beams(0.4 * height, 0.7 * height, height)
         post(height + 0.08, 0.06)
     else:  # guard rail: the beam's W on posts
         profile = [(0.0, 0.45), (0.08, 0.52), (0.0, 0.6), (0.08, 0.68), (0.0, 0.76)]

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ def _produced(
         for chunk in settings.chunks():
             yield len(chunk), _worked(settings, wanted(chunk), folder, keep)
         return
-    with ProcessPoolExecutor(max_workers=jobs) as pool:
+    # spawned, not forked: whoever calls this may have threads
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool:
         chunks = settings.chunks()
         under_way: list[tuple[int, Future[list[Sweep]]]] = []
         try:

@@ -119,6 +119,7 @@ def _round_union(a: Array, b: Array, radius: float) -> Array:
 
 def edge_distance(plan: Plan, u: Array, v: Array) -> tuple[Array, Array]:
     """(distance to the nearest road edge, negative on the road; width of the sidewalk that belongs to it), metres."""
+    u, v = np.atleast_1d(u), np.atleast_1d(v)
     distance = np.abs(v) - plan.half_width
     walk = np.where(v > 0, plan.sidewalks[0], plan.sidewalks[1])
     for street in plan.crossings:

@@ -34,7 +34,7 @@ class SensorModel:
     second. range_noise_m, range_bias_m: standard deviations from shot to shot and from beam to beam. azimuth_step_deg:
     resolution of the encoder, 0 for fine. gain_spread: standard deviation of the beams' remission gains around 1.
     near_dim: how much of its remission an upper beam loses close by. reach_m: where remission has faded to nothing.
-    compensated: whether its scans are usually published with the vehicle's motion taken out, as KITTI's are.
+    ring_from_bottom: whether its driver counts rings from the lowest beam (Velodyne) or from the topmost (Ouster).
     """
 
     name: str
@@ -53,7 +53,7 @@ class SensorModel:
     gain_spread: float = 0.06
     near_dim: float = 0.0
     reach_m: float = 64.0
-    compensated: bool = False
+    ring_from_bottom: bool = True
     blind_spots: tuple[BlindSpot, ...] = ()
 
     def __post_init__(self) -> None:
@@ -119,7 +119,6 @@ def _hdl64e() -> SensorModel:
         range_bias_m=0.036,
         azimuth_step_deg=0.09,
         gain_spread=0.13,
-        compensated=True,
         blind_spots=(  # a station wagon's roof and what stands on it
             BlindSpot(181.0, -26.0, 34.0, 7.2),
             BlindSpot(161.0, -16.6, 4.0, 3.2),
@@ -153,7 +152,15 @@ def _vlp32c() -> SensorModel:
 def _ouster(name: str, beams: int) -> SensorModel:
     aside = tuple(float(v) for v in np.tile([3.1, 1.05, -1.05, -3.1], beams // 4))
     return SensorModel(
-        name, _spread(21.5, -21.5, beams), 1024, 100.0, aside, min_range_m=0.5, range_step_m=0.001, reach_m=75.0
+        name,
+        _spread(21.5, -21.5, beams),
+        columns=1024,
+        max_range_m=100.0,
+        beam_azimuths_deg=aside,
+        min_range_m=0.5,
+        range_step_m=0.001,
+        reach_m=75.0,
+        ring_from_bottom=False,
     )
 
 

@@ -29,9 +29,9 @@ _SPEED_MPS = {"city": 8.0, "dense": 6.0, "country": 14.0, "highway": 24.0}
 class Sweep:
     """One turn of the sensor, its N returns in the order in which they were fired.
 
-    points: (N, 4) float32 x, y, z (m, sensor frame) and remission (0..1). labels: (N,) uint32, raw SemanticKITTI id
-    and, in the upper 16 bits, the instance. rings: (N,) uint16, 0 the topmost beam. pose: (4, 4) float64, sensor to
-    world, at stamp_s (the middle of the turn).
+    points: (N, 4) float32 x, y, z (m, sensor frame), remission. labels: (N,) uint32, raw SemanticKITTI id and, in the
+    upper 16 bits, the instance. rings: (N,) uint16, counted as the sensor's driver does. pose: (4, 4) float64,
+    sensor to world, at stamp_s, the middle of the turn.
     """
 
     points: npt.NDArray[np.float32]
@@ -106,7 +106,8 @@ class Simulator:
             xyz = leave[column, ring] + aim[column, ring] * distance[kept, None]
         points = np.concatenate([xyz, remission[kept, None]], axis=1).astype(np.float32)
         labels = hits.label[kept] + hits.instance[kept].astype(np.uint32) * np.uint32(1 << 16)
-        return Sweep(points, labels, ring.astype(np.uint16), pose, stamp)
+        number_of_ring = sensor.beams - 1 - ring if sensor.ring_from_bottom else ring
+        return Sweep(points, labels, number_of_ring.astype(np.uint16), pose, stamp)
 
     def _looked_at(self, actors: list[Actor], pose: npt.NDArray[np.float64]) -> list[float]:
         """Seconds from the sweep's middle at which the head looks at each actor."""

@@ -98,8 +98,8 @@ def class_table(real: Tally, simulated: Tally) -> str:
     whole = 100 * whole / whole[1:].sum()
     middle = 0.5 * (REMISSION_BINS[1:] + REMISSION_BINS[:-1])
     lines = [
-        "| class | share %: data set | real scans | simulated | range m: real | simulated | remission: real | simulated "
-        "| zeros %: real | simulated |",
+        "| class | share %: data set | real scans | simulated | range m: real | simulated "
+        "| remission: real | simulated | zeros %: real | simulated |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     real_share, simulated_share = shares(real), shares(simulated)
