@@ -11,13 +11,17 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-long lint format install clean
+.PHONY: test test-long demo lint format install clean
 
 test: lint
 	$(RUN) pytest
 
 test-long: $(INSTALLED)
 	$(RUN) pytest -m long
+
+# the node, a player and a judge on a simulated drive; MODEL=... takes another model than the one that ships
+demo: $(INSTALLED)
+	$(RUN) sqsegv3_ros.cli demo --output demo $(if $(MODEL),--model $(MODEL))
 
 lint: $(INSTALLED)
 	$(RUN) ruff check .

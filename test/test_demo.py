@@ -1,0 +1,42 @@
+"""The demo as a newcomer runs it: four processes on a short simulated drive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+for package, extra in (("rclpy", "ros"), ("embreex", "simulate"), ("rosbags", "bags"), ("PIL", "tools")):
+    pytest.importorskip(package, reason=f"needs {package}: pip install 'sqsegv3_ros[{extra}]'")
+
+from sqsegv3_ros.cli import main
+from sqsegv3_ros.demo import DemoFiles
+
+
+def test_the_demo_judges_every_scan_and_leaves_numbers_report_and_picture(
+    small_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--model", str(small_model), "--scans", "4", "--output", str(tmp_path / "demo")]) == 0
+    files = DemoFiles(tmp_path / "demo")
+    summary = json.loads(files.evaluation.read_text())
+    assert (summary["scans_in"], summary["scans_judged"], summary["lost"]) == (4, 4, 0)
+    assert len(summary["latency_ms"]) == 4
+    assert "every scan was judged" in capfd.readouterr().out
+    assert files.picture.read_bytes().startswith(b"\x89PNG")
+    assert "small-random" in files.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scans", "1"], "2..10000"),
+        (["--model", "/nowhere.pt"], "no model file"),
+        (["--output", "/proc/nowhere"], "cannot write"),
+    ],
+)
+def test_wrong_use_of_the_demo_is_explained(
+    small_model: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["demo", "--model", str(small_model), *options]) == 2
+    assert message in capsys.readouterr().err
