@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-for package, extra in (("rclpy", "ros"), ("embreex", "simulate"), ("rosbags", "bags"), ("PIL", "tools")):
-    pytest.importorskip(package, reason=f"needs {package}: pip install 'sqsegv3_ros[{extra}]'")
+pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
+pytest.importorskip("embreex", reason="needs embreex: pip install 'sqsegv3_ros[simulate]'")
+pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
+pytest.importorskip("PIL", reason="needs Pillow: pip install 'sqsegv3_ros[tools]'")
 
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.demo import DemoFiles
