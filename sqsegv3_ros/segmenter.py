@@ -20,7 +20,7 @@ from sqsegv3_ros.artifact import Artifact, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig, refine
 from sqsegv3_ros.mount import Mount
-from sqsegv3_ros.projection import ProjectionConfig, RangeImage, fill_gaps, normalize, project, restore
+from sqsegv3_ros.projection import ProjectionConfig, RangeImage, fill_gaps, normalize, project
 
 DEVICES = ("auto", "cuda", "cpu")
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -34,7 +34,8 @@ class Segmentation:
 
     labels: (N,) uint8 (uint16 for more than 256 classes), 0 for points that could not be used.
     confidences: (N,) float32, the softmax probability of the label at the point's own pixel, 0 where not used.
-    image: the LiDAR image, on the device. label_image: (H, W) int64 on the device, 0 in empty pixels.
+    image: the LiDAR image, on the device. label_image: (H, W) uint8 (int32 for more than 256 classes) on the device,
+        0 in empty pixels.
     timings_ms: milliseconds by stage (`STAGES`).
     """
 
@@ -107,19 +108,17 @@ class Segmenter:
             logits = self.artifact.module(network_input)[0].float()
             clock.stop("network")
 
-            label_image = logits.argmax(0)
-            log_total = logits.logsumexp(0)
+            label_image, odds, total = self._decide(logits)
             clock.stop("restore")
 
             labels = refine(label_image, image, self.knn, len(self.info.labels))
             clock.stop("knn")
 
-            confidences = _confidences(labels, logits, log_total, image)
-            label_type = torch.uint8 if self.info.labels.dtype is np.uint8 else torch.int32
-            labels_out = labels.to(label_type).cpu().numpy().astype(self.info.labels.dtype, copy=False)
+            confidences = _confidences(labels, odds, total, image)
+            labels_out = labels.cpu().numpy().astype(self.info.labels.dtype, copy=False)
             confidences_out = confidences.cpu().numpy()
             clock.stop("download")
-            label_image = label_image.masked_fill(image.index < 0, 0)
+            label_image *= image.index >= 0
         return Segmentation(labels_out, confidences_out, image, label_image, clock.milliseconds())
 
     def warm_up(self, points: int = 120_000, repeat: int = 2) -> None:
@@ -149,6 +148,18 @@ class Segmenter:
         if tuple(result.label_image.shape) != (height, width):
             raise UserError(f"model {self.artifact.path} gives no {height} x {width} image")
 
+    def _decide(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(C, H, W) logits, which are used up -> (H, W) labels, (H * W, C) odds and (H * W, 1) their total.
+
+        The odds over their total are the softmax probabilities: few points need more than one of them.
+        """
+        classes, height, width = logits.shape
+        by_pixel = logits.permute(1, 2, 0).reshape(-1, classes)  # as this package's networks lay them out
+        best, label = by_pixel.max(1, keepdim=True)
+        odds = by_pixel.sub_(best).exp_()
+        label_type = torch.uint8 if self.info.labels.dtype is np.uint8 else torch.int32
+        return label.view(height, width).to(label_type), odds, odds @ odds.new_ones(classes, 1)
+
     def _upload(self, values: npt.NDArray[Any] | Tensor) -> Tensor:
         if isinstance(values, np.ndarray):
             with warnings.catch_warnings():
@@ -174,12 +185,10 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def _confidences(labels: Tensor, logits: Tensor, log_total: Tensor, image: RangeImage) -> Tensor:
+def _confidences(labels: Tensor, odds: Tensor, total: Tensor, image: RangeImage) -> Tensor:
     """(N,) softmax probability of the points' final labels at their own pixels, 0 for unusable points."""
-    pixels = logits.shape[1] * logits.shape[2]
-    logit = logits.flatten().index_select(0, labels.to(torch.int64) * pixels + image.pixel)
-    probability = (logit - restore(log_total, image)).exp_().clamp_(0, 1)
-    return probability.masked_fill_(~image.usable, 0)
+    chosen = odds.flatten().index_select(0, image.pixel * odds.shape[1] + labels)
+    return chosen.div_(total.flatten().index_select(0, image.pixel)).clamp_(0, 1).masked_fill_(~image.usable, 0)
 
 
 class _StageClock:
