@@ -66,7 +66,7 @@ setup(
         "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib"],
         "train": ["lightning>=2.2", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.27", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],
-        "bags": ["rosbags>=0.10"],
+        "bags": ["rosbags>=0.11"],
         "onnx": ["onnx", "onnxruntime"],
         "ros": ros_from_pip("kilted", rclpy="9.1.2", rmw="9.3.3", interfaces="5.5.1", lifecycle="2.3.0"),
         "ros-jazzy": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),
