@@ -178,6 +178,7 @@ class SegmentationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into the checkpoint what is needed to run and export the model, in plain JSON types."""
         data = getattr(self.trainer, "datamodule", None)
+        steps = self._planned_steps()[1]
         description = {
             "name": self.model_name,
             "network": self.network_config.to_dict(),
@@ -193,6 +194,7 @@ class SegmentationModule(LightningModule):
                 "optimizer": dataclasses.asdict(self.optimizer_config),
                 "start_from": None if self.start_from is None else self.start_from.rstrip("/").rsplit("/", 1)[-1],
                 "steps": self.global_step,
+                "planned_steps": steps if math.isfinite(steps) else None,
                 "metrics": {name: round(value, 6) for name, value in self.scores.items()},
             },
         }
@@ -217,4 +219,11 @@ class SegmentationModule(LightningModule):
                     f"the checkpoint to resume has another {key}: {', '.join(differs)} differ; resume with the "
                     "configuration that it was trained with, or begin a new run with model.start_from"
                 )
+        planned, now = stored["training"].get("planned_steps"), self._planned_steps()[1]
+        if self.optimizer_config.schedule == "one-cycle" and planned not in (None, now):
+            raise UserError(
+                f"the run to resume was planned for {planned:g} steps, now there would be {now:g}, but one-cycle "
+                "cannot be stretched: resume with the same number of epochs, crops and batch size, or begin a new "
+                "run with model.start_from"
+            )
         self.scores = dict(stored["training"]["metrics"])
