@@ -236,6 +236,18 @@ def test_a_cloud_without_points_stays_one(shape):
     assert encode_filtered(cloud, np.zeros(0, bool)).width == 0
 
 
+@pytest.mark.parametrize(("step", "count"), [(1, 200_000_000), (2**31 - 2, 0)])
+def test_an_output_whose_sizes_no_message_holds_is_refused(step, count):
+    """No memory is touched: the data is never read, and the results are one value seen many times."""
+    cloud = PointCloud2(
+        height=1, width=count, fields=[PointField("x", 0, 2, 1)], point_step=step, row_step=step * count
+    )
+    cloud.data = np.zeros(step * count, np.uint8)
+    with pytest.raises(CloudError, match=f"{count} points of") as caught:
+        encode_labelled(cloud, np.broadcast_to(np.uint8(0), count), np.broadcast_to(np.float32(0), count), COLORS)
+    assert caught.value.reason == "output_too_large"
+
+
 def test_all_points_may_be_dropped():
     out = encode_filtered(message(random_points(LAYOUTS["xyzi 16"], 10)), np.zeros(10, bool))
     assert (out.height, out.width, out.row_step, len(out.data)) == (1, 0, 0, 0)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sqsegv3_ros.cloud.layout import (
     BLOCK_BYTES,
     FLOAT32,
+    SIZE_LIMIT,
     UINT8,
     UINT16,
     CloudError,
@@ -71,17 +72,25 @@ class LabelledCloudWriter:
         overwritten in place: rgb as float32 or uint32, confidence as float32 or float64, label as any integer type
         that holds C - 1. The header object is shared with the input, the data is not.
         Raises CloudError where the message is inconsistent, where a field of an output's name is of another type or
-        shares bytes with a field that stays, and where labels or confidences are not one a point.
+        shares bytes with a field that stays, where the output would reach 2**31 bytes, and where labels or confidences
+        are not one a point.
         """
         points = open_points(cloud)
         plan = _plan(points.layout, self._outputs, self.num_classes)
+        size = points.count * plan.point_step
+        if max(size, plan.point_step) >= SIZE_LIMIT:
+            raise CloudError(
+                "output_too_large",
+                f"the labelled cloud would have {points.count} points of {plan.point_step} bytes; "
+                f"expected less than {SIZE_LIMIT} bytes: switch outputs off or make the cloud smaller",
+            )
         columns = self._columns(points, labels, confidences)
         fields = list(cloud.fields)
         kind = type(fields[0])
         fields += [kind(name=f.name, offset=f.offset, datatype=f.datatype, count=1) for f in plan.added]
         message = _message_like(cloud, fields, int(cloud.height), int(cloud.width), plan.point_step)
         data = _own_data(message)
-        _append_zeros(data, points.count * plan.point_step)
+        _append_zeros(data, size)
         if points.count:
             self._fill(np.frombuffer(data, np.uint8), points, plan, columns)
         return _finished(message, data, cloud)

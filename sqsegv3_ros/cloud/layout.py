@@ -32,6 +32,7 @@ Reason = Literal[
     "missing_field",
     "output_field_type",  # the input has a field of an output's name whose type cannot hold the output
     "output_field_overlap",  # ... or that shares its bytes with another field
+    "output_too_large",  # the labelled cloud would have a size of 2**31 and more
     "wrong_length",  # labels, confidences or the mask do not have one value for each point
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
@@ -46,7 +47,7 @@ UINT8, UINT16, FLOAT32 = 2, 4, 7
 BLOCK_BYTES = 512 * 1024  # points are moved in blocks that stay in the second-level cache until they are done
 PADDING_NAME = "_"  # PCL's name for a field that fills a gap; the only name that may be there more than once
 MAX_FIELDS = 256
-_LIMIT = 2**31  # wire numbers are uint32; what is above reads as negative elsewhere and is never a real size
+SIZE_LIMIT = 2**31  # wire numbers are uint32; what is above reads as negative elsewhere and is never a real size
 _SHOWN_NAMES = 20
 _SHOWN_NAME_LENGTH = 40
 _CACHED_NAMES_LENGTH = 4096  # layouts with longer names than this are read anew each time, so the cache stays small
@@ -236,8 +237,8 @@ _analyse_cached = lru_cache(maxsize=64)(_analyse)
 
 
 def _check_range(what: str, number: int) -> None:
-    if not 0 <= number < _LIMIT:
-        raise CloudError("number_out_of_range", f"{what} is {number}; expected 0..{_LIMIT - 1}")
+    if not 0 <= number < SIZE_LIMIT:
+        raise CloudError("number_out_of_range", f"{what} is {number}; expected 0..{SIZE_LIMIT - 1}")
 
 
 def _malformed(error: Exception) -> CloudError:
