@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 
 from conftest import make_model  # noqa: E402
-from live import NODE, Client, message, street, wait_until  # noqa: E402
+from live import NODE, Client, wait_until  # noqa: E402
 from sensor_msgs.msg import PointCloud2  # noqa: E402
+from test_launch_node import publish_until  # noqa: E402
 
 
 def main(workspace: Path) -> None:
@@ -34,10 +35,9 @@ def main(workspace: Path) -> None:
     client = Client()
     try:
         labelled = client.collect(PointCloud2, f"{NODE}/output/points", connected=False)
-        wait_until(lambda: client.state() == "active", 60)
+        wait_until(lambda: client.state() == "active", 120)
         print("the node is active")
-        client.publish(message(street(5000)))
-        wait_until(lambda: labelled, 30, lambda: "no labelled cloud")
+        publish_until(client, labelled, f"{NODE}/input/points")
         print(f"a cloud came back with the fields {', '.join(field.name for field in labelled[0].fields)}")
     finally:
         client.close()
