@@ -110,8 +110,15 @@ class Pipeline:
             "encode": 1e3 * (time.perf_counter() - encode_from),
         }
         if begin - self._remarks_at >= REMARKS_PERIOD_S:
-            projection, normalization = self.segmenter.projection, self.segmenter.info.normalization
-            self._remarks = remarks(decoded.points, decoded.rings, projection, normalization)
+            segmenter = self.segmenter
+            self._remarks = remarks(
+                decoded.points,
+                decoded.rings,
+                segmenter.projection,
+                segmenter.info.normalization,
+                segmenter.mount,
+                segmentation.image.index >= 0,
+            )
             self._remarks_at = begin
         return Result(clouds, images, timings, self._remarks)
 
