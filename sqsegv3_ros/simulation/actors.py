@@ -39,7 +39,7 @@ class Lane:
 def lanes_of(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[Lane]:
     """The lanes, cycle ways and sidewalks of a street. The ego vehicle's own lane moves at its speed."""
     rng = np.random.default_rng([*seed, 5])
-    busy = float(rng.uniform(0.1, 0.7))
+    busy = float(rng.uniform(0.05, 0.5))
     fast = {"highway": 25.0, "country": 18.0}.get(plan.kind, 9.0)
     lanes = []
     gap = 35.0 if plan.kind == "highway" else 22.0

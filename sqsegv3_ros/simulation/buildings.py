@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sqsegv3_ros.simulation.materials import GLASS, MESH, METAL, WALL, WOOD
+from sqsegv3_ros.simulation.materials import MESH, METAL, WALL, WINDOW, WOOD
 from sqsegv3_ros.simulation.meshes import Mesh, box, merged, quad, tube
 
 BUILDING, FENCE, OTHER_STRUCTURE = 50, 51, 52
@@ -50,8 +50,9 @@ def facade(length: float, floors: int, floor_height: float, albedo: float, rng: 
             for z in (bottom, high):
                 reveals.append([(a, 0, z), (b, 0, z), (b, recess, z), (a, recess, z)])
     parts = [quad(walls, BUILDING, WALL, albedo), quad(reveals, BUILDING, WALL, albedo)]
+    parts += _relief(length, raised, [raised + f * floor_height for f in range(1, floors + 1)], albedo, rng)
     if panes:
-        parts.append(quad(panes, BUILDING, GLASS, 0.3))
+        parts.append(quad(panes, BUILDING, WINDOW, 0.3))
         inside = float(rng.uniform(0.5, 3.0))  # curtains and rooms behind the glass
         parts.append(
             quad(
@@ -62,6 +63,22 @@ def facade(length: float, floors: int, floor_height: float, albedo: float, rng: 
             )
         )
     return merged(parts)
+
+
+def _relief(length: float, plinth: float, levels: list[float], albedo: float, rng: np.random.Generator) -> list[Mesh]:
+    """What stands out of a front: plinth, ledges, downpipes, a canopy over the door."""
+    parts = []
+    if plinth > 0.3 and rng.random() < 0.6:
+        parts.append(box((0, length), (-float(rng.uniform(0.03, 0.15)), 0), (-0.5, plinth), BUILDING, WALL, albedo))
+    if rng.random() < 0.5:
+        out = float(rng.uniform(0.06, 0.35))
+        parts += [box((0, length), (-out, 0), (z - 0.15, z + 0.05), BUILDING, WALL, albedo) for z in levels]
+    for x in rng.uniform(0, length, int(rng.integers(0, 3))):
+        parts.append(tube((x, -0.08, 0), (x, -0.08, levels[-1]), 0.06, BUILDING, WALL, albedo, 5))
+    if rng.random() < 0.4:
+        x, deep = float(rng.uniform(0, 0.7)) * length, float(rng.uniform(0.6, 1.5))
+        parts.append(box((x, x + 2.0), (-deep, 0), (plinth + 2.2, plinth + 2.35), BUILDING, WALL, albedo))
+    return parts
 
 
 def house(length: float, depth: float, floors: int, rng: np.random.Generator, flat: bool = False) -> Mesh:
@@ -128,7 +145,7 @@ def shelter() -> Mesh:
     parts += [
         tube((x, y, 0), (x, y, 2.4), 0.05, OTHER_STRUCTURE, METAL, 0.35, 5) for x in (0.1, 3.9) for y in (0.1, 1.4)
     ]
-    parts.append(quad([(0, 1.45, 0.2), (4, 1.45, 0.2), (4, 1.45, 2.2), (0, 1.45, 2.2)], OTHER_STRUCTURE, GLASS, 0.3))
+    parts.append(quad([(0, 1.45, 0.2), (4, 1.45, 0.2), (4, 1.45, 2.2), (0, 1.45, 2.2)], OTHER_STRUCTURE, WINDOW, 0.3))
     parts.append(box((0.5, 3.5), (1.0, 1.3), (0.4, 0.5), OTHER_STRUCTURE, WOOD, 0.35))
     return merged(parts)
 

@@ -51,8 +51,10 @@ class Drive:
         x, y = to_world(self.plan, u, v)
         yaw = heading(self.plan, u) + self.turn_rad + (np.pi if toward < 0 else 0.0)
         phase = (self.sway % 991) * 0.71
-        front, rear = (height(self.plan, u + s * toward * _AXLES_M / 2, v) for s in (1, -1))
-        left, right = (height(self.plan, u, v + s * toward * _TRACK_M / 2) for s in (1, -1))
+        along_u, along_v = toward * np.cos(self.turn_rad), toward * np.sin(self.turn_rad)
+        long, wide = _AXLES_M / 2, _TRACK_M / 2
+        front, rear = (height(self.plan, u + s * along_u * long, v + s * along_v * long) for s in (1, -1))
+        left, right = (height(self.plan, u - s * along_v * wide, v + s * along_u * wide) for s in (1, -1))
         pitch = np.arctan((rear - front) / _AXLES_M) + 0.004 * np.sin(7.1 * t + phase)
         roll = np.arctan((left - right) / _TRACK_M) + 0.003 * np.sin(5.3 * t + 2 * phase)
         z = 0.25 * (front + rear + left + right) + self.mount_height_m + 0.01 * np.sin(6.3 * t + phase)

@@ -35,18 +35,20 @@ MATERIALS = (
     Material("paving", roughness_m=0.0012, floor=0.06, speckle=0.04),
     Material("grass", roughness_m=0.0065, floor=0.25, speckle=0.06),
     Material("wall", roughness_m=0.004, floor=0.12, speckle=0.06),
-    Material("glass", opacity=0.8, floor=0.02, gloss=0.9, speckle=0.05, loss=0.4),
+    Material("glass", opacity=0.88, floor=0.02, gloss=0.9, speckle=0.05, loss=0.88),
     Material("paint", roughness_m=0.003, floor=0.05, gloss=0.75, speckle=0.04, loss=0.01),
     Material("rubber", roughness_m=0.005, floor=0.1, speckle=0.04, loss=0.08),
     Material("metal", roughness_m=0.004, floor=0.08, gloss=0.35, speckle=0.09, loss=0.015),
     Material("wood", roughness_m=0.005, floor=0.12, speckle=0.06),
     Material("bark", roughness_m=0.008, floor=0.2, speckle=0.1, loss=0.01),
-    Material("leaf", opacity=0.93, depth_m=0.035, roughness_m=0.02, floor=0.2, speckle=0.1, loss=0.015),
+    Material("leaf", opacity=0.93, depth_m=0.045, roughness_m=0.012, floor=0.2, speckle=0.1, loss=0.015),
     Material("cloth", roughness_m=0.01, floor=0.3, speckle=0.08, loss=0.01),
     Material("retro", roughness_m=0.005, floor=0.6, speckle=0.15, loss=0.01),
+    Material("window", opacity=0.75, floor=0.02, gloss=0.8, speckle=0.05, loss=0.35),
     Material("mesh", opacity=0.6, roughness_m=0.01, floor=0.4, speckle=0.08, loss=0.02),
 )
-ASPHALT, PAVING, GRASS, WALL, GLASS, PAINT, RUBBER, METAL, WOOD, BARK, LEAF, CLOTH, RETRO, MESH = range(len(MATERIALS))
+ASPHALT, PAVING, GRASS, WALL, GLASS, PAINT, RUBBER = range(7)
+METAL, WOOD, BARK, LEAF, CLOTH, RETRO, WINDOW, MESH = range(7, len(MATERIALS))
 
 
 def column(field: str) -> npt.NDArray[np.float32]:

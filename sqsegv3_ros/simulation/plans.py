@@ -54,7 +54,7 @@ def _crossings(
 def _city(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
     dense = bool(rng.random() < 0.3)
     avenue = bool(rng.random() < 0.08)
-    parked = tuple(float(rng.choice([0.0, 1.2, BAY_M], p=[0.3, 0.3, 0.4])) for _ in range(2))
+    parked = tuple(float(rng.choice([0.0, 1.2, BAY_M], p=[0.42, 0.23, 0.35])) for _ in range(2))
     half = float(rng.uniform(3.0, 4.6)) + 0.5 * sum(parked) * float(rng.choice([0.6, 1.0])) + 3.5 * avenue
     walks = rng.uniform(1.8, 4.2 + dense, 2)
     tight = float(rng.choice([0.0, 1 / 600, 1 / 250, 1 / 140]))
@@ -62,7 +62,7 @@ def _city(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
         kind="dense" if dense else "city",
         half_width=half,
         sidewalks=(float(walks[0]), float(walks[1] if rng.random() < 0.85 else 0.0)),
-        kerb=float(rng.uniform(0.05, 0.15)),
+        kerb=float(rng.uniform(0.02, 0.14)),
         median=float(rng.uniform(1.0, 2.5)) if avenue else 0.0,
         lanes=2 if avenue else 1,
         ditch=0.0,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sqsegv3_ros.simulation.actors import Actor, actors_at, gathered, lanes_of
 from sqsegv3_ros.simulation.drive import Drive, matrix, rotations
-from sqsegv3_ros.simulation.ground import TILE_M, height, steepest, to_world
+from sqsegv3_ros.simulation.ground import TILE_M, Plan, SideStreet, height, steepest, to_world
 from sqsegv3_ros.simulation.plans import ego_lane, lane_middle
 from sqsegv3_ros.simulation.raycast import View, World
 from sqsegv3_ros.simulation.returns import beam_response, measured
@@ -22,6 +22,7 @@ from sqsegv3_ros.simulation.street import Street
 
 SCANS_PER_STREET = 4
 WINDOW_M = 60.0  # one world serves so much of the way
+SIDE_M = 24.0  # and so much to either side of the street's middle
 _SPEED_MPS = {"city": 8.0, "dense": 6.0, "country": 14.0, "highway": 24.0}
 
 
@@ -67,7 +68,7 @@ class Simulator:
             x, y = to_world(self.street.plan, way, np.zeros(21))
             view = View(
                 center=(float(x[10]), float(y[10])),
-                span_m=float(np.hypot(x - x[10], y - y[10]).max()) + self.street.plan.half_width,
+                span_m=float(np.hypot(x - x[10], y - y[10]).max()) + SIDE_M,
                 reach_m=self.sensor.max_range_m + 2.0,
                 top_m=float(height(self.street.plan, way, np.zeros(21)).max()) + self.sensor.mount_height_m + 0.6,
                 rise=float(np.tan(np.radians(max(self.sensor.elevations_deg)))) + steepest(self.street.plan),
@@ -138,20 +139,34 @@ def street_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...]) -> 
 
 
 def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], number: int) -> Drive:
-    """Somewhere on the street, for one scan on its own: either way along it, sometimes turned as at a junction or
-    beside the lane."""
+    """Somewhere on the street, for one scan on its own: either way along it, at or in a side street, sometimes
+    turning."""
     rng = np.random.default_rng([*seed, 10, number])
     plan = street.plan
     apart = WINDOW_M / SCANS_PER_STREET
     u = apart * (number + float(rng.uniform(0, 1)))
-    if plan.crossings and rng.random() < 0.25:  # at a junction
-        nearest = min(plan.crossings, key=lambda s: abs(s.u - u))
-        if 0 < nearest.u < WINDOW_M:
-            u = float(np.clip(nearest.u + rng.normal(0, 5), 0, WINDOW_M - 0.1))
+    near = [s for s in plan.crossings if 0 < s.u < WINDOW_M]
+    if near and rng.random() < 0.4:
+        chosen = near[int(rng.integers(len(near)))]
+        if rng.random() < 0.4:
+            aside = _side_street_drive(plan, chosen, sensor, rng)
+            if 0 < aside.u_m < WINDOW_M:
+                return aside
+        u = float(np.clip(chosen.u + rng.normal(0, 5), 0, WINDOW_M - 0.1))
     toward = 1 if rng.random() < 0.5 else -1
     lane = lane_middle(plan, toward)
     lane = ego_lane(plan) if lane is None else lane
     speed = _SPEED_MPS[plan.kind] * float(rng.uniform(0.0, 1.2))
     turn = float(rng.normal(0, 0.03)) if rng.random() < 0.8 else float(rng.normal(0, 0.5))
-    aside = float(rng.normal(0, 0.25))
-    return Drive(plan, u, toward * max(speed, 0.01), lane + aside, sensor.mount_height_m, turn, int(rng.integers(1000)))
+    v = lane + float(rng.normal(0, 0.25))
+    return Drive(plan, u, toward * max(speed, 0.01), v, sensor.mount_height_m, turn, int(rng.integers(1000)))
+
+
+def _side_street_drive(plan: Plan, chosen: SideStreet, sensor: SensorModel, rng: np.random.Generator) -> Drive:
+    """A car that stands in a side street, looking to the main street or away from it."""
+    side = chosen.side or int(rng.choice([-1, 1]))
+    v = side * float(rng.uniform(plan.half_width + plan.sidewalk(side), SIDE_M))
+    away = int(rng.choice([-1, 1])) * side  # along +v or -v
+    turn = away * np.pi / 2 - float(np.arctan(chosen.skew)) + float(rng.normal(0, 0.05))
+    u = float(chosen.middle(v)) + away * 0.15 * chosen.half_width  # a little to the right
+    return Drive(plan, u, 0.01, v, sensor.mount_height_m, turn, int(rng.integers(1000)))

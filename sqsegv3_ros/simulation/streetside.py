@@ -59,7 +59,7 @@ def sidewalk_furniture(front: Frontage, rng: np.random.Generator) -> None:
     scatter(
         "lamp post" if rng.random() < 0.8 else "utility pole", 30.0, lamp, lamp + 0.1, yaw=0.0 if not at_kerb else np.pi
     )
-    scatter("traffic sign", 80.0, kerb - 0.1, kerb + 0.2)
+    scatter("traffic sign", 120.0, kerb - 0.1, kerb + 0.2)
     if rng.random() < 0.12:
         scatter("bollard", 5.0, kerb, kerb + 0.05)
     scatter("clutter", 40.0, inner - 0.3, inner + 0.1, yaw=np.pi / 2, turn=0.1)
@@ -84,7 +84,7 @@ def sidewalk_furniture(front: Frontage, rng: np.random.Generator) -> None:
         front.add(pick("shelter", rng), float(rng.uniform(2, front.length - 8)), -0.2, np.pi)
     if front.main:
         for s in (0.6, front.length - 0.6):
-            if rng.random() < 0.35:
+            if rng.random() < 0.25:
                 front.add(pick("traffic light" if rng.random() < 0.3 else "traffic sign", rng), s, kerb, np.pi)
 
 
@@ -96,7 +96,7 @@ def lots(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
             s += closed_row(front, s, rng)
             continue
         width = min(float(rng.uniform(11.0, 24.0)), front.length - s)
-        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.63, 0.09, 0.05, 0.17, 0.06]))
+        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.6, 0.09, 0.04, 0.22, 0.05]))
         if kind == "garden":
             garden_lot(front, s, width, rng)
         elif kind == "green":
@@ -112,7 +112,7 @@ def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Gen
     """A fence or a hedge from s0 to s1 at depth o; across: from o = s0 to o = s1 at s = o instead (between lots)."""
     draw = rng.random()
     shape = int(rng.integers(100))
-    height = float(rng.uniform(0.7, 1.3) if rng.random() < 0.6 else rng.uniform(1.3, 2.0))
+    height = float(rng.uniform(0.7, 1.4) if rng.random() < 0.55 else rng.uniform(1.4, 2.1))
     kind = str(rng.choice(FENCE_KINDS, p=[0.14, 0.2, 0.12, 0.15, 0.25, 0.09, 0.05]))
     albedo = float(rng.uniform(0.25, 0.5))
     stretch = fence(kind, HEDGE_M, height, albedo)
@@ -120,7 +120,7 @@ def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Gen
     for i in range(steps):
         a = s0 + i * HEDGE_M
         place, yaw = ((o, a), np.pi / 2) if across else ((a, o), 0.0)
-        if draw < 0.45:
+        if draw < 0.36:
             front.add(variant("low hedge" if shape % 3 == 0 else "high hedge", shape), *place, yaw)
         else:
             front.add(stretch, *place, yaw)
@@ -157,8 +157,8 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
     if home is not None:
         room = width - drive - float(home.vertices[:, 0].max())
         front.add(home, gap + float(rng.uniform(0, 1)) * room, setback, float(rng.normal(0, 0.03)))
-    for _ in range(int(rng.poisson(width * 0.6))):
-        name = str(rng.choice(["bush", "small bush", "young tree", "tree", "conifer"], p=[0.4, 0.32, 0.08, 0.12, 0.08]))
+    for _ in range(int(rng.poisson(width * 0.75))):
+        name = str(rng.choice(["bush", "small bush", "young tree", "tree", "conifer"], p=[0.5, 0.28, 0.05, 0.09, 0.08]))
         front.add(
             pick(name, rng),
             float(rng.uniform(gap + 0.3, s + width)),

@@ -242,7 +242,7 @@ def motorcycle(label: int = MOTORCYCLE, scooter: bool = False) -> Mesh:
 def _library() -> dict[int, tuple[Mesh, ...]]:
     """A fixed set of bodies of every kind, made once: streets are furnished with copies."""
     rng = np.random.default_rng(19)
-    coats = (0.0, 0.12, 0.25, 0.4, 0.6)
+    coats = (0.0, 0.14, 0.3, 0.5, 0.7)
     makers: dict[int, Callable[[], Mesh]] = {
         TRUCK: lambda: truck(rng),
         BUS: lambda: bus(rng),
