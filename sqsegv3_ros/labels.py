@@ -120,7 +120,8 @@ class LabelSet:
         try:
             return self.names.index(name)
         except ValueError:
-            raise UserError(f"no class '{name}' in label set '{self.name}' (classes: {', '.join(self.names)})") from None
+            known = ", ".join(self.names)
+            raise UserError(f"no class '{name}' in label set '{self.name}' (classes: {known})") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The set as plain JSON types; `from_dict` is the inverse."""
@@ -145,9 +146,7 @@ class LabelSet:
         """The inverse of `to_dict`. Raises UserError naming what is missing."""
         try:
             classes = tuple(
-                LabelClass(
-                    c["name"], _color(c["color"]), int(c["raw_id"]), bool(c["ignored"]), c.get("frequency")
-                )
+                LabelClass(c["name"], _color(c["color"]), int(c["raw_id"]), bool(c["ignored"]), c.get("frequency"))
                 for c in data["classes"]
             )
             raw_to_label = {int(raw): int(label) for raw, label in data["raw_to_label"].items()}

@@ -6,6 +6,7 @@ cloud, so that nothing waits for the network but the labels.
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -348,7 +349,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, InvalidParameterTypeException, InvalidParameterValueException) as error:
         print(f"segment_node: {error}", file=sys.stderr)
         return 2
+    except Exception:
+        if rclpy.ok():
+            raise
+        # else a signal came while the node was being made: what rclpy says then is no error of ours
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the farewell short
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()

@@ -165,11 +165,9 @@ def test_the_shipped_model_is_found_beside_an_installed_package(
     (share / "package.xml").write_text("<package/>")
     shipped = share / "models/default.pt"
     shipped.write_bytes(model.read_bytes())
-    monkeypatch.setattr(
-        "sqsegv3_ros.artifact.__file__", str(tmp_path / "install/lib/python3/site-packages/p/artifact.py")
-    )
+    monkeypatch.setattr("sqsegv3_ros.share.__file__", str(tmp_path / "install/lib/python3/site-packages/p/artifact.py"))
     monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
     assert default_model() == shipped
-    monkeypatch.setattr("sqsegv3_ros.artifact.__file__", str(tmp_path / "elsewhere/a/b/c/d/e/f/artifact.py"))
+    monkeypatch.setattr("sqsegv3_ros.share.__file__", str(tmp_path / "elsewhere/a/b/c/d/e/f/artifact.py"))
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path / "install"))
     assert default_model() == shipped

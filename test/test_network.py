@@ -15,6 +15,15 @@ from sqsegv3_ros.network.official_keys import FILES, official_key
 MARGIN = 1e-4
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The goldens were made by one thread: with several, sums are taken in another order, and random weights show it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def official_weights(folder):
     return {
         (file, key): value

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.multiprocessing
+from conftest import ROOT
+from test_training_data import write_data_set
+from test_training_run import options, scores_of
 from torch.nn.parallel import DistributedDataParallel
 
 from sqsegv3_ros.labels import SEMANTIC_KITTI
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.training.checkpoint import load_network, read_checkpoint
 from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights
 
 PROCESSES = 2
@@ -73,7 +81,22 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_global_batch(tmp_p
         found = torch.load(tmp_path / str(rank), weights_only=True)
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6 * largest, msg=lambda m, name=name: f"{name}: {m}")
+            tolerance = {"rtol": 1e-3, "atol": 1e-6 * largest}
+            torch.testing.assert_close(found[name], gradient, **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_two_processes_train_and_validate_on_uneven_shares(tmp_path):
+    root = write_data_set(tmp_path / "data")  # three scans to validate on, for two processes
+    command = [sys.executable, "-m", "sqsegv3_ros.cli", *options(root, tmp_path / "run", trainer__max_epochs=1)]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 3, epoch 0") == 1  # said by one process only
+    (line,) = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    description, weights = read_checkpoint(tmp_path / "run" / "last.ckpt")
+    scores = scores_of(load_network(description, weights), root)
+    assert json.loads(line)["val/miou"] == pytest.approx(scores.miou_present, abs=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="synchronised BatchNorm needs two CUDA devices")
