@@ -17,7 +17,7 @@ MARGIN = 1e-4
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The goldens were made by one thread: with several, sums are taken in another order, and random weights show it."""
+    """As the goldens were made: more threads take sums in another order, and random weights show it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
