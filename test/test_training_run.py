@@ -133,16 +133,24 @@ def test_ctrl_c_saves_and_resuming_continues_to_the_same_curve(finished, root, t
         assert all(torch.equal(ours[entry][k], v) for k, v in theirs[entry].items())
 
 
-def test_validation_counts_points_by_the_averaged_weights(finished, root):
-    output, _ = finished
-    description, weights = read_checkpoint(output / "last.ckpt")
-    network = load_network(description, weights)
+def confusion_of(network, root):
+    """The validation scans' points counted one scan after the other, with nothing of the training code."""
     matrix = ConfusionMatrix(SEMANTIC_KITTI)
     for scan in make_data(root).val_store.cached():
         image = project(torch.from_numpy(scan.points), IMAGE)
         with torch.no_grad():
             labels = network(normalize(image, Normalization()))[0].argmax(1)[0]
         matrix.add(restore(labels, image).numpy(), scan.labels)
+    return matrix
+
+
+def scores_of(network, root):
+    return confusion_of(network, root).scores(strict=True)
+
+
+def test_validation_counts_points_by_the_averaged_weights(finished, root):
+    output, _ = finished
+    matrix = confusion_of(load_network(*read_checkpoint(output / "last.ckpt")), root)
     scores, last = matrix.scores(strict=True), history(output)[-1]
     assert last["val/miou"] == pytest.approx(scores.miou_present, abs=1e-5)
     assert last["val/accuracy"] == pytest.approx(scores.accuracy, abs=1e-5)

@@ -62,16 +62,23 @@ def narrow_labels(labels: Tensor, width: int) -> Tensor:
     return labels[:, :, :: labels.shape[2] // width]
 
 
+def cross_entropy_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over the pixels of -w log p, and the sum of the w.
+
+    logits: (N, C, H, W). labels: (N, H, W) int64. weights: (C,).
+    """
+    log_probability = F.log_softmax(logits.float(), dim=1).clamp_min(math.log(SMALLEST_PROBABILITY))
+    return F.nll_loss(log_probability, labels, weight=weights, reduction="sum"), weights[labels].sum()
+
+
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Mean over the pixels of -w log p, divided by the sum of the w (release: NLLLoss with weights).
 
-    logits: (N, C, H, W). labels: (N, H, W) int64. weights: (C,). Where several processes train together the divisor is
-    the mean of theirs, so that their averaged gradients are those of one process with all the pixels. A batch in which
-    every pixel is ignored costs 0 (the release gets NaN).
+    Where several processes train together the divisor is the mean of theirs, so that their averaged gradients are those
+    of one process with all the pixels: all of them must call it. A batch in which every pixel is ignored costs 0 (the
+    release gets NaN).
     """
-    log_probability = F.log_softmax(logits, dim=1).clamp_min(math.log(SMALLEST_PROBABILITY))
-    total = F.nll_loss(log_probability, labels, weight=weights, reduction="sum")
-    weight_sum = weights[labels].sum()
+    total, weight_sum = cross_entropy_sums(logits, labels, weights)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(weight_sum)
         weight_sum = weight_sum / torch.distributed.get_world_size()
@@ -115,15 +122,11 @@ class MultiLayerLoss(nn.Module):
 
     def forward(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         """logits: five maps (N, C, H, W'), full width first. labels: (N, H, W) int64. Returns a scalar."""
-        loss = self.full_width(logits[0], labels) * self.config.heads[0]
-        for head, factor in zip(logits[1:], self.config.heads[1:], strict=True):
+        loss = torch.zeros((), device=labels.device)
+        for head, factor in zip(logits, self.config.heads, strict=True):
             if factor:
                 narrowed = narrow_labels(labels, head.shape[3])
-                loss = loss + factor * weighted_cross_entropy(head.float(), narrowed, self.weights)
+                loss = loss + factor * weighted_cross_entropy(head, narrowed, self.weights)
         if self.config.lovasz:
             loss = loss + self.config.lovasz * lovasz_softmax(logits[0].float(), labels, self.judged)
         return loss
-
-    def full_width(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The cross entropy of the head that gives the labels; the release's validation loss."""
-        return weighted_cross_entropy(logits.float(), labels, self.weights)

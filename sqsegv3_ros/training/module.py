@@ -24,7 +24,7 @@ from sqsegv3_ros.projection import Normalization, ProjectionConfig
 from sqsegv3_ros.training.checkpoint import KEY, load_weights
 from sqsegv3_ros.training.crop import set_azimuth_padding
 from sqsegv3_ros.training.data import Batch, ScanData, ValidationScan, load_label_set
-from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights
+from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights, cross_entropy_sums
 from sqsegv3_ros.training.schedule import OptimizerConfig, build_optimizer, build_schedule
 
 BEST = "val/miou"
@@ -130,7 +130,8 @@ class SegmentationModule(LightningModule):
         """Count every point of one scan; a point takes the label of its pixel."""
         logits = self(batch.channels, batch.mask)[0]
         labels = batch.labels.long()
-        self.validation_loss.update(self.criterion.full_width(logits, labels))
+        total, weight = cross_entropy_sums(logits, labels, self.criterion.weights)
+        self.validation_loss.update(total / weight.clamp_min(1e-12), weight)  # the release's: full-width head only
         predicted = logits.argmax(1).flatten()[batch.pixel]
         self.confusion.update(predicted, batch.point_labels.long())
 

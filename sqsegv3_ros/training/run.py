@@ -207,6 +207,7 @@ def _quieten() -> None:
         "exists and is not empty",
         "isinstance.treespec, LeafSpec",
         "smaller than the logging interval",
+        "It is recommended to use `self.log",  # what is logged is the same in all processes
         "could not find the monitored key",  # after resuming at the end of an epoch, whose validation is done
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
