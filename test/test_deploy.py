@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sqsegv3_ros.network.config import NetworkConfig
-from sqsegv3_ros.network.deploy import deploy, tile_shape
+from sqsegv3_ros.network.deploy import deploy
 from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.network.tiles import take_tile, tile_shape
 from sqsegv3_ros.network.winograd import winograd3x3
 
 MARGIN = 1e-4
@@ -87,6 +88,20 @@ def test_tiles_cover_whole_rows_or_even_pieces_of_one():
     assert tile_shape(64, 2048, 1500) == (1, 1024)
 
 
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("reach", [0, 1, 3])
+def test_every_tile_is_a_crop_of_the_padded_image(reach, circular):
+    image = torch.randn(6, 7, 2)
+    padded = torch.nn.functional.pad(
+        image.permute(2, 0, 1)[None], (reach, reach, 0, 0), mode="circular" if circular else "constant"
+    )
+    padded = torch.nn.functional.pad(padded, (0, 0, reach, reach))[0].permute(1, 2, 0)
+    for top, left, rows, cols in ((0, 0, 6, 7), (0, 0, 2, 3), (2, 3, 1, 4), (5, 0, 1, 7), (4, 6, 2, 1)):
+        tile = torch.full((rows + 2 * reach, cols + 2 * reach, 2), float("nan"))
+        take_tile(image, top, left, reach, circular, tile)
+        assert torch.equal(tile, padded[top : top + rows + 2 * reach, left : left + cols + 2 * reach])
+
+
 def test_deploying_leaves_the_model_as_it_was():
     model = lively(NetworkConfig.ssgv3_21(attention_kernel=1).scaled(1 / 8)).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -128,13 +143,16 @@ def test_half_precision_stays_near_the_full_one(dtype):
 
 @pytest.mark.parametrize("band_pixels", [1, 60, 10_000])
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (6, 10), (16, 4)])
-def test_winograd_is_a_3x3_convolution_whatever_the_bands(height, width, band_pixels):
+@pytest.mark.parametrize("circular", [False, True])
+def test_winograd_is_a_3x3_convolution_whatever_the_bands(circular, height, width, band_pixels):
     torch.manual_seed(0)
-    padded = torch.randn(2, height + 2, width + 2, 7)
+    feature = torch.randn(2, height, width, 7)
     weight = torch.randn(5, 7, 3, 3).contiguous(memory_format=torch.channels_last)
     bias = torch.randn(5)
-    found = winograd3x3(padded, weight, bias, band_pixels)
-    expected = torch.nn.functional.conv2d(padded.permute(0, 3, 1, 2).double(), weight.double(), bias.double())
+    found = winograd3x3(feature, weight, bias, circular, band_pixels)
+    image = feature.permute(0, 3, 1, 2).double()
+    image = torch.nn.functional.pad(image, (1, 1, 0, 0), mode="circular" if circular else "constant")
+    expected = torch.nn.functional.conv2d(image, weight.double(), bias.double(), padding=(1, 0))
     torch.testing.assert_close(found.double(), expected.permute(0, 2, 3, 1), rtol=0, atol=1e-5)
 
 

@@ -25,6 +25,7 @@ from sqsegv3_ros.network.config import WIDTH_DIVISOR
 from sqsegv3_ros.network.layers import AzimuthConv2d, AzimuthUpsample2d, ConvNorm
 from sqsegv3_ros.network.model import DecoderStage, EncoderStage, Head, SqueezeSegV3, narrow_coordinates
 from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
+from sqsegv3_ros.network.tiles import new_image, take_columns, take_tile, tile_shape, windows
 from sqsegv3_ros.network.winograd import pays, winograd3x3
 
 DEPLOYABLE_BLOCKS = ("sac-isk",)
@@ -51,7 +52,6 @@ class DeployedSqueezeSegV3(nn.Module):
         self.width_divisor = WIDTH_DIVISOR
         self.minimum_width = model.minimum_width
         self.circular = model.circular
-        self.attention_kernel = model.config.attention_kernel
         self.stem = FoldedConv.of(model.stem)
         self.encoder = nn.ModuleList(DeployedEncoderStage(s) for s in cast(Iterable[EncoderStage], model.encoder))
         self.decoder = nn.ModuleList(DeployedDecoderStage(s) for s in cast(Iterable[DecoderStage], model.decoder))
@@ -70,16 +70,14 @@ class DeployedSqueezeSegV3(nn.Module):
                 f"found {image.size(3)}"
             )
         coordinates = image[:, 1:4]
-        columns = coordinate_columns(coordinates, self.attention_kernel, self.circular)
         feature = self.stem(image.permute(0, 2, 3, 1).contiguous())
         skips: list[Tensor] = []
         for i, stage in enumerate(self.encoder):
             if i < 3:
                 skips.append(feature)
-            feature = stage(feature, columns, self.tile_pixels)
+            feature = stage(feature, coordinates, self.tile_pixels)
             if i < 3:
                 coordinates = narrow_coordinates(coordinates, self.circular)
-                columns = coordinate_columns(coordinates, self.attention_kernel, self.circular)
         for i, stage in enumerate(self.decoder):
             feature = stage(feature)
             if i >= 2:
@@ -123,7 +121,7 @@ class FoldedConv(nn.Module):
         """(N, H, W, C) -> (N, H', W', C'), contiguous."""
         even = feature.size(1) % 2 == 0 and feature.size(2) % 2 == 0
         if self.winograd and even and feature.device.type == "cpu" and feature.dtype == torch.float32:
-            out = winograd3x3(pad_edges(feature, 1, self.circular), self.weight, self.bias)
+            out = winograd3x3(feature, self.weight, self.bias, self.circular)
         else:
             out = self._convolve(feature)
         if self.slope == 0.0:
@@ -161,38 +159,43 @@ class DeployedBlock(nn.Module):
         self.register_buffer("mix", weight.reshape(channels, channels, TAPS).transpose(1, 2).reshape(channels, -1))
         self.register_buffer("mix_bias", bias)
         self.conv = FoldedConv.of(block.conv)
+        self.kernel = block.attention.conv.kernel_size[0]
         self.circular = block.circular
         self.tile_scale = max(1, FULL_TILE_CHANNELS // channels)
 
-    def forward(self, feature: Tensor, columns: Tensor, tile_pixels: int) -> Tensor:
-        """feature (N, H, W, C), columns (N, H, W, 3 k k + 1) -> (N, H, W, C)."""
+    def forward(self, feature: Tensor, coordinates: Tensor, columns: Tensor | None, tile_pixels: int) -> Tensor:
+        """feature (N, H, W, C), coordinates (N, H, W, 3) -> (N, H, W, C).
+
+        columns: (N, H, W, 3 k k + 1) of the coordinates where somebody has taken them; else every tile takes its own.
+        """
+        mixed = self._mix(feature, coordinates, columns, tile_pixels)
+        return self.conv(mixed.relu_()).add_(feature)
+
+    def _mix(self, feature: Tensor, coordinates: Tensor, columns: Tensor | None, tile_pixels: int) -> Tensor:
+        """The spatially-adaptive convolution itself, without its activation."""
         batch, height, width, channels = feature.size()
-        padded = pad_edges(feature, 1, self.circular)
-        mixed = torch.empty_like(feature)
         tile_rows, tile_columns = tile_shape(height, width, tile_pixels * self.tile_scale)
-        scratch = torch.empty(
-            [tile_rows * tile_columns, self.attention.size(1)], dtype=feature.dtype, device=feature.device
-        )
+        mixed = new_image(feature, [batch, height, width, channels])
+        all_factors = new_image(feature, [tile_rows * tile_columns, self.attention.size(1)])
         for n in range(batch):
             for top in range(0, height, tile_rows):
                 rows = min(tile_rows, height - top)
                 for left in range(0, width, tile_columns):
                     cols = min(tile_columns, width - left)
-                    factors = scratch[: rows * cols]
-                    torch.mm(
-                        columns[n, top : top + rows, left : left + cols].reshape(rows * cols, -1),
-                        self.attention,
-                        out=factors,
-                    )
+                    if columns is None:
+                        x = coordinate_columns(coordinates[n], top, left, rows, cols, self.kernel, self.circular)
+                    else:
+                        x = columns[n, top : top + rows, left : left + cols]
+                    factors = all_factors[: rows * cols]
+                    torch.mm(x.reshape(rows * cols, -1), self.attention, out=factors)
                     factors.exp2_().add_(1.0)
-                    windows = padded[n, top:, left:].as_strided(
-                        [rows, cols, 3, 3 * channels], [padded.stride(1), channels, padded.stride(1), 1]
-                    )
-                    grid = factors.view(rows, cols, 3, 3 * channels)
-                    torch.div(windows, grid, out=grid)
+                    seen = feature.new_empty([rows + 2, cols + 2, channels])
+                    take_tile(feature[n], top, left, 1, self.circular, seen)
+                    adapted = factors.view(rows, cols, 3, 3 * channels)
+                    torch.div(windows(seen, 3), adapted, out=adapted)
                     out = mixed[n, top : top + rows, left : left + cols].view(rows * cols, channels)
                     torch.addmm(self.mix_bias, factors, self.mix.t(), out=out)
-        return self.conv(mixed.relu_()).add_(feature)
+        return mixed
 
 
 class DeployedEncoderStage(nn.Module):
@@ -204,11 +207,21 @@ class DeployedEncoderStage(nn.Module):
             DeployedBlock(block) for block in cast(Iterable[SpatiallyAdaptiveBlock], stage.blocks)
         )
         self.narrow = nn.ModuleList(FoldedConv.of(layer) for layer in cast(Iterable[ConvNorm], stage.narrow))
+        first = cast(SpatiallyAdaptiveBlock, stage.blocks[0])
+        self.kernel = first.attention.conv.kernel_size[0]
+        self.circular = first.circular
 
-    def forward(self, feature: Tensor, columns: Tensor, tile_pixels: int) -> Tensor:
-        """feature (N, H, W, C), columns (N, H, W, 3 k k + 1) -> (N, H, W or W / 2, C')."""
+    def forward(self, feature: Tensor, coordinates: Tensor, tile_pixels: int) -> Tensor:
+        """feature (N, H, W, C), coordinates (N, 3, H, W) -> (N, H, W or W / 2, C')."""
+        height, width = feature.size(1), feature.size(2)
+        coordinates = coordinates.permute(0, 2, 3, 1).contiguous()
+        columns: Tensor | None = None
+        if len(self.blocks) > 1:  # several blocks share what a single one takes tile by tile
+            columns = torch.stack(
+                [coordinate_columns(c, 0, 0, height, width, self.kernel, self.circular) for c in coordinates.unbind()]
+            )
         for block in self.blocks:
-            feature = block(feature, columns, tile_pixels)
+            feature = block(feature, coordinates, columns, tile_pixels)
         for narrow in self.narrow:
             feature = narrow(feature)
         return feature
@@ -257,36 +270,12 @@ def _upsampling_as_conv(weight: Tensor) -> Tensor:
     return torch.cat((even, odd))
 
 
-def pad_edges(feature: Tensor, reach: int, circular: bool) -> Tensor:
-    """(N, H, W, C) -> (N, H + 2 reach, W + 2 reach, C), contiguous.
-
-    Above and below lies zero, beside it zero or the other edge.
-    """
-    if circular and reach > 0:
-        feature = torch.cat((feature[:, :, -reach:], feature, feature[:, :, :reach]), dim=2)
-        return F.pad(feature, [0, 0, 0, 0, reach, reach])
-    return F.pad(feature, [0, 0, reach, reach, reach, reach])
-
-
-def coordinate_columns(coordinates: Tensor, kernel: int, circular: bool) -> Tensor:
-    """(N, 3, H, W) -> (N, H, W, 3 k k + 1): what the attention sees around every pixel (ky, kx, xyz), then a 1."""
-    batch, channels, height, width = coordinates.size()
-    padded = pad_edges(coordinates.permute(0, 2, 3, 1).contiguous(), kernel // 2, circular)
-    run = kernel * channels
-    windows = padded.as_strided(
-        [batch, height, width, kernel, run], [padded.stride(0), padded.stride(1), channels, padded.stride(1), 1]
-    )
-    columns = coordinates.new_empty([batch, height, width, kernel * run + 1])
-    columns[..., : kernel * run].view(batch, height, width, kernel, run).copy_(windows)
-    columns[..., kernel * run :] = 1.0
+def coordinate_columns(
+    coordinates: Tensor, top: int, left: int, rows: int, cols: int, kernel: int, circular: bool
+) -> Tensor:
+    """(H, W, 3) -> (rows, cols, 3 k k + 1), for the pixels from (top, left) on what the attention sees, and a 1."""
+    seen = coordinates.new_empty([rows + kernel - 1, cols + kernel - 1, 3])
+    take_tile(coordinates, top, left, kernel // 2, circular, seen)
+    columns = coordinates.new_ones([rows, cols, 3 * kernel * kernel + 1])
+    take_columns(seen, columns)
     return columns
-
-
-def tile_shape(height: int, width: int, tile_pixels: int) -> tuple[int, int]:
-    """Rows and columns of the tiles that an image is computed in: whole rows, or pieces of one where they are long."""
-    if tile_pixels <= 0:
-        return height, width
-    if tile_pixels >= width:
-        return min(height, tile_pixels // width), width
-    pieces = (width + tile_pixels - 1) // tile_pixels
-    return 1, (width + pieces - 1) // pieces

@@ -11,36 +11,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sqsegv3_ros.network.tiles import new_image, take_tile
+
 
 def pays(in_channels: int, out_channels: int) -> bool:
     """Whether it is faster than the direct convolution: 1.1 times from 64 -> 128 channels on, 1.5 times at 256."""
     return min(in_channels, out_channels) >= 64 and max(in_channels, out_channels) >= 128
 
 
-def winograd3x3(padded: Tensor, weight: Tensor, bias: Tensor, band_pixels: int = 2048) -> Tensor:
-    """Convolve on the CPU, in float32.
+def winograd3x3(feature: Tensor, weight: Tensor, bias: Tensor, circular: bool, band_pixels: int = 1024) -> Tensor:
+    """Convolve on the CPU, in float32. Beyond the image lies zero or, to its left and right, the other edge (circular).
 
-    padded: (N, H + 2, W + 2, C), contiguous, with one pixel more on every side; H and W even. weight: (C', C, 3, 3),
-    channels last in memory. bias: (C',). band_pixels: outputs that are computed together, so few that what lies
-    between the transforms stays in the cache. Returns (N, H, W, C'), contiguous.
+    feature: (N, H, W, C), contiguous; H and W even. weight: (C', C, 3, 3), channels last in memory. bias: (C',).
+    band_pixels: outputs that are computed together, so few that what lies between the transforms stays in the cache.
+    Returns (N, H, W, C'), contiguous.
     """
-    batch, height, width = padded.size(0), padded.size(1) - 2, padded.size(2) - 2
-    out_channels, channels = weight.size(0), weight.size(1)
+    batch, height, width, channels = feature.size()
+    out_channels = weight.size(0)
     g = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
     kernels = torch.matmul(torch.kron(g, g), weight.permute(0, 2, 3, 1).reshape(out_channels, 9, channels))
     kernels = kernels.permute(1, 2, 0)  # (16, C, C')
-    out = torch.empty([batch, height, width, out_channels], dtype=padded.dtype)
+    out = new_image(feature, [batch, height, width, out_channels])
     band = min(height, 2 * max(1, band_pixels // (2 * width)))
     tiles = (band // 2) * (width // 2)
-    # what the bands share: rows transformed, tiles transformed, products, rows transformed back
-    rows = torch.empty([4 * (band // 2) * (width + 2) * channels])
-    spectrum = torch.empty([16 * tiles * channels])
-    products = torch.empty([16 * tiles * out_channels])
-    halves = torch.empty([8 * tiles * out_channels])
+    # what the bands share, in one piece of memory: pixels with their edges, rows transformed, tiles transformed,
+    # products, rows transformed back
+    sizes = [
+        (band + 2) * (width + 2) * channels,
+        2 * band * (width + 2) * channels,
+        16 * tiles * channels,
+        16 * tiles * out_channels,
+        8 * tiles * out_channels,
+    ]
+    pixels, rows, spectrum, products, halves = new_image(feature, [sum(sizes)]).split(sizes)
+    pixels = pixels.view(band + 2, width + 2, channels)
     for n in range(batch):
         for top in range(0, height, band):
             count = min(band, height - top) // 2
-            image = padded[n, top : top + 2 * count + 2]
+            image = pixels[: 2 * count + 2]
+            take_tile(feature[n], top, 0, 1, circular, image)
             v = _transform(image, count, rows, spectrum)
             m = products[: 16 * v.size(1) * out_channels].view(16, v.size(1), out_channels)
             torch.bmm(v, kernels, out=m)
