@@ -83,7 +83,7 @@ def _relief(length: float, plinth: float, levels: list[float], albedo: float, rn
 
 def house(length: float, depth: float, floors: int, rng: np.random.Generator, flat: bool = False) -> Mesh:
     """A house with two detailed fronts (street and left gable), plain walls else, a roof, sometimes steps or a bay."""
-    albedo = float(rng.uniform(0.26, 0.5))
+    albedo = float(rng.uniform(0.28, 0.56))
     floor_height = float(rng.uniform(2.6, 3.1))
     front = facade(length, floors, floor_height, albedo, rng)
     parts = [front]

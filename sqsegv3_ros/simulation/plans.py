@@ -10,7 +10,7 @@ from sqsegv3_ros.simulation.ground import BAY_M, SURFACES, Plan, SideStreet
 SCENES = ("city", "highway", "country", "mixed")
 """The kinds of scenes; 'mixed' draws one of the others for every street."""
 
-_MIX = (("city", 0.83), ("country", 0.12), ("highway", 0.05))
+_MIX = (("city", 0.82), ("country", 0.13), ("highway", 0.05))
 
 
 def draw_plan(scene: str, seed: tuple[int, ...], length: tuple[float, float]) -> Plan:

@@ -82,8 +82,8 @@ def crown(radii: tuple[float, float, float], height: float, rng: np.random.Gener
 
 def tree(rng: np.random.Generator, trunk_radius: float | None = None) -> Mesh:
     """A broad-leaved or columnar tree: trunk with boughs, crown. 4 to 10 m high; foot at the origin."""
-    radius = float(rng.uniform(0.09, 0.26)) if trunk_radius is None else trunk_radius
-    clear = float(rng.uniform(1.3, 3.4))  # height of the lowest leaves
+    radius = float(rng.uniform(0.08, 0.22)) if trunk_radius is None else trunk_radius
+    clear = float(rng.uniform(0.9, 3.0))  # height of the lowest leaves
     spread = float(rng.uniform(1.2, 2.2) + 6 * radius)
     tall = float(rng.uniform(1.6, 3.2))
     lean = rng.normal(0.0, 0.12, 2)

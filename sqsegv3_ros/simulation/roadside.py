@@ -44,7 +44,7 @@ def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> No
     _along(front, "traffic sign" if rng.random() < 0.7 else "direction board", 120.0, 0.8, 1.6, rng)
     if rng.random() < 0.5:
         _along(front, "utility pole", 40.0, 2.5, 4.0, rng)
-    kind = (0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5, 5)[style % 12]
+    kind = (0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 4, 5)[style % 12]
     if kind == 0:  # alley
         _along(front, "tree", 9.0, 2.5, 3.0, rng)
         _wild(front, 26.0, "far thicket", 0.5, rng)

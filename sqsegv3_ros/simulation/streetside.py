@@ -96,7 +96,7 @@ def lots(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
             s += closed_row(front, s, rng)
             continue
         width = min(float(rng.uniform(11.0, 24.0)), front.length - s)
-        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.6, 0.09, 0.04, 0.22, 0.05]))
+        kind = str(rng.choice(["garden", "green", "car park", "thicket", "yard"], p=[0.55, 0.08, 0.04, 0.28, 0.05]))
         if kind == "garden":
             garden_lot(front, s, width, rng)
         elif kind == "green":
@@ -120,11 +120,11 @@ def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Gen
     for i in range(steps):
         a = s0 + i * HEDGE_M
         place, yaw = ((o, a), np.pi / 2) if across else ((a, o), 0.0)
-        if draw < 0.36:
+        if draw < 0.4:
             front.add(variant("low hedge" if shape % 3 == 0 else "high hedge", shape), *place, yaw)
         else:
             front.add(stretch, *place, yaw)
-            if draw > 0.7:  # a fence before bushes
+            if draw > 0.65:  # a fence before bushes
                 back = (place[0], place[1] + 0.7) if not across else (place[0] + 0.5, place[1])
                 front.add(variant("high hedge" if shape % 2 else "low hedge", shape), *back, yaw)
 
@@ -135,9 +135,9 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
     drive = float(rng.uniform(2.8, 3.6)) if rng.random() < 0.7 and width > 13 else 0.0
     front.spread((s, s + width), (0.0, 34.0), TERRAIN)
     gap = s + drive
-    if rng.random() < 0.85:
+    if rng.random() < 0.95:
         boundary(front, gap, s + width, 0.15, rng)
-    if rng.random() < 0.75:
+    if rng.random() < 0.9:
         boundary(front, 1.5, 22.0, s + width - 0.2, rng, across=True)
     if drive:
         surface = int(rng.choice([PARKING, SIDEWALK, COBBLES, OTHER_GROUND], p=[0.35, 0.35, 0.2, 0.1]))
@@ -157,7 +157,7 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
     if home is not None:
         room = width - drive - float(home.vertices[:, 0].max())
         front.add(home, gap + float(rng.uniform(0, 1)) * room, setback, float(rng.normal(0, 0.03)))
-    for _ in range(int(rng.poisson(width * 0.75))):
+    for _ in range(int(rng.poisson(width * 0.95))):
         name = str(rng.choice(["bush", "small bush", "young tree", "tree", "conifer"], p=[0.5, 0.28, 0.05, 0.09, 0.08]))
         front.add(
             pick(name, rng),
