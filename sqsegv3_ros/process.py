@@ -13,6 +13,8 @@ _LARGEST_INT = 2**31 - 1
 
 
 SWITCH = "SQSEGV3_PROCESS_SETTINGS"
+_SETTINGS = {"OMP_WAIT_POLICY": "passive"}
+_added: set[str] = set()
 
 
 def prepare() -> None:
@@ -23,8 +25,16 @@ def prepare() -> None:
     """
     if os.environ.get(SWITCH) == "0":
         return
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for name, value in _SETTINGS.items():
+        if name not in os.environ:
+            os.environ[name] = value
+            _added.add(name)
     keep_freed_memory()
+
+
+def untouched_environment() -> dict[str, str]:
+    """The environment as it was before `prepare`, for child processes that are to decide for themselves."""
+    return {name: value for name, value in os.environ.items() if name not in _added}
 
 
 def keep_freed_memory() -> bool:

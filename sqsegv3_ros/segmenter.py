@@ -101,11 +101,13 @@ class Segmenter:
             clock.stop("upload")
 
             image = project(self.mount.level(points), self.projection, rings)
-            seen = fill_gaps(image, self.projection.fill_rows)
+            seen = self.mount.lift(fill_gaps(image, self.projection.fill_rows), self.info.sensor_height_m)
             network_input = normalize(seen, self.info.normalization).to(self.dtype)
             clock.stop("project")
 
-            logits = self.artifact.module(network_input)[0].float()
+            # TorchScript's optimiser costs seconds in the first runs; on a CPU it finds nothing in this network
+            with torch.jit.optimized_execution(self.device.type != "cpu"):
+                logits = self.artifact.module(network_input)[0].float()
             clock.stop("network")
 
             label_image, odds, total = self._decide(logits)
@@ -121,9 +123,10 @@ class Segmenter:
             label_image *= image.index >= 0
         return Segmentation(labels_out, confidences_out, image, label_image, clock.milliseconds())
 
-    def warm_up(self, points: int = 120_000, repeat: int = 2) -> None:
+    def warm_up(self, points: int = 120_000, repeat: int | None = None) -> None:
         """Run made-up scans, so that the first real one is as quick as the others and what cannot run fails here.
 
+        repeat: how many; None: one on a CPU, three where TorchScript optimises what the first runs have shown.
         Raises UserError where the model cannot run on the device in the chosen precision.
         """
         generator = torch.Generator().manual_seed(0)
@@ -137,7 +140,7 @@ class Segmenter:
         )
         rings = torch.arange(points) % (self.projection.ring_count or self.projection.height)
         try:
-            for _ in range(repeat):
+            for _ in range(repeat or (1 if self.device.type == "cpu" else 3)):
                 result = self.segment(scan, rings)
         except RuntimeError as error:  # torch: out of memory, an operation without a kernel for the type, ...
             message = str(error).strip().splitlines()[-1]

@@ -1,0 +1,154 @@
+"""A process for everything that is measured: one JSON command a line comes in, one JSON answer a line goes out.
+
+Run as `python -m sqsegv3_ros.benchmark.child KIND SETTINGS`. A process shares its memory, its threads and the state of
+its C library with whatever else runs in it, so each variant gets its own, and each answers one command at a time, so
+that variants can take turns. The parent's side is `Child`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sqsegv3_ros import process
+from sqsegv3_ros.errors import OperationError, UserError
+
+
+class Child:
+    """A child process of a kind. Raises OperationError, with what it said, where it fails. To be used with `with`."""
+
+    def __init__(self, kind: str, settings: dict[str, Any], environment: dict[str, str] | None = None) -> None:
+        self.kind = kind
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "sqsegv3_ros.benchmark.child", kind, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=child_environment(environment or {}),
+        )
+
+    def ask(self, do: str = "run", **arguments: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer."""
+        self.tell(do, **arguments)
+        return self.answer()
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Send a command."""
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self._failure() from None
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the next line that the child says."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._failure()
+        answer: dict[str, Any] = json.loads(line)
+        if "wrong_use" in answer:
+            raise UserError(answer["wrong_use"])
+        return answer
+
+    def _failure(self) -> OperationError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().strip().splitlines()
+        return OperationError(
+            f"the process that measures '{self.kind}' ended ({code}): {said[-1] if said else 'silent'}"
+        )
+
+    def __enter__(self) -> Child:
+        try:
+            self.answer()  # that it is ready
+        except BaseException:
+            self.close(1)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(10 if error is None else 1)
+
+    def close(self, patience_s: float) -> None:
+        """End its input, which ends it; kill it where that takes longer than its due."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(patience_s)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment as it came, with changes (empty: without that variable), for a Python process that
+    finds this package."""
+    changed = {**process.untouched_environment(), **changes}
+    paths = [str(Path(__file__).resolve().parents[2]), changed.get("PYTHONPATH", "")]
+    changed["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return {name: value for name, value in changed.items() if value or name not in changes}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What `work` returns, and its `wall_ms` and `cpu_s`, all threads counted."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = work()
+    wall_ms = 1e3 * (time.perf_counter() - wall)
+    return result, {"wall_ms": wall_ms, "cpu_s": time.process_time() - cpu}
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process has ever had resident, in 10**6 bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1.024e-3 * float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):  # no Linux
+        import resource
+
+        return 1.024e-3 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(arguments: list[str]) -> int:
+    """Answer commands until the input ends."""
+    kind, settings = arguments[0], json.loads(arguments[1])
+    out, sys.stdout = sys.stdout, sys.stderr  # whatever prints must not be taken for an answer
+
+    lock = threading.Lock()
+
+    def answer(content: dict[str, Any]) -> None:
+        with lock:
+            print(json.dumps(content), file=out, flush=True)
+
+    from sqsegv3_ros.benchmark.variants import make_variant
+
+    try:
+        variant = make_variant(kind, settings, answer)
+        answer({"ready": True})
+        for line in sys.stdin:
+            command = json.loads(line)
+            answer(getattr(variant, command.pop("do"))(**command))
+    except UserError as error:
+        answer({"wrong_use": str(error)})
+        return 2
+    getattr(variant, "close", lambda: None)()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqsegv3_ros.benchmark import live, scaling
+from sqsegv3_ros.benchmark.variants import STAGES
+
+
+def sweep(power: float) -> list[dict[str, Any]]:
+    return [
+        {"x": x, "stages": {stage: {"median_ms": 0.01 * x**power} for stage in (*STAGES, "total")}, "cpu_seconds": 1.0}
+        for x in (256, 512, 2048)
+    ]
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 1.5])
+def test_the_growth_of_a_stage_is_the_power_of_x(power: float) -> None:
+    assert scaling.exponent(sweep(power), "knn") == pytest.approx(power, abs=1e-6)
+
+
+def test_scaling_is_printed_and_drawn(tmp_path: Path) -> None:
+    result = {"network": "3/16", "sgemm_gflops": 180.0, "busy": None, "sweeps": {n: sweep(1) for n in scaling.SWEEPS}}
+    printed = scaling.text(result)
+    assert printed.count("| grows with x to the") == len(scaling.SWEEPS) - 1  # threads are no quantity to grow with
+    assert "GMAC of the network" in printed and "1.00" in printed
+    scaling.draw(result, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_live_latencies_are_split_into_the_node_and_the_way() -> None:
+    case = {
+        "name": "random 3/16",
+        "model": "m.pt",
+        "hz": 10.0,
+        "profile": True,
+        "published": 60,
+        "labelled": 59,
+        "latency_ms": {"p50": 95.0, "p95": 110.0, "max": 130.0},
+        "in_node_ms": 80.0,
+        "stages_ms": dict.fromkeys(live.STAGES, 2.5),
+        "idle_cpu_percent": 0.31,
+    }
+    nothing = {**case, "profile": False, "hz": None, "labelled": 0}
+    lines = live.text({"cases": [case, nothing]}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| random")]
+    assert cells[0] == ["random 3/16", "10 Hz", "yes", "59/60", "95", "110", "130", "80", "15", "0.3"]
+    assert cells[1][:4] == ["random 3/16", "own", "no", "0/60"]
+    assert cells[2][3:] == ["2.5"] * len(live.STAGES) and len(cells) == 3
+
+
+def test_the_nodes_diagnostics_are_understood() -> None:
+    said = {"latency p50/p95/max (ms)": "12.5 / 20.0 / 30.1", "labelled": "3"}
+    assert live._p50(said, "latency") == 12.5
+    assert live._p50(said, "network") != live._p50(said, "network")  # NaN: nothing said
+
+
+def test_without_the_profile_no_profile_of_the_caller_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqsegv3_ros.benchmark.child import child_environment
+
+    for name in live.PROFILE_VARIABLES:
+        monkeypatch.setenv(name, "/some/profile.xml")
+    without = child_environment(live._environment(profile=False))
+    assert not set(live.PROFILE_VARIABLES) & set(without)
+    given = child_environment(live._environment(profile=True))
+    used = [given[name] for name in live.PROFILE_VARIABLES if name in given]
+    assert used and all(Path(path).name == "fastdds.xml" and Path(path).is_file() for path in used)
