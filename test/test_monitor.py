@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.monitor import ERROR, OK, WARN, Limits, Monitor, Status
 from sqsegv3_ros.parameters import SPECS, Settings
-from sqsegv3_ros.projection import Normalization, ProjectionConfig
-from sqsegv3_ros.suitability import remarks
 
 LIMITS = Limits(latency_budget_ms=100, late_error_after_s=5, stale_after_s=1)
 
@@ -93,37 +90,6 @@ def test_remarks_warn_until_they_are_gone() -> None:
     assert statuses(monitor, now)[0].level == WARN
     monitor.remark(())
     assert statuses(monitor, now)[0].level == OK
-
-
-def scan(scale: float = 1.0, low_deg: float = -24.0, high_deg: float = 2.0) -> np.ndarray:
-    generator = np.random.default_rng(0)
-    elevation = np.radians(generator.uniform(low_deg, high_deg, 20_000))
-    azimuth = generator.uniform(-np.pi, np.pi, 20_000)
-    direction = [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
-    return np.stack([*(10 * d for d in direction), scale * generator.uniform(0, 0.6, 20_000)], 1).astype(np.float32)
-
-
-@pytest.mark.parametrize(
-    ("points", "projection", "rings", "expected"),
-    [
-        (scan(), ProjectionConfig(), None, None),
-        (scan(255), ProjectionConfig(), None, "intensity_scale"),
-        (scan(0.001), ProjectionConfig(), None, "hardly exceeds"),
-        (scan(low_deg=-16, high_deg=15), ProjectionConfig(), None, "lie outside -25..3 deg"),
-        (scan(low_deg=-5, high_deg=2), ProjectionConfig(), None, "fill"),
-        (scan()[:100], ProjectionConfig(), None, None),
-        (scan(), ProjectionConfig(rows="ring_from_bottom"), np.arange(20_000) % 64, None),
-        (scan(), ProjectionConfig(rows="ring_from_bottom"), np.arange(20_000) % 128, "ring_count"),
-        (scan(), ProjectionConfig(rows="ring_from_bottom"), np.arange(20_000) % 16, "ring_count"),
-        (np.full((5000, 4), np.nan, np.float32), ProjectionConfig(), None, None),
-    ],
-)
-def test_what_does_not_fit_the_model_is_said_with_the_setting_to_look_at(
-    points: np.ndarray, projection: ProjectionConfig, rings: np.ndarray | None, expected: str | None
-) -> None:
-    found = remarks(points, rings, projection, Normalization())
-    assert len(found) == (expected is not None), found
-    assert expected is None or expected in found[0]
 
 
 def settings(**changes: object) -> Settings:
