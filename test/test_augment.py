@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.projection import ProjectionConfig, project
 from sqsegv3_ros.training.augment import (
     Augmentation,
@@ -20,7 +22,7 @@ from sqsegv3_ros.training.augment import (
     move_scene,
     vary_field_of_view,
 )
-from sqsegv3_ros.training.crop import Window, check_crop, choose_window
+from sqsegv3_ros.training.crop import Window, check_crop, choose_window, set_azimuth_padding
 from sqsegv3_ros.training.objects import ObjectBank
 
 IMAGE = ProjectionConfig(height=32, width=512)
@@ -270,6 +272,23 @@ def test_windows_cover_the_whole_turn():
     assert max(starts) > 374
     assert max(starts) <= 384
     assert choose_window(512, None, rng()) == Window(0, 512, 512)
+
+
+def test_the_middle_of_a_crop_is_seen_as_in_the_whole_turn():
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        blocks=(1, 1, 1, 1, 1), channels=(8, 8, 8, 8, 8), attention_kernel=1, azimuth_padding="circular"
+    )
+    network, image = SqueezeSegV3(config).eval(), torch.randn(1, 5, 4, 512)
+    with torch.no_grad():
+        whole = network(image)[0]
+        set_azimuth_padding(network, circular=False)
+        crop = network(image[..., :384])[0]
+        set_azimuth_padding(network, circular=True)
+        again = network(image)[0]
+    torch.testing.assert_close(crop[..., 160:224], whole[..., 160:224], rtol=0, atol=1e-5)
+    assert not torch.allclose(crop[..., :8], whole[..., :8], atol=1e-3)  # no other edge beyond a crop's edge
+    assert torch.equal(again, whole)
 
 
 @pytest.mark.parametrize("width", [0, 4, 100, 1024])
