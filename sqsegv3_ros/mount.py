@@ -1,15 +1,16 @@
-"""The sensor's mount: how a tilted sensor's points are levelled before they are projected."""
+"""The sensor's mount: how the points of a tilted sensor are levelled, and what one at another height would measure."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.projection import EMPTY, RangeImage
 
 Rows = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 _IDENTITY: Rows = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -17,36 +18,26 @@ _IDENTITY: Rows = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 @dataclass(frozen=True)
 class Mount:
-    """A rotation from the sensor's frame to a level one with the same origin, and a shift along the vertical.
+    """A rotation from the sensor's frame to a level one with the same origin, and the sensor's height.
 
-    rotation: row-major 3 x 3. lift_m: added to the levelled z; positive for a sensor that sits higher than the one
-    that the model learned from would, so that the ground lies where the model expects it.
+    rotation: row-major 3 x 3. height_m: over the ground, metres; 0 where unknown: as the model's sensor.
     """
 
     rotation: Rows = _IDENTITY
-    lift_m: float = 0.0
+    height_m: float = 0.0
 
     @classmethod
-    def from_angles(
-        cls,
-        roll_deg: float,
-        pitch_deg: float,
-        yaw_deg: float,
-        height_m: float = 0.0,
-        model_height_m: float | None = None,
-    ) -> Mount:
-        """A mount from its angles (REP 103: fixed axes x, y, z; positive pitch looks down) and heights over ground.
+    def from_angles(cls, roll_deg: float, pitch_deg: float, yaw_deg: float, height_m: float = 0.0) -> Mount:
+        """A mount from its angles (REP 103: fixed axes x, y, z; positive pitch looks down).
 
-        height_m 0, or an unknown height of the model's sensor, leaves the height as it is. Raises UserError where
-        angles are given and no package turns them into a rotation.
+        Raises UserError where no package turns the angles into a rotation.
         """
-        lift = height_m - model_height_m if height_m and model_height_m else 0.0
         if not (roll_deg or pitch_deg or yaw_deg):
-            return cls(lift_m=lift)
-        return cls(_rows(_rotation(*(math.radians(a) for a in (roll_deg, pitch_deg, yaw_deg)))), lift)
+            return cls(height_m=height_m)
+        return cls(_rows(_rotation(*(math.radians(a) for a in (roll_deg, pitch_deg, yaw_deg)))), height_m)
 
     @classmethod
-    def from_quaternion(cls, x: float, y: float, z: float, w: float, lift_m: float = 0.0) -> Mount:
+    def from_quaternion(cls, x: float, y: float, z: float, w: float, height_m: float = 0.0) -> Mount:
         """A mount from the rotation of a transform level frame <- sensor frame."""
         norm = math.sqrt(x * x + y * y + z * z + w * w)
         x, y, z, w = x / norm, y / norm, z / norm, w / norm
@@ -55,24 +46,32 @@ class Mount:
             [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
             [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
         ]
-        return cls(_rows(np.array(matrix)), lift_m)
+        return cls(_rows(np.array(matrix)), height_m)
 
     @property
     def is_level(self) -> bool:
-        """Whether points stay as they are."""
-        return self == Mount()
+        """Whether points keep their coordinates."""
+        return self.rotation == _IDENTITY
 
     def level(self, points: Tensor) -> Tensor:
-        """(N, 4) float32 x, y, z, remission in the sensor frame -> the same in the level frame.
-
-        (0, 0, 0), by which drivers say that nothing came back, stays where it is.
-        """
+        """(N, 4) float32 x, y, z, remission in the sensor frame -> the same in the level frame."""
         if self.is_level:
             return points
-        xyz = points[:, :3] @ points.new_tensor(self.rotation).T
-        if self.lift_m:
-            xyz[:, 2] += self.lift_m * (points[:, :3] != 0).any(1)
-        return torch.cat([xyz, points[:, 3:]], 1)
+        return torch.cat([points[:, :3] @ points.new_tensor(self.rotation).T, points[:, 3:]], 1)
+
+    def lift(self, image: RangeImage, model_height_m: float | None) -> RangeImage:
+        """The image with the coordinates that a sensor at the model's height would measure of the same places.
+
+        The ground comes to lie where the model expects it, without which it takes roads for cars. Every place keeps the
+        pixel of the ray that met it: where the rays leave the sensor at another height, they still are as far apart as
+        they are. model_height_m: of the sensor that the model learned from; None where unknown, then nothing changes.
+        """
+        if not (self.height_m and model_height_m) or self.height_m == model_height_m:
+            return image
+        _, x, y, z, remission = image.channels
+        z = z + (self.height_m - model_height_m)
+        channels = torch.stack([(x * x + y * y + z * z).sqrt(), x, y, z, remission])
+        return replace(image, channels=channels.masked_fill_(~image.mask, EMPTY))
 
 
 def _rotation(roll: float, pitch: float, yaw: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The sensor's mount from TF: a level frame and the sensor's frame go in, the rotation between them comes out."""
+"""The sensor's mount from TF: a level frame and the sensor's frame go in, rotation and height come out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _POLL_S = 0.05
 
 
 def read_mount(node: Any, settings: Settings) -> Mount:
-    """Wait for the transform base_frame <- sensor_frame and keep its rotation. Raises UserError where it does not come.
+    """Wait for the transform base_frame <- sensor_frame. Raises UserError where it does not come.
+
+    Its rotation levels the sensor, and how high it stands above the base frame is its height over the ground.
 
     The transforms are received by a node of their own, which is spun here: the asking node's executor is busy with its
     transition. (The listener's own thread, spin_thread=True, would keep the listener alive and go on for ever.)
@@ -42,11 +44,12 @@ def read_mount(node: Any, settings: Settings) -> Mount:
         end = time.monotonic() + timeout_s
         while not buffer.can_transform(base, sensor, Time()) and time.monotonic() < end:
             executor.spin_once(timeout_sec=_POLL_S)
-        rotation = buffer.lookup_transform(base, sensor, Time()).transform.rotation  # Time(): the newest there is
+        transform = buffer.lookup_transform(base, sensor, Time()).transform  # Time(): the newest there is
         listener.unregister()
     except tf2_ros.TransformException as error:
         raise UserError(f"no transform from '{sensor}' to '{base}' came within {timeout_s:g} s: {error}") from error
     finally:
         executor.shutdown()
         listener_node.destroy_node()
-    return Mount.from_quaternion(rotation.x, rotation.y, rotation.z, rotation.w)
+    rotation = transform.rotation
+    return Mount.from_quaternion(rotation.x, rotation.y, rotation.z, rotation.w, max(transform.translation.z, 0.0))

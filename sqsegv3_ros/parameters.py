@@ -93,7 +93,7 @@ SPECS: tuple[Spec, ...] = (
     Spec("mount.pitch_deg", 0.0, "Pitch of the sensor on the robot, positive: looking down, degrees.", -180.0, 180.0),
     Spec("mount.yaw_deg", 0.0, "Yaw of the sensor on the robot, degrees.", -180.0, 180.0),
     Spec("mount.height_m", 0.0, "Height of the sensor above the ground, metres; 0: as the model's.", 0.0, 100.0),
-    Spec("base_frame", "", "Level frame: the mount is read from TF.", rule="empty: mount.* holds", at_configure=True),
+    Spec("base_frame", "", "Level frame on the ground: mount from TF.", rule="empty: mount.* holds", at_configure=True),
     Spec("sensor_frame", "velodyne", "The sensor's frame, for the mount from TF.", at_configure=True),
     Spec("tf_timeout_s", 5.0, "How long configuring waits for the mount from TF.", 0.0, 600.0, at_configure=True),
 )

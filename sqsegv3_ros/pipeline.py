@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.mount import Mount
 from sqsegv3_ros.parameters import Settings
 from sqsegv3_ros.segmenter import Segmentation, Segmenter
-from sqsegv3_ros.suitability import remarks
+from sqsegv3_ros.suitability import Expected, remarks
 
 REMARKS_PERIOD_S = 1.0
 
@@ -71,13 +71,9 @@ class Pipeline:
         """Take over settings; all of them, or, where they do not fit (UserError), none."""
         info = self.segmenter.info
         projection, knn = settings.projection(info), settings.knn(info)
-        mount = self._tf_mount or Mount.from_angles(
-            settings["mount.roll_deg"],
-            settings["mount.pitch_deg"],
-            settings["mount.yaw_deg"],
-            settings["mount.height_m"],
-            info.sensor_height_m,
-        )
+        angles = (settings[f"mount.{name}_deg"] for name in ("roll", "pitch", "yaw"))
+        mount = self._tf_mount or Mount.from_angles(*angles)
+        mount = replace(mount, height_m=settings["mount.height_m"] or mount.height_m)
         keep = np.ones(len(info.labels), bool)
         keep[[info.labels.index(name) for name in settings.remove_classes]] = False
         writer = LabelledCloudWriter(info.labels.colors, settings.outputs)
@@ -110,17 +106,13 @@ class Pipeline:
             "encode": 1e3 * (time.perf_counter() - encode_from),
         }
         if begin - self._remarks_at >= REMARKS_PERIOD_S:
-            segmenter = self.segmenter
-            self._remarks = remarks(
-                decoded.points,
-                decoded.rings,
-                segmenter.projection,
-                segmenter.info.normalization,
-                segmenter.mount,
-                segmentation.image.index >= 0,
-            )
+            self._remarks = remarks(decoded.points, decoded.rings, self._expected(), segmentation.image.index >= 0)
             self._remarks_at = begin
         return Result(clouds, images, timings, self._remarks)
+
+    def _expected(self) -> Expected:
+        segmenter, info = self.segmenter, self.segmenter.info
+        return Expected(segmenter.projection, info.normalization, segmenter.mount, info.sensor_height_m)
 
     def description(self) -> dict[str, str]:
         """What runs here, for diagnostics."""

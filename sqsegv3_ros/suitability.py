@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,36 +20,46 @@ _MIN_POINTS = 200
 _LEVEL = Mount()
 _EDGE_DEG = 1.0  # so far outside of the field of view, the edge row is still a good place
 _OUTSIDE = 0.05  # share of points from which on it matters
+_HEIGHT_M = 0.35  # the ground of streets is seldom further from where it should be
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What scans are made into, and what the model learned from. model_height_m: of its sensor, None where unknown."""
+
+    projection: ProjectionConfig
+    normalization: Normalization
+    mount: Mount = _LEVEL
+    model_height_m: float | None = None
 
 
 def remarks(
     points: npt.NDArray[np.float32],
     rings: npt.NDArray[Any] | None,
-    projection: ProjectionConfig,
-    normalization: Normalization,
-    mount: Mount = _LEVEL,
+    expected: Expected,
     mask: Tensor | None = None,
 ) -> tuple[str, ...]:
     """What about a scan does not fit, a sentence each that names what was found, expected, and the setting to look at.
 
     points: (N, 4) x, y, z in metres in the sensor frame, remission after scaling. rings: (N,) ring numbers where the
-    cloud has them. mount: levels the points, as before the projection. mask: (H, W) bool, the pixels of the image that
-    have a point.
+    cloud has them. mask: (H, W) bool, the pixels of the image that have a point.
     """
-    sample = mount.level(torch.from_numpy(points[::_EVERY].copy())).numpy()
+    projection = expected.projection
+    sample = expected.mount.level(torch.from_numpy(points[::_EVERY].copy())).numpy()
     xyz = sample[:, :3].astype(np.float64)
     distance = np.sqrt((xyz**2).sum(1))
     good = np.isfinite(distance) & (distance > 0)
     if good.sum() < _MIN_POINTS:
         return ()
     elevation = np.degrees(np.arcsin(np.clip(xyz[good, 2] / distance[good], -1, 1)))
-    found = [_intensity(sample[good, 3], normalization), _field_of_view(elevation, projection)]
+    found = [_intensity(sample[good, 3], expected.normalization), _field_of_view(elevation, projection)]
     if rings is not None and (projection.needs_rings or projection.ring_count):
         found.append(_rings(rings[::_EVERY][good], elevation, projection))
     elif not found[-1]:
         found.append(_beams(elevation, projection))
     if mask is not None:
         found.append(_columns(mask))
+    found.append(_height(xyz[good], expected))
     return tuple(remark for remark in found if remark)
 
 
@@ -134,4 +145,28 @@ def _columns(mask: Tensor) -> str:
     return (
         f"columns do not fit: only {100 * share:.0f} % of the pixels with a point have one beside them; "
         "set projection.width to no more than the columns of one turn of the sensor"
+    )
+
+
+def _height(xyz: npt.NDArray[np.float64], expected: Expected) -> str:
+    """Where most of what lies below the sensor lies as deep as each other, that is the ground."""
+    if not expected.model_height_m:
+        return ""
+    distance = np.hypot(xyz[:, 0], xyz[:, 1])
+    # not the vehicle itself, nor what stands before beams that are nearly level
+    below = xyz[(distance > 3) & (distance < 20) & (xyz[:, 2] < -0.1 * distance), 2]
+    if len(below) < _MIN_POINTS // 2:
+        return ""
+    count, edges = np.histogram(below, np.arange(-6.0, 0.0, 0.1))
+    in_three_bins = np.convolve(count, [1, 1, 1], "same")
+    fullest = int(in_three_bins.argmax())
+    ground = -float(np.median(below[np.abs(below - edges[fullest : fullest + 2].mean()) < 0.15]))
+    height, source = expected.model_height_m, "the model learned from"
+    if expected.mount.height_m:
+        height, source = expected.mount.height_m, "mount.height_m says"
+    if in_three_bins[fullest] < 0.3 * len(below) or abs(ground - height) <= _HEIGHT_M:
+        return ""
+    return (
+        f"height does not fit: the ground seems to lie {ground:.1f} m below the sensor, {source} {height:g} m; "
+        "set mount.height_m"
     )

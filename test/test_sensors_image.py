@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -79,7 +80,9 @@ def test_the_network_sees_16_beams_as_a_picture_without_gaps(small_model: Path) 
     recorder = Recorder()
     beams = scan(np.linspace(14.75, -15.25, 16))
     projection = ProjectionConfig(64, 64, 16.0, -16.0, fill_rows=2)
-    segmenter = Segmenter(Artifact(info, recorder, small_model, ""), projection=projection, knn=KnnConfig("off"))
+    segmenter = Segmenter(
+        Artifact(info, cast(Any, recorder), small_model, ""), projection=projection, knn=KnnConfig("off")
+    )
     result = segmenter.segment(beams)
     assert (recorder.shown != 0).any(1).all()
     shown = recorder.shown[0]

@@ -1,17 +1,22 @@
-"""How points of a tilted sensor are levelled: the arithmetic, and the mount that is read from TF."""
+"""How points of a tilted sensor are levelled, and what the network is shown of one at another height."""
 
 from __future__ import annotations
 
 import builtins
 import math
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from sqsegv3_ros.artifact import Artifact, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.mount import Mount
+from sqsegv3_ros.projection import Normalization, ProjectionConfig, project
+from sqsegv3_ros.segmenter import Segmenter
 
 ANGLES = [(0.0, 0.0, 0.0), (0.0, 20.0, 0.0), (10.0, -5.0, 0.0), (3.0, 4.0, 180.0)]
 
@@ -47,25 +52,55 @@ def test_a_sensor_that_looks_down_has_a_positive_pitch() -> None:
 
 
 @pytest.mark.parametrize("angles", ANGLES)
-def test_the_ground_comes_to_lie_as_deep_below_a_tilted_sensor_as_below_the_models(
-    angles: tuple[float, float, float],
+def test_the_network_sees_the_ground_as_deep_below_a_tilted_sensor_as_below_the_models(
+    angles: tuple[float, float, float], small_model: Path
 ) -> None:
-    """A sensor at 0.6 m, a model that learned from one at 1.73 m."""
-    corners = ([5.0, 0.0, -0.6], [-3.0, 4.0, -0.6], [0.0, -8.0, -0.6])
+    """A sensor at 0.6 m, a model that learned from one at 1.73 m: what it is shown, and in which pixels."""
+    azimuth = np.radians(np.arange(-180, 180, 7) + 0.3)
+    ground = np.stack([5 * np.cos(azimuth), 5 * np.sin(azimuth), np.full_like(azimuth, -0.6)], 1)
     to_level = np.stack([in_level_frame(axis, *angles) for axis in np.eye(3)], 1)
-    seen = np.array([to_level.T @ corner for corner in corners])
-    mount = Mount.from_angles(*angles, height_m=0.6, model_height_m=1.73)
-    levelled = mount.level(torch.from_numpy(np.column_stack([seen, np.zeros(3)])).float()).numpy()
-    np.testing.assert_allclose(levelled[:, 2], -1.73, atol=1e-5)
-    np.testing.assert_allclose(levelled[:, :2], np.array(corners)[:, :2], atol=1e-5)
+    seen = np.column_stack([ground @ to_level, np.full(len(ground), 0.5)]).astype(np.float32)
+
+    shown: list[torch.Tensor] = []
+    info = load_artifact(small_model).info
+    segmenter = Segmenter(Artifact(info, cast(Any, recorder(shown)), small_model, ""), mount=Mount())
+    segmenter.segment(np.column_stack([ground, seen[:, 3]]).astype(np.float32))
+    segmenter.mount = Mount.from_angles(*angles, height_m=0.6)
+    segmenter.segment(seen)
+    level, lifted = (x[0].permute(1, 2, 0).double() * torch.tensor(STDS) + torch.tensor(MEANS) for x in shown)
+    used = (shown[0][0] != 0).any(0)
+    assert used.sum() == len(ground) and torch.equal((shown[1][0] != 0).any(0), used)  # rays keep their pixels
+    torch.testing.assert_close(lifted[used][:, 3], torch.full((len(ground),), -1.73).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(lifted[used][:, 1:3], level[used][:, 1:3], atol=1e-4, rtol=0)
+    distance = torch.full((len(ground),), math.hypot(5, 1.73)).double()
+    torch.testing.assert_close(lifted[used][:, 0], distance, atol=1e-4, rtol=0)
 
 
-def test_missing_returns_stay_missing_in_a_lifted_cloud() -> None:
-    points = torch.tensor([[0.0, 0.0, 0.0, 0.5], [math.nan, 1.0, 1.0, 0.5], [0.0, 0.0, 2.0, 0.5]])
-    levelled = Mount.from_angles(0, 10, 0, height_m=1.0, model_height_m=1.73).level(points)
-    assert levelled[0].tolist() == [0, 0, 0, 0.5]
-    assert levelled[1].isnan().any()
-    assert levelled[2, 2] == pytest.approx(2 * math.cos(math.radians(10)) - 0.73)
+MEANS, STDS = Normalization().means, Normalization().stds
+
+
+def recorder(shown: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Stands in for a network; keeps what it is shown."""
+
+    def network(image: torch.Tensor) -> torch.Tensor:
+        shown.append(image.clone())
+        return torch.zeros(1, 20, *image.shape[2:])
+
+    return network
+
+
+@pytest.mark.parametrize(("own", "models"), [(0.0, 1.73), (1.73, 1.73), (0.6, None)])
+def test_an_unknown_height_on_either_side_changes_nothing(own: float, models: float | None) -> None:
+    image = project(torch.tensor([[5.0, 0.0, -0.6, 0.3]]), ProjectionConfig())
+    assert Mount(height_m=own).lift(image, models) is image
+
+
+def test_missing_returns_stay_missing_on_a_lifted_mount() -> None:
+    points = torch.tensor([[0.0, 0.0, 0.0, 0.5], [math.nan, 1.0, 1.0, 0.5], [5.0, 0.0, -0.5, 0.5]])
+    mount = Mount.from_angles(0, 10, 0, height_m=1.0)
+    image = mount.lift(project(mount.level(points), ProjectionConfig()), 1.73)
+    assert image.usable.tolist() == [False, False, True]
+    assert (image.channels.amax(0) > -1).sum() == 1
 
 
 def test_angles_without_a_package_that_turns_them_into_a_rotation_say_which_to_install(
@@ -81,4 +116,4 @@ def test_angles_without_a_package_that_turns_them_into_a_rotation_say_which_to_i
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"tf_transformations.*pip install transforms3d"):
         Mount.from_angles(0, 10, 0)
-    assert Mount.from_angles(0, 0, 0, 1.0, 1.5).lift_m == -0.5  # needs neither
+    assert Mount.from_angles(0, 0, 0, 1.0).is_level  # needs neither
