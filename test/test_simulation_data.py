@@ -195,6 +195,12 @@ def test_a_bag_that_is_there_is_left_alone(drive, capsys):
     assert contents(drive / "bag") == before
 
 
+def test_a_bag_that_tools_would_take_for_a_ros_1_file_is_refused(tmp_path, capsys):
+    assert main(["simulate", *SMALL, "--scans", "1", "--bag", str(tmp_path / "drive.bag")]) == 2
+    assert f"use --bag {tmp_path / 'drive'}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_run_leaves_no_bag_behind(tmp_path, monkeypatch):
     from sqsegv3_ros.simulation import dataset
 

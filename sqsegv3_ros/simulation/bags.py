@@ -73,6 +73,11 @@ class BagWriter:
     """
 
     def __init__(self, path: Path, *, force: bool = False, poses: bool = False) -> None:
+        if path.suffix == ".bag":
+            raise UserError(
+                f"a ROS 2 bag is a folder, but {path} is named like a ROS 1 bag, and tools would take it for one; "
+                f"use --bag {path.with_suffix('')}"
+            )
         if path.exists() and not force:
             raise UserError(f"{path} is there already; choose another --bag, or overwrite it with --force")
         try:
