@@ -196,10 +196,19 @@ OWN = {
 }
 
 
+# recorded with firmware that did not calibrate its reflectivity yet: the presets' scale does not fit them
+UNCALIBRATED = ("mrpt_hdl32", "ouster_OS-1-64")
+
+
 @needs_shared
 @pytest.mark.parametrize("name", OWN)
 def test_real_clouds_fit_their_sensors_preset(name: str) -> None:
-    assert remarks_on(name, OWN[name]) == ""
+    found = remarks_on(name, OWN[name])
+    if name in UNCALIBRATED:
+        assert found.startswith("intensity does not fit: its median") and found.count("does not fit") == 1
+        assert "do not fit" not in found
+    else:
+        assert found == ""
 
 
 @needs_shared
