@@ -14,21 +14,40 @@ from sqsegv3_ros import process
 from sqsegv3_ros.benchmark import measure, reference
 from sqsegv3_ros.benchmark.child import Child, child_environment
 from sqsegv3_ros.benchmark.networks import count_work, network_config
-from sqsegv3_ros.benchmark.scene import made_up_scan
+from sqsegv3_ros.benchmark.scene import (
+    BUILDING,
+    CAR,
+    POLE,
+    ROAD,
+    SIDEWALK,
+    TERRAIN,
+    VEGETATION,
+    made_up_scan,
+    made_up_street,
+)
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.kitti import read_scan, write_scan
+from sqsegv3_ros.kitti import read_scan, write_labels, write_scan
 from sqsegv3_ros.knn import KnnConfig, refine
+from sqsegv3_ros.labels import SEMANTIC_KITTI
 from sqsegv3_ros.projection import Normalization, ProjectionConfig, normalize, project
 
 STAGES = ("decode", "project", "network", "restore", "knn", "encode", "total")
+POINTS = 12_000
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], Path]:
     """Exit code, JSON and folder of one whole run of the command."""
     folder = tmp_path_factory.mktemp("benchmark")
+    points, labels = made_up_street(POINTS)
+    for name in ("velodyne", "labels"):
+        (folder / "00" / name).mkdir(parents=True)
+    scan = folder / "00/velodyne/000000.bin"
+    write_scan(scan, points)
+    write_labels(folder / "00/labels/000000.label", SEMANTIC_KITTI.to_raw(labels))
     arguments = ["--network", "1/8", "--width", "128", "--threads", "1", "--repeat", "1", "--compare", "reference"]
+    arguments += ["--scan", str(scan)]
     code = main(["benchmark", *arguments, "--json", str(folder / "b.json"), "--plot", str(folder / "b.png")])
     return code, json.loads((folder / "b.json").read_text()), folder
 
@@ -48,7 +67,7 @@ def test_the_json_has_the_keys_that_are_promised_and_their_numbers_make_sense(co
     assert set(result["speedup"]) == {"project", "network", "knn", "total"}
     assert all(value > 0 for value in result["speedup"].values())
     assert result["threads"] == 1 and (result["height"], result["width"]) == (64, 128)
-    assert result["points"] == 125_000 and result["bytes"]["cloud_in"] == 125_000 * 16
+    assert result["points"] == POINTS and result["bytes"]["cloud_in"] == POINTS * 16
     assert result["startup"]["first_cloud_s"] > 0
 
 
@@ -56,6 +75,14 @@ def test_the_releases_way_gives_the_same_labels(compared: Any) -> None:
     equal = compared[1]["equal"]
     assert equal["all"] and equal["pixels_differ"] == equal["knn_labels_differ"] == equal["classes_differ"] == 0
     assert equal["classes_within_margin_differ"] < 10
+
+
+def test_knn_is_also_compared_on_labels_as_a_good_network_gives_them(compared: Any) -> None:
+    knn = compared[1]["knn_on_true_labels"]
+    assert set(knn) == {"5/5", "7/7"}
+    for figures in knn.values():
+        assert figures["labels_differ"] == 0
+        assert figures["speedup"] == pytest.approx(figures["reference_median_ms"] / figures["median_ms"])
 
 
 def test_the_plot_is_a_picture(compared: Any) -> None:
@@ -83,6 +110,9 @@ def test_the_made_up_scan_is_always_the_same_and_has_surfaces_edges_and_hidden_p
     assert 0.6 < filled < 0.9  # real scans: 0.76
     jumps = (image.range[:, 1:] - image.range[:, :-1]).abs()[image.mask[:, 1:] & image.mask[:, :-1]] > 1
     assert 0.005 < jumps.float().mean() < 0.2
+    points, labels = made_up_street(30_000)
+    assert (points[labels == ROAD, 2] < -1.5).all() and (np.abs(points[labels == BUILDING, 1]) > 7).all()
+    assert {ROAD, SIDEWALK, TERRAIN, BUILDING, CAR, POLE, VEGETATION} == set(labels.tolist())
     with pytest.raises(UserError, match="at least 1 point"):
         made_up_scan(0)
 
@@ -220,7 +250,7 @@ def test_a_model_file_is_measured_with_its_own_settings(
 ) -> None:
     write_scan(tmp_path / "scan.bin", made_up_scan(5000))
     out = tmp_path / "b.json"
-    arguments = ["--model", str(small_model), "--scan", str(tmp_path / "scan.bin"), "--repeat", "1", "--threads", "1"]
+    arguments = ["--model", str(small_model), "--scan", str(tmp_path / "scan.bin"), "--repeat", "1"]
     assert main(["benchmark", *arguments, "--knn-k", "3", "--knn-search", "3", "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert (result["model"], result["width"], result["points"]) == ("small-random", 256, 5000)

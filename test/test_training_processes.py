@@ -12,15 +12,18 @@ import pytest
 import torch
 import torch.multiprocessing
 from conftest import ROOT
-from test_training_data import write_data_set
+from test_training_data import IMAGE, make_data, write_data_set
 from test_training_run import options, scores_of
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from sqsegv3_ros.labels import SEMANTIC_KITTI
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.training.checkpoint import load_network, read_checkpoint
+from sqsegv3_ros.training.data import ValidationSet
 from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights
+from sqsegv3_ros.training.module import SegmentationModule
 
 PROCESSES = 2
 
@@ -85,12 +88,28 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_global_batch(tmp_p
             torch.testing.assert_close(found[name], gradient, **tolerance, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_validating_a_scan_waits_for_no_other_process(tmp_path, monkeypatch):
+    """Processes validate unequally many scans: one that waited for the others would wait forever."""
+    data = make_data(write_data_set(tmp_path), projection=IMAGE)
+    config = NetworkConfig(blocks=(1, 1, 1, 1, 1), channels=(8, 8, 8, 8, 8), attention_kernel=1)
+    module = SegmentationModule(network=config, projection=IMAGE).eval()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: pytest.fail("waits for the other processes"))
+    try:
+        for number, scan in enumerate(DataLoader(ValidationSet(data.val_store, IMAGE), batch_size=None)):
+            module.validation_step(scan, number)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert int(module.confusion.confmat.sum()) == 3 * 1500
+
+
+@pytest.mark.long
 def test_two_processes_train_and_validate_on_uneven_shares(tmp_path):
     root = write_data_set(tmp_path / "data")  # three scans to validate on, for two processes
     command = [sys.executable, "-m", "sqsegv3_ros.cli", *options(root, tmp_path / "run", trainer__max_epochs=1)]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 3, epoch 0") == 1  # said by one process only
     (line,) = (tmp_path / "run" / "history.jsonl").read_text().splitlines()

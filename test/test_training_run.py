@@ -20,6 +20,7 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
 from sqsegv3_ros.labels import SEMANTIC_KITTI
 from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.deploy import fold
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.projection import Normalization, normalize, project, restore
 from sqsegv3_ros.training import run as run_module
@@ -174,14 +175,13 @@ def image(root):
     return normalize(project(torch.from_numpy(scan.points), IMAGE), Normalization())
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_an_exported_model_computes_what_was_trained(finished, tmp_path, image, half, capsys):
+def test_an_exported_model_computes_what_was_trained(finished, tmp_path, image, capsys):
     checkpoint, model = finished[0] / "best.ckpt", tmp_path / "model.pt"
-    command = ["export", str(checkpoint), "--output", str(model), "--licence", "for tests", "--name", "tiny"]
-    assert main([*command, *(["--half"] if half else [])]) == 0
+    command = ["export", str(checkpoint), "--output", str(model), "--licence", "for tests", "--name", "tiny", "--half"]
+    assert main(command) == 0
     assert "tiny, 20 classes, 16 x 128 pixels" in capsys.readouterr().out
     artifact = load_artifact(model)
-    assert artifact.info.weights_dtype == ("float16" if half else "float32")
+    assert artifact.info.weights_dtype == "float16"
     assert artifact.info.labels == SEMANTIC_KITTI
     assert artifact.info.projection == IMAGE
     assert artifact.info.provenance["licence"] == "for tests"
@@ -189,7 +189,7 @@ def test_an_exported_model_computes_what_was_trained(finished, tmp_path, image, 
     with torch.no_grad():
         expected = load_network(*read_checkpoint(checkpoint))(image)[0].softmax(1)
         found = artifact.module(image).softmax(1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=3e-3 if half else 1e-5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-3)
     assert main(command) == 2  # it exists now
 
 
@@ -212,18 +212,31 @@ def test_an_exported_onnx_file_computes_what_was_trained(finished, tmp_path, ima
     assert read_onnx_info(path).labels == SEMANTIC_KITTI
 
 
-@needs_shared
-@pytest.mark.parametrize("padding", ["zero", "circular"])
-def test_onnx_of_a_whole_21_labels_as_torch_does(tmp_path, padding):
+@pytest.mark.parametrize(("padding", "kernel"), [("zero", 7), ("circular", 3)])
+def test_onnx_labels_as_torch_does_with_any_kernel_and_padding(tmp_path, padding, kernel):
     from sqsegv3_ros.artifact import ModelInfo
     from sqsegv3_ros.knn import KnnConfig
     from sqsegv3_ros.training.onnx import export_onnx
 
     pytest.importorskip("onnx")
-    network = SqueezeSegV3(NetworkConfig.ssgv3_21(azimuth_padding=padding))
-    load_weights(network, GOLDEN / "official_21")
-    info = ModelInfo("21", network.config.to_dict(), SEMANTIC_KITTI, IMAGE, Normalization(), KnnConfig())
-    assert export_onnx(network, tmp_path / "21.onnx", info) < 1e-4
+    torch.manual_seed(0)
+    config = NetworkConfig(channels=(8, 8, 8, 8, 8), attention_kernel=kernel, azimuth_padding=padding)
+    network = SqueezeSegV3(config)
+    for _ in range(2):  # BatchNorm statistics other than those it begins with
+        network(3 * torch.randn(2, 5, 8, 64))
+    info = ModelInfo("tiny", config.to_dict(), SEMANTIC_KITTI, IMAGE, Normalization(), KnnConfig())
+    assert export_onnx(network, tmp_path / "tiny.onnx", info) < 1e-5
+
+
+def test_a_file_that_onnx_runtime_labels_otherwise_is_not_written(finished, tmp_path, monkeypatch, capsys):
+    from sqsegv3_ros.training import onnx
+
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(onnx, "fold", lambda conv, norm: tuple(-tensor for tensor in fold(conv, norm)))
+    checkpoint, path = finished[0] / "best.ckpt", tmp_path / "model.onnx"
+    assert main(["export", str(checkpoint), "--output", str(path), "--format", "onnx"]) == 1
+    assert "of a test image otherwise than torch; nothing written" in capsys.readouterr().err
+    assert not path.exists()
 
 
 @needs_shared

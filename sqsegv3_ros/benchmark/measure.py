@@ -17,12 +17,14 @@ import numpy.typing as npt
 
 from sqsegv3_ros.benchmark.child import Child
 from sqsegv3_ros.benchmark.networks import NAMES
-from sqsegv3_ros.benchmark.scene import made_up_scan
+from sqsegv3_ros.benchmark.scene import made_up_street
 from sqsegv3_ros.benchmark.variants import STAGES
 from sqsegv3_ros.errors import UserError
 
 QUIET_CPU_PER_WALL = 0.95  # of each thread; below it another process had the core
 CODEC_POINTS = 130_000
+_KNN_VARIANTS = ("ours", "reference")
+KNN_SIZES = (5, 7)  # RangeNet++'s and the release's: as many neighbours as the window has columns
 _ABOUT = ("model", "device", "precision", "threads", "points", "height", "width", "knn")
 COMPARED = ("project", "network", "restore", "knn")
 
@@ -31,7 +33,8 @@ COMPARED = ("project", "network", "restore", "knn")
 class Options:
     """What is measured.
 
-    model: a model file; None: random weights of `network`. scan: (N, 4) float32; None: a made-up street.
+    model: a model file; None: random weights of `network`. scan: (N, 4) float32; None: a made-up street. labels: the
+        scan's true labels (N,), where they are known, on which KNN is compared.
     height, width: of the image; None: the model's own (64 x 2048). knn_k, knn_search: None: the model's own.
     threads: CPU threads; None: torch's choice. compare: also measure the release's way.
     """
@@ -39,6 +42,7 @@ class Options:
     model: Path | None = None
     network: str = NAMES[0]
     scan: npt.NDArray[np.float32] | None = None
+    labels: npt.NDArray[np.uint8] | None = None
     height: int | None = None
     width: int | None = None
     knn_k: int | None = None
@@ -76,7 +80,8 @@ def measure(options: Options) -> dict[str, Any]:
     """Measure. The keys of the result are described in docs/performance.md. Raises UserError, OperationError."""
     with tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder, ExitStack() as stack:
         scan = Path(folder) / "scan.npy"
-        np.save(scan, made_up_scan() if options.scan is None else options.scan)
+        points, labels = made_up_street() if options.scan is None else (options.scan, options.labels)
+        np.save(scan, points)
         maker = stack.enter_context(Child("maker", {}))
         model = options.model or _random_model(maker, Path(folder), options)
         common = {"scan": str(scan), "threads": options.threads}
@@ -102,6 +107,7 @@ def measure(options: Options) -> dict[str, Any]:
         with Child("codec", {"points": CODEC_POINTS}) as codec:
             layouts = [codec.ask()["layouts"] for _ in range(options.repeat + 2)][2:]
 
+        knn = _compare_knn(variants, Path(folder), points, labels, about, options.repeat) if options.compare else {}
         ends = {name: variants[name].ask("finish", folder=folder) for name in variants if name != "sgemm"}
         result = summarize(about, work, samples, ends)
         result["codec"] = {
@@ -117,6 +123,7 @@ def measure(options: Options) -> dict[str, Any]:
         result["weights"] = str(options.model) if options.model else "random"
         result["repeat"] = options.repeat
         if options.compare:
+            result["knn_on_true_labels"] = knn
             result["equal"] = _agreement(Path(folder), ends["reference"], same_weights=options.model is None)
         return result
 
@@ -200,6 +207,39 @@ def busy(cpu_per_wall: float, threads: int, device: str = "cpu") -> str | None:
         f"{QUIET_CPU_PER_WALL * cores:.2f} for {cores} thread{'s' * (cores > 1)}; "
         "times are upper bounds, CPU seconds hold"
     )
+
+
+def _compare_knn(
+    variants: Mapping[str, Child],
+    folder: Path,
+    points: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.uint8] | None,
+    about: Mapping[str, Any],
+    repeat: int,
+) -> dict[str, Any]:
+    """KNN of both on the scan's true labels: neighbours mostly agree there, as behind a good network."""
+    if labels is None:
+        return {}
+    from sqsegv3_ros.benchmark.reference import project
+    from sqsegv3_ros.projection import ProjectionConfig
+
+    image = project(points, ProjectionConfig.from_dict(about["projection"]))
+    np.save(folder / "label_image.npy", np.where(image.index >= 0, labels[image.index], 0).astype(np.int64))
+    result = {}
+    for size in KNN_SIZES:
+        runs = [
+            {n: variants[n].ask("vote", label_image=str(folder / "label_image.npy"), size=size) for n in _KNN_VARIANTS}
+            for _ in range(repeat + 1)
+        ][1:]  # the first warms up
+        own, other = (_median(run[name]["wall_ms"] for run in runs) for name in _KNN_VARIANTS)
+        differ = runs[0]["reference"]["labels_differ"]
+        result[f"{size}/{size}"] = {
+            "median_ms": own,
+            "reference_median_ms": other,
+            "speedup": other / own,
+            "labels_differ": differ,
+        }
+    return result
 
 
 def _random_model(maker: Child, folder: Path, options: Options) -> Path:

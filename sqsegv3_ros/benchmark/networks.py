@@ -65,6 +65,9 @@ def write_random_model(path: Path, config: NetworkConfig, height: int, width: in
     save_artifact(path, torch.jit.script(deploy(random_network(config, seed))), info)
 
 
+_SLIVER = 64  # pixels, in one row
+
+
 @dataclass(frozen=True)
 class Work:
     """What a network has to do for one scan.
@@ -80,18 +83,21 @@ class Work:
 
 
 def count_work(config: NetworkConfig, height: int, width: int) -> Work:
-    """Count by running the network without data (fact sheet 1.7: outputs times weights of each; heads of their own)."""
+    """Count by running the network on a sliver of the image; all but the weights grows with its pixels.
+
+    MACs are outputs times weights, by convolution, as the fact sheet's table 1.7 has them.
+    """
     import torch
     from torch import nn
 
     from sqsegv3_ros.network.model import SqueezeSegV3
     from sqsegv3_ros.network.sac import Attention, SpatiallyAdaptiveBlock
 
-    with torch.device("meta"):
-        network = SqueezeSegV3(config).eval()
-        image = torch.empty(1, config.in_channels, height, width)
-    macs: dict[str, int] = {}
-    moved: dict[str, int] = {}
+    network = SqueezeSegV3(config).eval()
+    image = torch.zeros(1, config.in_channels, 1, _SLIVER)
+    scale = height * width / _SLIVER
+    macs: dict[str, float] = {}
+    moved: dict[str, float] = {}
     inside_attention = {m.conv for m in network.modules() if isinstance(m, Attention)}
     after_product = {m.mix.conv for m in network.modules() if isinstance(m, SpatiallyAdaptiveBlock)}
 
@@ -100,10 +106,10 @@ def count_work(config: NetworkConfig, height: int, width: int) -> Work:
             source = inputs[0]
             transposed = isinstance(module, nn.ConvTranspose2d)
             channels = module.in_channels if transposed else module.out_channels
-            macs[name] = (source if transposed else output).numel() * module.weight.numel() // channels
+            macs[name] = scale * (source if transposed else output).numel() * module.weight.numel() / channels
             read = source.numel() // 9 if module in after_product else source.numel()
             written = 0 if module in inside_attention else output.numel()
-            moved[name] = 4 * (read + written + module.weight.numel())
+            moved[name] = 4 * (scale * (read + written) + module.weight.numel())
 
         return hook
 
@@ -115,7 +121,7 @@ def count_work(config: NetworkConfig, height: int, width: int) -> Work:
     other_heads = [name for name in macs if name.startswith("heads.") and not name.startswith("heads.0.")]
     everything = sum(macs.values())
     return Work(
-        macs_all_heads=everything,
-        macs=everything - sum(macs[name] for name in other_heads),
-        bytes=sum(moved.values()) - sum(moved[name] for name in other_heads),
+        macs_all_heads=round(everything),
+        macs=round(everything - sum(macs[name] for name in other_heads)),
+        bytes=round(sum(moved.values()) - sum(moved[name] for name in other_heads)),
     )

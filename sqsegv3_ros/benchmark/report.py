@@ -83,7 +83,14 @@ def _comparison(result: Mapping[str, Any]) -> str:
         )
     else:
         lines[-1] += "; the networks have different weights (a model file does not hold those of the training form)"
-    return "\n".join([lines[0], lines[1] + "."])
+    lines[1] += "."
+    for name, knn in result["knn_on_true_labels"].items():
+        lines.append(
+            f"KNN {name} on the scan's true labels: {knn['median_ms']:.1f} ms against "
+            f"{knn['reference_median_ms']:.1f} ms, {knn['speedup']:.1f} times faster; "
+            f"{knn['labels_differ']} labels differ."
+        )
+    return "\n".join(lines)
 
 
 def _work(result: Mapping[str, Any]) -> str:

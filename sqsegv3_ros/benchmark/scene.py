@@ -16,11 +16,20 @@ _MAX_RANGE_M = 80.0
 _RETURNS = 0.95  # of the rays; the sky and dark things give none
 
 
-def made_up_scan(points: int = POINTS, seed: int = 0) -> npt.NDArray[np.float32]:
-    """(N, 4) float32 x, y, z in metres in the sensor frame, remission 0..1; exactly `points` of them, beam by beam.
+# as SemanticKITTI's label set numbers them
+CAR, ROAD, SIDEWALK, BUILDING, VEGETATION, TERRAIN, POLE = 1, 9, 11, 13, 15, 17, 18
 
-    Ground, house fronts with recesses, poles and parked cars, so that the image has surfaces, edges and points hidden
-    behind others as a real one has; no noise pattern of a real sensor.
+
+def made_up_scan(points: int = POINTS, seed: int = 0) -> npt.NDArray[np.float32]:
+    """The points of `made_up_street`."""
+    return made_up_street(points, seed)[0]
+
+
+def made_up_street(points: int = POINTS, seed: int = 0) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """(N, 4) float32 x, y, z in metres in the sensor frame, remission 0..1, and (N,) uint8 labels of SemanticKITTI.
+
+    Exactly `points` of them, beam by beam: ground, house fronts with recesses, poles, parked cars, trees far away, so
+    that the image has surfaces, edges and points hidden behind others as a real one has, if not its noise.
     """
     if points < 1:
         raise UserError(f"a scan needs at least 1 point, found {points}")
@@ -35,21 +44,24 @@ def made_up_scan(points: int = POINTS, seed: int = 0) -> npt.NDArray[np.float32]
     direction = np.stack(
         [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], 1
     )
-    distance, surface = _first_hit(direction)
+    distance, label = _first_hit(direction)
     distance += generator.normal(0, 0.015, rays)
     keep = np.sort(np.argsort(distance + 1e3 * (generator.random(rays) > _RETURNS), kind="stable")[:points])
-    remission = np.clip(0.15 + 0.12 * surface + generator.normal(0, 0.05, rays), 0, 1)
+    remission = np.clip(0.05 + 0.03 * label + generator.normal(0, 0.05, rays), 0, 1)
     scan = np.concatenate([direction * distance[:, None], remission[:, None]], 1)
-    return np.ascontiguousarray(scan[keep], np.float32)
+    return np.ascontiguousarray(scan[keep], np.float32), label[keep]
 
 
-def _first_hit(direction: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """(R, 3) unit vectors -> distance of what they hit first, metres, and which kind of surface it is."""
+def _first_hit(direction: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+    """(R, 3) unit vectors -> distance of what they hit first, metres, and its label."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ground = np.where(direction[:, 2] < 0, SENSOR_HEIGHT_M / -direction[:, 2], np.inf)
         hits = [ground, _fronts(direction), _boxes(direction, _parked_cars()), _boxes(direction, _poles())]
-    distance = np.minimum(np.stack(hits), _MAX_RANGE_M)
-    return distance.min(0), distance.argmin(0)
+    first, nearest = np.argmin(hits, 0), np.minimum(np.min(hits, 0), _MAX_RANGE_M)
+    aside = np.abs(nearest * direction[:, 1])
+    on_ground = np.where(aside < 3.2, ROAD, np.where(aside < 6.0, SIDEWALK, TERRAIN))
+    label = np.where(nearest < _MAX_RANGE_M, np.choose(first, [on_ground, BUILDING, CAR, POLE]), VEGETATION)
+    return nearest, label.astype(np.uint8)
 
 
 def _fronts(direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -110,6 +110,20 @@ class Ours:
             stages[_BELONGS_TO.get(name, name)] += milliseconds
         return {"stages": stages, **times}
 
+    def vote(self, label_image: str, size: int) -> dict[str, float]:
+        """KNN alone, `size` neighbours of a window of that side, on given labels of the pixels."""
+        import torch
+
+        from sqsegv3_ros.knn import KnnConfig, refine
+        from sqsegv3_ros.projection import project
+
+        segmenter = self._pipeline.segmenter
+        labels = torch.from_numpy(np.load(label_image)).to(segmenter.device)
+        config = KnnConfig("official", size, size)
+        with torch.inference_mode():
+            image = project(torch.from_numpy(self._points).to(segmenter.device), segmenter.projection)
+            return timed(lambda: refine(labels, image, config, len(segmenter.info.labels)).cpu())[1]
+
     def finish(self, folder: str) -> dict[str, Any]:
         """Peak memory; the labels of points and pixels are written into the folder."""
         peak = peak_rss_mb()
@@ -182,6 +196,24 @@ class Reference:
         """Label the scan: milliseconds by stage."""
         (_, _, stages), times = timed(lambda: self._segmenter.segment(self._points))
         return {"stages": stages, **times}
+
+    def vote(self, label_image: str, size: int) -> dict[str, Any]:
+        """KNN alone, as `Ours.vote`; and how many labels this package's KNN gives otherwise."""
+        import torch
+
+        from sqsegv3_ros.benchmark import reference
+        from sqsegv3_ros.knn import KnnConfig, refine
+        from sqsegv3_ros.projection import project
+
+        segmenter = self._segmenter
+        labels, config = torch.from_numpy(np.load(label_image)), KnnConfig("official", size, size)
+        with torch.inference_mode():
+            image = reference.project(self._points, segmenter.projection)
+            voted, times = timed(lambda: reference.vote(labels, image, config, segmenter.num_classes))
+            own = refine(
+                labels, project(torch.from_numpy(self._points), segmenter.projection), config, segmenter.num_classes
+            )
+        return {**times, "labels_differ": int((own != voted).sum())}
 
     def finish(self, folder: str) -> dict[str, Any]:
         """Peak memory, and how far this package's projection and KNN agree, given the same; the rest is written."""

@@ -63,11 +63,15 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None
     }
     if args.scan is not None:
-        from sqsegv3_ros.kitti import read_scan
+        from sqsegv3_ros.kitti import ScanFile, read_labels, read_scan
+        from sqsegv3_ros.labels import SEMANTIC_KITTI
 
         settings["scan"] = read_scan(args.scan)
         if not len(settings["scan"]):
             raise UserError(f"scan {args.scan} holds no point; there is nothing to measure")
+        truth = ScanFile(args.scan.parent.parent.name, args.scan.stem, args.scan).labels_path
+        if truth.is_file():
+            settings["labels"] = SEMANTIC_KITTI.to_labels(read_labels(truth, len(settings["scan"])))
     return {**settings, "compare": args.compare == "reference"}
 
 

@@ -21,7 +21,7 @@ def facade(length: float, floors: int, floor_height: float, albedo: float, rng: 
     bays = max(int(length / rng.uniform(2.3, 3.6)), 1)
     bay = length / bays
     wide, tall, sill = rng.uniform(0.38, 0.6) * bay, rng.uniform(1.1, 1.6), rng.uniform(0.8, 1.2)
-    recess = float(rng.uniform(0.1, 0.28))
+    recess = float(rng.uniform(0.1, 0.4))
     raised = float(rng.uniform(0.0, 0.9))  # the ground floor above a plinth
     door = int(rng.integers(bays))
     walls: list[list[tuple[float, float, float]]] = []
@@ -68,15 +68,18 @@ def facade(length: float, floors: int, floor_height: float, albedo: float, rng: 
 def _relief(length: float, plinth: float, levels: list[float], albedo: float, rng: np.random.Generator) -> list[Mesh]:
     """What stands out of a front: plinth, ledges, downpipes, a canopy over the door."""
     parts = []
-    if plinth > 0.3 and rng.random() < 0.6:
+    if plinth > 0.3 and rng.random() < 0.7:
         parts.append(box((0, length), (-float(rng.uniform(0.03, 0.15)), 0), (-0.5, plinth), BUILDING, WALL, albedo))
-    if rng.random() < 0.5:
-        out = float(rng.uniform(0.06, 0.35))
+    if rng.random() < 0.6:
+        out = float(rng.uniform(0.06, 0.45))
         parts += [box((0, length), (-out, 0), (z - 0.15, z + 0.05), BUILDING, WALL, albedo) for z in levels]
     for x in rng.uniform(0, length, int(rng.integers(0, 3))):
         parts.append(tube((x, -0.08, 0), (x, -0.08, levels[-1]), 0.06, BUILDING, WALL, albedo, 5))
-    if rng.random() < 0.4:
-        x, deep = float(rng.uniform(0, 0.7)) * length, float(rng.uniform(0.6, 1.5))
+    for at in rng.uniform(0, 0.8, int(rng.integers(0, 3))):  # porches and oriels
+        x, deep, foot = float(at) * length, float(rng.uniform(0.3, 1.3)), float(rng.uniform(-0.5, plinth + 1.0))
+        parts.append(box((x, x + 1.8), (-deep, 0), (foot, foot + float(rng.uniform(1.0, 2.6))), BUILDING, WALL, albedo))
+    if rng.random() < 0.5:
+        x, deep = float(rng.uniform(0, 0.7)) * length, float(rng.uniform(0.6, 1.8))
         parts.append(box((x, x + 2.0), (-deep, 0), (plinth + 2.2, plinth + 2.35), BUILDING, WALL, albedo))
     return parts
 

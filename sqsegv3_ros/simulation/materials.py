@@ -13,11 +13,11 @@ class Material:
     """How a surface answers a pulse.
 
     opacity: the probability that a crossing stops the ray; the rest goes on (leaves, wire mesh, glass). depth_m: mean
-    depth below the drawn surface at which the pulse is answered (exponential). roughness_m: height of what stands out
-    of the surface; a slanting ray meets it the earlier or later by that height over the cosine of the angle of
-    incidence. floor: least effective cosine; 1 where the angle does not matter. gloss: 0 diffuse, 1 mirror: how fast
-    the answer fades off the perpendicular. speckle: spread of the remission from point to point at 15 m (less near,
-    more far). loss: probability that an answer is lost at short range.
+    depth below the drawn surface at which the pulse is answered (exponential, with a long tail). roughness_m: height of
+    what stands out of the surface; a slanting ray meets it the earlier or later by that height over the cosine of the
+    angle of incidence. floor: least effective cosine; 1 where the angle does not matter. gloss: 0 diffuse, 1 mirror:
+    how fast the answer fades off the perpendicular. speckle: spread of the remission from point to point at 15 m (less
+    near, more far). loss: probability that an answer is lost at short range.
     """
 
     name: str
@@ -41,10 +41,10 @@ MATERIALS = (
     Material("metal", roughness_m=0.004, floor=0.08, gloss=0.35, speckle=0.09, loss=0.015),
     Material("wood", roughness_m=0.005, floor=0.12, speckle=0.06),
     Material("bark", roughness_m=0.008, floor=0.2, speckle=0.1, loss=0.01),
-    Material("leaf", opacity=0.93, depth_m=0.045, roughness_m=0.012, floor=0.2, speckle=0.1, loss=0.015),
+    Material("leaf", opacity=0.91, depth_m=0.03, roughness_m=0.01, floor=0.2, speckle=0.1, loss=0.008),
     Material("cloth", roughness_m=0.01, floor=0.3, speckle=0.08, loss=0.01),
     Material("retro", roughness_m=0.005, floor=0.6, speckle=0.15, loss=0.01),
-    Material("window", opacity=0.75, floor=0.02, gloss=0.8, speckle=0.05, loss=0.35),
+    Material("window", opacity=0.5, floor=0.02, gloss=0.8, speckle=0.05, loss=0.35),
     Material("mesh", opacity=0.6, roughness_m=0.01, floor=0.4, speckle=0.08, loss=0.02),
 )
 ASPHALT, PAVING, GRASS, WALL, GLASS, PAINT, RUBBER = range(7)

@@ -49,7 +49,7 @@ def leaves(centers: npt.NDArray[np.floating], size: float, albedo: float, rng: n
 def clumps(centers: npt.NDArray[np.floating], radius: float, albedo: float, rng: np.random.Generator) -> Mesh:
     """(K, 3) places -> an uneven ball of about that radius at each, with some leaves that stick out."""
     count = len(centers)
-    size = radius * rng.uniform(0.45, 1.4, (count, 1, 1)) * rng.normal(1.0, 0.25, (count, 12, 1))
+    size = radius * rng.uniform(0.45, 1.4, (count, 1, 1)) * rng.normal(1.0, 0.32, (count, 12, 1))
     corners = centers[:, None] + size * _ICOSAHEDRON * [1.0, 1.0, 0.85]
     faces = (12 * np.arange(count)[:, None, None] + _FACES).reshape(-1, 3)
     balls = mesh(corners.reshape(-1, 3), faces, VEGETATION, LEAF, albedo)
@@ -135,7 +135,7 @@ def hedge(length: float, width: float, height: float, rng: np.random.Generator) 
     y = np.concatenate([np.full(len(up), -width / 2), over[1:-1], np.full(len(up), width / 2)])
     z = np.concatenate([up - 0.25 * (up == 0), np.full(2, height), (up - 0.25 * (up == 0))[::-1]])
     grid = np.stack(np.broadcast_arrays(x[None, :], y[:, None], z[:, None]), axis=-1).copy()
-    grid[..., 1:] += rng.normal(0, 0.1, grid[..., 1:].shape)
+    grid[..., 1:] += rng.normal(0, 0.12, grid[..., 1:].shape)
     shade = _shade(rng)
     side = rng.choice([-1.0, 1.0], 30)
     twigs = np.stack(
@@ -163,7 +163,7 @@ def thicket(length: float, depth: float, height: float, rng: np.random.Generator
         y = depth * (0.25 * wave * (1 - t) + steep * (1 - np.cos(t * np.pi / 2)) + 0.35 * layer)
         z = height * (0.55 + 0.45 * wave) * np.sin(t * np.pi / 2) * (1 + 0.25 * layer) - 0.3 * (t == 0)
         grid = np.stack([x, y, z], axis=-1)
-        grid += rng.normal(0, 0.42 * grain, grid.shape) * (t > 0)[..., None]
+        grid += rng.normal(0, 0.55 * grain, grid.shape) * (t > 0)[..., None]
         swell = rng.normal(0, 1, (rows // 3 + 2, columns // 3 + 2)).repeat(3, axis=0).repeat(3, axis=1)[:rows, :columns]
         grid[..., 1] += 0.8 * grain * swell
         parts.append(sheet(grid, 0.08 + 0.05 * layer, shade, rng))

@@ -66,9 +66,8 @@ def measured(
     normal = rng.standard_normal((4, count), dtype=np.float32)
     chance = rng.random((2, count), dtype=np.float32)
     tail = np.exp(np.float32(0.5) * normal[2])  # what stands out of a surface is not all of one height
-    deeper = -np.log1p(-chance[0]) * _DEPTH[m] + normal[0] * tail * _ROUGHNESS[m] / np.maximum(
-        hits.cosine, np.float32(0.04)
-    )
+    below = -np.log1p(-chance[0]) * _DEPTH[m] * tail**2
+    deeper = below + normal[0] * tail * _ROUGHNESS[m] / np.maximum(hits.cosine, np.float32(0.04))
     deeper = np.clip(deeper, -0.8, 0.8) + normal[3] * np.float32(sensor.range_noise_m) + response.bias_m
     measured_range = true_range + deeper
     step = np.float32(sensor.range_step_m)
