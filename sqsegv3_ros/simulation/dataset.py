@@ -23,7 +23,7 @@ from sqsegv3_ros.simulation.sensors import describe, sensor_named
 from sqsegv3_ros.simulation.simulator import SCANS_PER_STREET, Simulator, Sweep, scene_drive, street_drive
 from sqsegv3_ros.simulation.street import Street
 
-FORMAT = 2
+FORMAT = 2  # raised when the same settings give other scans
 DRIVE_CHUNK = 40
 # KITTI's camera looks along z with y down: camera axes from sensor axes
 _CAMERA = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
