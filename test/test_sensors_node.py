@@ -292,6 +292,17 @@ def send_transform(client: Client, monkeypatch: pytest.MonkeyPatch) -> Callable[
     return publisher.publish
 
 
+def test_the_mount_is_read_from_tf_when_the_node_is_configured(
+    client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
+) -> None:
+    broadcast(client, "base_link", "lidar", Mount.from_angles(6.0, 15.0, 0), send_transform)
+    threads = threading.active_count()
+    frames: dict[str, Any] = {"base_frame": "base_link", "sensor_frame": "lidar"}
+    with node_of(client, model=model, **frames) as node:
+        check_levelled(client, node, model, height_m=1.2)
+    assert threading.active_count() <= threads
+
+
 def test_a_transform_that_does_not_come_fails_to_configure_and_names_the_frames(
     client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
 ) -> None:
