@@ -14,6 +14,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
+DEFAULTS = CONFIG / "segment.yaml"
 NODE_NAME = "sqsegv3"
 # Kilted and later read the first, and warn where the second is set; Jazzy and earlier read the second alone
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -25,8 +26,8 @@ ARGUMENTS = (
     ("device", "", "auto, cuda, cuda:N or cpu; empty: as params_file says", None),
     ("input_topic", "/velodyne_points", "the sensor's clouds (sensor_msgs/PointCloud2)", None),
     ("output_topic", "~/output/points", "the labelled clouds; ~ is the node's own name", None),
-    ("params_file", str(CONFIG / "segment.yaml"), "the node's parameters", None),
-    ("sensor", "", "preset of config/sensors, read after params_file; empty: none", None),
+    ("params_file", str(DEFAULTS), "the node's parameters; a file of your own beats the preset of sensor", None),
+    ("sensor", "", "preset of config/sensors; empty: none", None),
     ("namespace", "", "namespace of the node", None),
     ("use_sim_time", "false", "take the time from /clock, as with a replayed bag", SWITCH),
     ("rviz", "false", "show the labelled cloud and the images in RViz", SWITCH),
@@ -36,17 +37,21 @@ ARGUMENTS = (
 
 
 def parameter_files(params_file: str, sensor: str, config: Path = CONFIG) -> list[str]:
-    """The parameter files in the order in which the node reads them. Raises ValueError for one that is not there."""
-    chosen = [Path(params_file)]
-    if sensor:
-        presets = {path.stem: path for path in sorted((config / "sensors").glob("*.yaml"))}
-        if sensor not in presets:
-            raise ValueError(f"sensor:={sensor} is not one of the presets: {', '.join(presets) or 'none is installed'}")
-        chosen.append(presets[sensor])
-    for path in chosen:
-        if not path.is_file():
-            raise ValueError(f"params_file:={path} is not a file")
-    return [str(path) for path in chosen]
+    """The parameter files in the order in which the node reads them: what the user wrote comes last and wins.
+
+    Raises ValueError for one that is not there.
+    """
+    own = Path(params_file)
+    if not own.is_file():
+        raise ValueError(f"params_file:={own} is not a file")
+    if not sensor:
+        return [str(own)]
+    presets = {path.stem: path for path in sorted((config / "sensors").glob("*.yaml"))}
+    if sensor not in presets:
+        raise ValueError(f"sensor:={sensor} is not one of the presets: {', '.join(presets) or 'none is installed'}")
+    # the file of defaults sets every parameter, so that nothing would be left of a preset that is read before it
+    files = [own, presets[sensor]] if own.resolve() == DEFAULTS else [presets[sensor], own]
+    return [str(path) for path in files]
 
 
 def node_environment(current: Mapping[str, str], fastdds_profile: bool, config: Path = CONFIG) -> dict[str, str]:

@@ -41,11 +41,16 @@ def config_with_presets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_sensor_preset_is_read_after_the_parameter_file(launch_file: Any, config_with_presets: Path) -> None:
-    own = str(CONFIG / "segment.yaml")
+def test_sensor_preset_beats_the_defaults_and_the_users_own_file_beats_the_preset(
+    launch_file: Any, config_with_presets: Path
+) -> None:
+    defaults = str(CONFIG / "segment.yaml")
     preset = str(config_with_presets / "sensors" / "vlp16.yaml")
+    own = str(config_with_presets / "own.yaml")
+    Path(own).write_text("/**: {ros__parameters: {mount: {yaw_deg: 90.0}}}\n")
     assert launch_file.parameter_files(own, "", config_with_presets) == [own]
-    assert launch_file.parameter_files(own, "vlp16", config_with_presets) == [own, preset]
+    assert launch_file.parameter_files(own, "vlp16", config_with_presets) == [preset, own]
+    assert launch_file.parameter_files(defaults, "vlp16", config_with_presets) == [defaults, preset]
 
 
 def test_unknown_sensor_is_refused_with_the_presets_that_are_there(launch_file: Any, config_with_presets: Path) -> None:

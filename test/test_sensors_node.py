@@ -187,6 +187,18 @@ def test_diagnostics_tell_of_a_turn_with_fewer_columns_than_the_image(client: Cl
         assert "columns do not fit" in remarks_on(client, node, cloud_of("ouster_os1_64", 512))
 
 
+def test_a_file_of_the_users_own_beats_the_preset_and_leaves_the_rest_of_it(
+    client: Client, model: Path, tmp_path: Path
+) -> None:
+    preset, own = ROOT / "config" / "sensors" / "ouster_os1_64.yaml", tmp_path / "own.yaml"
+    for nodes in ("/**", "/**/sqsegv3"):  # as drivers' files are keyed, and as one for many nodes is
+        own.write_text(f"{nodes}: {{ros__parameters: {{mount: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
+        with node_of(client, "--params-file", str(preset), "--params-file", str(own), model=model) as node:
+            names = ("mount.yaw_deg", "intensity_scale", "intensity_field")
+            values = [node.get_parameter(name).value for name in names]
+            assert values == [0.5, 0.25, "reflectivity"]
+
+
 # ---- mounts ----------------------------------------------------------------------------------------------------------
 
 TILT: dict[str, Any] = {"mount__roll_deg": 6.0, "mount__pitch_deg": 15.0}
