@@ -64,7 +64,7 @@ setup(
     install_requires=["numpy>=1.21", "torch>=2.2"],
     extras_require={
         "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib"],
-        "train": ["lightning>=2.2", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.27", "tensorboard", "PyYAML"],
+        "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.27", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],
         "onnx": ["onnx", "onnxruntime"],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from sqsegv3_ros.cli import main
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.kitti import write_labels, write_scan
 from sqsegv3_ros.projection import ProjectionConfig, project
@@ -237,6 +240,31 @@ def test_training_on_one_root_and_validating_on_another(root, tmp_path):
     data = make_data(None, train=[], extra=[Root(str(simulated))], val_root=str(root), val=["02"])
     assert (len(data.train_store), len(data.val_store)) == (6, 3)
     assert data.provenance()["training"] == [{"name": "simulated", "sequences": None, "weight": None}]
+
+
+def test_a_bag_of_labelled_clouds_is_a_root(root, tmp_path, monkeypatch):
+    pytest.importorskip("rosbags")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bag = tmp_path / "drive.mcap"
+    assert main(["convert", str(root), "--sequence", "01", "--bag", str(bag)]) == 0
+    expected = make_data(root, train=["01"]).train_store
+    for _ in range(2):  # made, then found
+        found = make_data(None, extra=[Root(str(bag))], val_root=str(root)).train_store
+        assert len(found) == len(expected) == 3
+        for index in range(3):
+            np.testing.assert_array_equal(found.read(index).points, expected.read(index).points)
+            np.testing.assert_array_equal(found.read(index).labels, expected.read(index).labels)
+    assert len(list((tmp_path / "cache" / "sqsegv3_ros" / "bags").iterdir())) == 1
+
+
+def test_a_bag_without_labels_is_named(root, tmp_path, monkeypatch):
+    pytest.importorskip("rosbags")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.rmtree(root / "sequences" / "01" / "labels")
+    bag = tmp_path / "drive.mcap"
+    assert main(["convert", str(root), "--sequence", "01", "--bag", str(bag)]) == 0
+    with pytest.raises(UserError, match=r"drive\.mcap has no labels to train on: .*'ground_truth'"):
+        make_data(root, train=["00"], extra=[Root(str(bag))])
 
 
 def test_validation_sees_whole_scans_and_every_usable_point(root):

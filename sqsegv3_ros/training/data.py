@@ -196,7 +196,7 @@ class ScanData(LightningDataModule):
     """The training and validation scans.
 
     Args:
-        root: SemanticKITTI root (sequences/NN/{velodyne,labels}).
+        root: SemanticKITTI root (sequences/NN/{velodyne,labels}), or a bag of labelled clouds, which has sequence 00.
         train: its sequences to train on.
         val: sequences to validate on, held out whole; of `val_root`, or of `root` where that is not given.
         val_root: root of the validation sequences.

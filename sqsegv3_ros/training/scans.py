@@ -1,4 +1,4 @@
-"""Folders in SemanticKITTI's layout go in; checked scans with labels come out, kept in memory while there is room."""
+"""Folders in SemanticKITTI's layout and bags go in; checked scans with labels come out, cached while there is room."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy.typing as npt
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.kitti import POINT_BYTES, ScanFile, find_scans, read_labels, read_scan
 from sqsegv3_ros.labels import LabelSet
+from sqsegv3_ros.training.bag_root import folder_of
 
 INVALID = ("raise", "skip")
 
 
 @dataclass(frozen=True)
 class Root:
-    """A folder with sequences/NN/{velodyne,labels}.
+    """A folder with sequences/NN/{velodyne,labels}, or a bag of labelled clouds, which is read as sequence 00.
 
     sequences: which of its sequences; all of them where None. weight: how often its scans are drawn, relative to the
     other roots; None: as often as it has scans.
@@ -131,7 +132,8 @@ class ScanStore:
 
     def _add_root(self, root: Root, cache_bytes: float) -> None:
         numbers = []
-        for file in find_scans(Path(root.path).expanduser(), root.sequences):
+        folder = folder_of(Path(root.path).expanduser(), self.labels)
+        for file in find_scans(folder, root.sequences):
             number = len(self.files)
             try:
                 self._check(file, number, cache_bytes)
