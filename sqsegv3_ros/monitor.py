@@ -53,6 +53,7 @@ class Monitor:
         self._done: deque[tuple[float, float, Mapping[str, float]]] = deque()
         self._last_received: float | None = None
         self._late_since: float | None = None
+        self._in_work_since: float | None = None
         self._last_rejection: tuple[float, str] | None = None
         self._last_failure: tuple[float, str] | None = None
         self._remarks: tuple[str, ...] = ()
@@ -77,6 +78,16 @@ class Monitor:
         with self._lock:
             self._counts["lost by the middleware"] += count
 
+    def started(self, now: float) -> None:
+        """Work on a cloud has begun."""
+        with self._lock:
+            self._in_work_since = now
+
+    def finished(self) -> None:
+        """Work on a cloud has ended, however."""
+        with self._lock:
+            self._in_work_since = None
+
     def unwanted(self) -> None:
         """A cloud was not labelled, because nobody subscribes to any output."""
         with self._lock:
@@ -100,6 +111,8 @@ class Monitor:
         with self._lock:
             self._counts["labelled"] += 1
             self._last_failure = None
+            if self._done and now - self._done[-1][0] > WINDOW_S:  # what was late before a break is history
+                self._late_since = None
             self._done.append((now, latency_ms, stages_ms))
             while self._done and self._done[0][0] < now - WINDOW_S:
                 self._done.popleft()
@@ -128,8 +141,8 @@ class Monitor:
         elif silent_s > self.limits.stale_after_s:
             status.report(ERROR, f"input is stale: the last cloud came {silent_s:.1f} s ago")
         if self._last_rejection and now - self._last_rejection[0] < WINDOW_S:
-            # every cloud rejected: the node is blind; some: it is not
-            blind = not self._done or self._done[-1][0] < self._last_rejection[0]
+            # every cloud rejected: the node is blind; one now and then: it is not
+            blind = not self._done or self._done[-1][0] < self._last_rejection[0] - self.limits.stale_after_s
             status.report(ERROR if blind else WARN, f"clouds are rejected: {self._last_rejection[1]}")
         for remark in self._remarks:
             status.report(WARN, remark)
@@ -154,6 +167,9 @@ class Monitor:
             late_s = now - self._late_since
             level = ERROR if late_s >= self.limits.late_error_after_s else WARN
             status.report(level, f"latency {done[-1][1]:.0f} ms is over the budget of {budget:g} ms for {late_s:.1f} s")
+        in_work_s = 0.0 if self._in_work_since is None else now - self._in_work_since
+        if in_work_s > self.limits.late_error_after_s + budget / 1e3:  # a device that hangs finishes nothing late
+            status.report(ERROR, f"the cloud in work has been so for {in_work_s:.1f} s")
         status.message = status.message or ("labelling clouds" if done else "idle")
         status.values = {
             "rate (Hz)": f"{_rate([entry[0] for entry in done], now, self._since):.2f}",

@@ -6,9 +6,9 @@ cloud, so that nothing waits for the network but the labels.
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.input_subscription import InputSubscription
 from sqsegv3_ros.monitor import ERROR, OK, WARN, Limits, Monitor, Status
 from sqsegv3_ros.parameters import AT_CONFIGURE, NAMES, SPECS, Settings
+from sqsegv3_ros.worker import Worker
 
 if TYPE_CHECKING:
     from sqsegv3_ros.pipeline import Pipeline, Result
@@ -48,10 +49,7 @@ class SegmentNode(LifecycleNode):
         self._configure_error = ""
         self._outputs: dict[str, Any] = {}
         self._input: InputSubscription | None = None
-        self._active = False
-        self._slot: tuple[PointCloud2, float] | None = None
-        self._wake = threading.Condition()
-        self._worker: threading.Thread | None = None
+        self._worker: Worker[tuple[PointCloud2, float]] | None = None
         for spec in SPECS:
             self.declare_parameter(spec.name, spec.default, _descriptor(spec))
         self._settings = Settings({name: self.get_parameter(name).value for name in NAMES})
@@ -71,14 +69,15 @@ class SegmentNode(LifecycleNode):
 
         try:
             mount = self._mount_from_tf() if self._settings["base_frame"] else None
-            pipeline = Pipeline(self._settings, mount)
-        except (UserError, MemoryError, RuntimeError) as error:
+            self._pipeline = pipeline = Pipeline(self._settings, mount)
+            self._create_outputs()
+            self._worker = Worker(self._work, "segmentation")
+        except Exception as error:  # whatever it is: unconfigured with a reason, not half configured
+            self._release()
             self._configure_error = str(error) or type(error).__name__
             self.get_logger().error(f"cannot configure: {self._configure_error}")
             return FAILURE
         self._configure_error = ""
-        self._pipeline = pipeline
-        self._create_outputs()
         segmenter = pipeline.segmenter
         self.get_logger().info(
             f"model {segmenter.info.name} ({segmenter.artifact.path}) on {segmenter.device} in {segmenter.precision}, "
@@ -89,24 +88,23 @@ class SegmentNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to label clouds."""
         result = super().on_activate(state)
-        if result != SUCCESS or self._pipeline is None:
+        if result != SUCCESS or self._worker is None:
             return result
         self._monitor = self._new_monitor()
         try:
+            self._worker.open()
             self._input = InputSubscription(self, "~/input/points", self._on_cloud, lambda n: self._monitor.lost(n))
-        except (UserError, RuntimeError) as error:  # a QoS override that cannot be used
+            self._publish_label_info()
+        except Exception as error:  # a QoS override that cannot be used, no memory, ...
             self.get_logger().error(f"cannot activate: {error}")
+            self._stop()
             super().on_deactivate(state)
             return FAILURE
-        self._active = True
-        self._worker = threading.Thread(target=self._work, name="segmentation", daemon=True)
-        self._worker.start()
-        self._publish_label_info()
         self.get_logger().info(f"labelling clouds of {self._input.topic_name}")
         return SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop to label clouds. One that is in work is finished and thrown away."""
+        """Stop to label clouds. One that is in work is finished and thrown away; this does not wait for it."""
         self._stop()
         return super().on_deactivate(state)
 
@@ -128,22 +126,22 @@ class SegmentNode(LifecycleNode):
     def destroy_node(self) -> None:
         """Stop the worker before the node goes."""
         self._stop()
+        if self._worker is not None:
+            self._worker.close()
         super().destroy_node()
 
     def _stop(self) -> None:
         if self._input is not None:
             self._input.close()
             self._input = None
-        with self._wake:
-            self._active = False
-            self._slot = None
-            self._wake.notify_all()
         if self._worker is not None:
-            self._worker.join()  # a publication must not outlive the state that allowed it
-            self._worker = None
+            self._worker.shut()  # a publication must not outlive the state that allowed it
 
     def _release(self) -> None:
         self._stop()
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
         for publisher in self._outputs.values():
             self.destroy_lifecycle_publisher(publisher)
         self._outputs = {}
@@ -197,47 +195,49 @@ class SegmentNode(LifecycleNode):
     def _on_cloud(self, cloud: PointCloud2) -> None:
         now = time.monotonic()
         self._monitor.received(now)
-        with self._wake:
-            if self._slot is not None:
-                self._monitor.superseded()
-            self._slot = (cloud, now)
-            self._wake.notify()
+        if self._worker is not None and self._worker.put((cloud, now)):
+            self._monitor.superseded()
 
-    def _work(self) -> None:
-        """The worker: label the newest cloud, again and again, until the node is deactivated."""
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._slot is not None or not self._active)
-                if not self._active or self._slot is None:
-                    return
-                cloud, received = self._slot
-                self._slot = None
-            try:
-                self._label(cloud, received)
-            except CloudError as error:
-                self._monitor.rejected(time.monotonic(), error.reason, str(error))
-                self.get_logger().warning(f"cloud dropped: {error}", throttle_duration_sec=5.0)
-            except Exception as error:  # whatever it is, the next cloud may be good
-                self._monitor.failed(time.monotonic(), f"{type(error).__name__}: {error}")
-                self.get_logger().error(f"labelling failed: {type(error).__name__}: {error}", throttle_duration_sec=5.0)
+    def _work(self, item: tuple[PointCloud2, float]) -> None:
+        """The worker's thread: label a cloud, and survive it."""
+        monitor = self._monitor  # a new activation counts anew
+        monitor.started(time.monotonic())
+        try:
+            self._label(*item, monitor)
+        except CloudError as error:
+            monitor.rejected(time.monotonic(), error.reason, str(error))
+            self.get_logger().warning(f"cloud dropped: {error}", throttle_duration_sec=5.0)
+        except Exception as error:  # whatever it is, the next cloud may be good
+            if self.context.ok():  # else the node is on its way out, and publishing is over
+                self.report_failure(error)
+        finally:
+            monitor.finished()
 
-    def _label(self, cloud: PointCloud2, received: float) -> None:
-        pipeline = self._pipeline
-        assert pipeline is not None
+    def report_failure(self, error: Exception) -> None:
+        """Something failed that has nothing to do with the input: say so in log and diagnostics."""
+        message = f"{type(error).__name__}: {error}"
+        self._monitor.failed(time.monotonic(), message)
+        self.get_logger().error(f"labelling failed: {message}", throttle_duration_sec=5.0)
+
+    def _label(self, cloud: PointCloud2, received: float, monitor: Monitor) -> None:
+        pipeline, worker = self._pipeline, self._worker
+        assert pipeline is not None and worker is not None
         wanted = {name for name in pipeline.PRODUCTS if self._outputs[name].get_subscription_count() > 0}
         if not wanted:
-            self._monitor.unwanted()
+            monitor.unwanted()
             return
         result = pipeline.process(cloud, wanted)
         begin = time.perf_counter()
-        for name, message in self._messages(cloud, result):
-            if not self._active:
+        messages = self._messages(cloud, result)
+        with worker.delivering() as still_wanted:
+            if not still_wanted:
                 return
-            self._outputs[name].publish(message)
+            for name, message in messages:
+                self._outputs[name].publish(message)
         now = time.monotonic()
         stages = {**result.timings_ms, "publish": 1e3 * (time.perf_counter() - begin)}
-        self._monitor.labelled(now, 1e3 * (now - received), stages)
-        self._monitor.remark(result.remarks)
+        monitor.labelled(now, 1e3 * (now - received), stages)
+        monitor.remark(result.remarks)
 
     def _messages(self, cloud: PointCloud2, result: Result) -> list[tuple[str, Any]]:
         messages = list(result.clouds.items())
@@ -262,8 +262,8 @@ class SegmentNode(LifecycleNode):
             settings = Settings({**self._settings.values, **changes})
             if self._pipeline is not None:
                 self._pipeline.apply(settings)
-        except (UserError, TypeError) as error:
-            return SetParametersResult(successful=False, reason=str(error))
+        except Exception as error:  # nothing that a parameter is set to may end the node
+            return SetParametersResult(successful=False, reason=str(error) or type(error).__name__)
         self._settings = settings
         self._monitor.limits = self._limits()
         return SetParametersResult(successful=True)
@@ -291,12 +291,14 @@ class SegmentNode(LifecycleNode):
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
         hardware = self._pipeline.segmenter.info.name if self._pipeline else ""
+        # nodes of one name in several namespaces are told apart
+        node = self.get_fully_qualified_name().lstrip("/")
         for status in statuses:
             values = [KeyValue(key=key, value=value) for key, value in status.values.items()]
             array.status.append(
                 DiagnosticStatus(
                     level=bytes([status.level]),
-                    name=f"{self.get_name()}: {status.name}",
+                    name=f"{node}: {status.name}",
                     message=status.message,
                     hardware_id=hardware,
                     values=values,
@@ -309,7 +311,7 @@ class SegmentNode(LifecycleNode):
             if self._configure_error:
                 return Status("model", ERROR, f"cannot configure: {self._configure_error}")
             return Status("model", WARN, "not configured")
-        level, message = (OK, "active") if self._active else (WARN, "not active")
+        level, message = (OK, "active") if self._input is not None else (WARN, "not active")
         return Status("model", level, message, self._pipeline.description())
 
 
@@ -339,11 +341,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rclpy.init(args=arguments)
         node = SegmentNode()
+        # here, not when configuring: an import of torch that failed half-way cannot be tried again
+        importlib.import_module("sqsegv3_ros.pipeline")
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         if node.get_parameter("autostart").value and node.trigger_configure() == SUCCESS:
             node.trigger_activate()
-        executor.spin()
+        _spin(executor, node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except (UserError, InvalidParameterTypeException, InvalidParameterValueException) as error:
@@ -359,6 +363,20 @@ def main(arguments: list[str] | None = None) -> int:
             node.destroy_node()
         rclpy.try_shutdown()
     return 0
+
+
+def _spin(executor: SingleThreadedExecutor, node: SegmentNode) -> None:
+    """Until the context is shut down. A callback that raises is reported, and the node goes on."""
+    while rclpy.ok():
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            raise
+        except Exception as error:
+            if not rclpy.ok():
+                return
+            node.report_failure(error)
+            time.sleep(0.01)  # whatever fails at once and for ever leaves time to the others
 
 
 if __name__ == "__main__":

@@ -126,7 +126,8 @@ class Settings:
                 raise UserError(f"{name} must lie in -90..90 or be NaN, found {angle}")
         for spec in SPECS:
             value = self.values[spec.name]
-            if isinstance(value, float) and math.isinf(value):
+            allowed = isinstance(spec.default, float) and math.isnan(spec.default)  # there it is "the model's own"
+            if isinstance(value, float) and (math.isinf(value) or (math.isnan(value) and not allowed)):
                 raise UserError(f"{spec.name} must be finite, found {value}")
 
     def __getitem__(self, name: str) -> Any:

@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.artifact import default_model
-from sqsegv3_ros.cloud import LabelledCloudWriter, decode, encode_filtered
+from sqsegv3_ros.cloud import CloudSettings, LabelledCloudWriter, decode, encode_filtered
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.knn import KnnConfig
 from sqsegv3_ros.mount import Mount
 from sqsegv3_ros.parameters import Settings
+from sqsegv3_ros.projection import ProjectionConfig
 from sqsegv3_ros.segmenter import Segmentation, Segmenter
 from sqsegv3_ros.suitability import Expected, remarks
 
@@ -37,6 +39,18 @@ class Result:
     images: dict[str, tuple[str, npt.NDArray[Any]]]
     timings_ms: dict[str, float]
     remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """What settings mean for a model; keep: (C,) bool, the classes that the filtered cloud keeps."""
+
+    projection: ProjectionConfig
+    knn: KnnConfig
+    mount: Mount
+    keep: npt.NDArray[np.bool_]
+    writer: LabelledCloudWriter
+    cloud: CloudSettings
 
 
 class Pipeline:
@@ -61,6 +75,7 @@ class Pipeline:
         self._tf_mount = mount
         self.apply(settings)
         begin = time.perf_counter()
+        self._use(self._applied)
         if warm_up:  # a live node's first cloud must be as quick as the others; offline it would be labelled thrice
             self.segmenter.warm_up()
         self.warm_up_s = time.perf_counter() - begin
@@ -68,7 +83,10 @@ class Pipeline:
         self._remarks_at = -REMARKS_PERIOD_S
 
     def apply(self, settings: Settings) -> None:
-        """Take over settings; all of them, or, where they do not fit (UserError), none."""
+        """Take over settings with the next cloud; all of them, or, where they do not fit (UserError), none.
+
+        Other threads may call it while a cloud is in work: one cloud has one set of settings from begin to end.
+        """
         info = self.segmenter.info
         projection, knn = settings.projection(info), settings.knn(info)
         angles = (settings[f"mount.{name}_deg"] for name in ("roll", "pitch", "yaw"))
@@ -79,13 +97,14 @@ class Pipeline:
         writer = LabelledCloudWriter(info.labels.colors, settings.outputs)
         cloud_settings = settings.cloud_settings(rings_needed=projection.needs_rings)
 
-        self.segmenter.projection, self.segmenter.knn, self.segmenter.mount = projection, knn, mount
-        self._keep, self._writer, self._cloud_settings = keep, writer, cloud_settings
+        self._applied = _Applied(projection, knn, mount, keep, writer, cloud_settings)  # at once: another thread works
 
     def process(self, cloud: Any, wanted: Collection[str]) -> Result:
         """Label a cloud. wanted: which of PRODUCTS to make. Raises CloudError for a cloud that cannot be used."""
         begin = time.perf_counter()
-        decoded = decode(cloud, self._cloud_settings)
+        applied = self._applied
+        self._use(applied)
+        decoded = decode(cloud, applied.cloud)
         decoded_at = time.perf_counter()
 
         segmentation = self.segmenter.segment(decoded.points, decoded.rings)
@@ -93,9 +112,9 @@ class Pipeline:
         encode_from = time.perf_counter()
         clouds, images = {}, {}
         if "points" in wanted:
-            clouds["points"] = self._writer.write(cloud, segmentation.labels, segmentation.confidences)
+            clouds["points"] = applied.writer.write(cloud, segmentation.labels, segmentation.confidences)
         if "filtered" in wanted:
-            clouds["filtered"] = encode_filtered(cloud, self._keep[segmentation.labels])
+            clouds["filtered"] = encode_filtered(cloud, applied.keep[segmentation.labels])
         if "label_image" in wanted:
             images["label_image"] = ("rgb8", self._label_image(segmentation))
         if "range_image" in wanted:
@@ -110,21 +129,25 @@ class Pipeline:
             self._remarks_at = begin
         return Result(clouds, images, timings, self._remarks)
 
+    def _use(self, applied: _Applied) -> None:
+        segmenter = self.segmenter
+        segmenter.projection, segmenter.knn, segmenter.mount = applied.projection, applied.knn, applied.mount
+
     def _expected(self) -> Expected:
         segmenter, info = self.segmenter, self.segmenter.info
         return Expected(segmenter.projection, info.normalization, segmenter.mount, info.sensor_height_m)
 
     def description(self) -> dict[str, str]:
         """What runs here, for diagnostics."""
-        segmenter = self.segmenter
+        segmenter, applied = self.segmenter, self._applied
         return {
             "model": segmenter.info.name,
             "file": str(segmenter.artifact.path),
             "file sha256": segmenter.artifact.sha256,
             "device": str(segmenter.device),
             "precision": segmenter.precision,
-            "image": f"{segmenter.projection.height} x {segmenter.projection.width}",
-            "knn": segmenter.knn.mode,
+            "image": f"{applied.projection.height} x {applied.projection.width}",
+            "knn": applied.knn.mode,
         }
 
     def release(self) -> None:

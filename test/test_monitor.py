@@ -83,6 +83,31 @@ def test_failures_and_drops_are_reported() -> None:
     assert statuses(monitor, feed(monitor, 0.3, 0.1, 20.0))[1].level == OK
 
 
+def test_a_cloud_that_is_never_finished_is_an_error_until_it_is() -> None:
+    monitor = Monitor(LIMITS, 0.0)
+    now = feed(monitor, 0.0, 1, 20.0)
+    monitor.started(now)
+    assert statuses(monitor, now + 3)[1].level == OK
+    hangs = statuses(monitor, now + 8)[1]
+    assert hangs.level == ERROR and "8.0 s" in hangs.message
+    monitor.finished()
+    assert statuses(monitor, feed(monitor, now + 8, 0.1, 20.0))[1].level == OK
+
+
+def test_one_bad_cloud_among_good_ones_is_no_error_even_while_it_is_the_last() -> None:
+    monitor = Monitor(LIMITS, 0.0)
+    now = feed(monitor, 0.0, 2, 20.0)
+    monitor.rejected(now, "data_too_short", "data has 3 bytes")
+    assert statuses(monitor, now)[0].level == WARN
+
+
+def test_being_late_does_not_count_from_before_a_break() -> None:
+    monitor = Monitor(LIMITS, 0.0)
+    now = feed(monitor, 0.0, 1, 150.0) + 60
+    monitor.labelled(now, 150.0, {})
+    assert statuses(monitor, now)[1].level == WARN
+
+
 def test_remarks_warn_until_they_are_gone() -> None:
     monitor = Monitor(LIMITS, 0.0)
     now = feed(monitor, 0.0, 1, 20.0)
@@ -117,6 +142,8 @@ def test_parameters_override_the_models_own_settings_only_where_given(small_mode
         ({"knn__sigma": math.inf}, "knn.sigma"),
         ({"model_sha256": "abc"}, "64 hexadecimal"),
         ({"intensity_scale": 0.0}, "intensity_scale"),
+        ({"mount__pitch_deg": math.nan}, "mount.pitch_deg must be finite"),
+        ({"stale_after_s": math.nan}, "stale_after_s must be finite"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_without_a_model(changes: dict, message: str) -> None:
