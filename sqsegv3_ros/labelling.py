@@ -137,14 +137,24 @@ def _checked_bag(job: Job, options: BagOptions) -> Job:
 # ---- doing it --------------------------------------------------------------------------------------------------------
 
 
-def label_scan(segmenter: Segmenter, job: Job) -> None:
-    """A .bin file -> a .label file of raw ids."""
+def label_scan(segmenter: Segmenter, job: Job, intensity_scale: float | None = None) -> str:
+    """A .bin file -> a .label file of raw ids. Returns the remarks on the scan ('' for none).
+
+    intensity_scale: factor from the file's fourth column to the remission; None: it holds the remission.
+    """
+    from sqsegv3_ros.suitability import Expected, remarks
+
     points = read_scan(job.source)
+    if intensity_scale is not None:
+        points[:, 3] *= intensity_scale
     try:
         result = segmenter.segment(points)
     except RuntimeError as error:
         raise OperationError(f"{job.source}: {error}") from error
-    write_labels(job.target, segmenter.info.labels.to_raw(result.labels))
+    info = segmenter.info
+    write_labels(job.target, info.labels.to_raw(result.labels))
+    expected = Expected(segmenter.projection, info.normalization, segmenter.mount, info.sensor_height_m)
+    return "; ".join(remarks(points, None, expected, result.image.index >= 0))
 
 
 def label_bag(pipeline: Pipeline, job: Job, output_topic: str | None, *, force: bool = False) -> Iterator[str]:

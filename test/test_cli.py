@@ -15,6 +15,7 @@ from sqsegv3_ros.cli import VERBS, main
 from sqsegv3_ros.kitti import read_labels, write_scan
 from sqsegv3_ros.knn import KnnConfig
 from sqsegv3_ros.labels import SEMANTIC_KITTI
+from sqsegv3_ros.projection import ProjectionConfig
 from sqsegv3_ros.segmenter import Segmenter
 
 
@@ -74,6 +75,31 @@ def test_knn_settings_change_the_labels_and_come_from_the_model_unless_given(
     for name, knn in (("own", KnnConfig()), ("off", KnnConfig("off")), ("7", KnnConfig("safe", 7, 7))):
         expected = SEMANTIC_KITTI.to_raw(Segmenter(small_model, knn=knn).segment(points).labels)
         np.testing.assert_array_equal(read_labels(tmp_path / name / "000000.label"), expected)
+
+
+def test_another_sensors_scan_is_scaled_and_shaped_as_told_and_what_does_not_fit_is_said(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
+    raw = scan(count=8000)
+    raw[:, 3] = np.abs(raw[:, 3]) * 256
+    write_scan(tmp_path / "raw.bin", raw)
+    preset, own = tmp_path / "preset.yaml", tmp_path / "own.yaml"
+    preset.write_text("/**: {ros__parameters: {mount: {yaw_deg: 90.0}, projection: {height: 32, fov_up_deg: 20.0}}}")
+    own.write_text("/**: {ros__parameters: {mount: {yaw_deg: 0.0}, projection: {fov_up_deg: 40.0}}}")
+    arguments = ("label", tmp_path / "raw.bin", "--model", small_model, "--force")
+
+    assert call(*arguments, "--output", tmp_path / "a") == 0
+    assert f"{tmp_path}: intensity does not fit: its median is" in capsys.readouterr().err
+    options = ("--params", preset, "--params", own, "--intensity-scale", 1 / 256)
+    assert call(*arguments, "--output", tmp_path / "b", *options) == 0
+    assert "intensity" not in capsys.readouterr().err
+
+    raw[:, 3] /= 256
+    projection = ProjectionConfig(width=256, height=32, fov_up_deg=40.0)
+    expected = SEMANTIC_KITTI.to_raw(Segmenter(small_model, projection=projection).segment(raw).labels)
+    np.testing.assert_array_equal(read_labels(tmp_path / "b" / "raw.label"), expected)
+    assert (read_labels(tmp_path / "a" / "raw.label") != expected).any()
 
 
 @pytest.mark.parametrize(

@@ -45,13 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bags.add_argument("--topic", metavar="T", help="which clouds to label (default: the bag's only ones)")
     bags.add_argument("--output-topic", metavar="T", help="the labelled clouds' topic (default: as they came)")
     bags.add_argument("--storage", choices=("mcap", "sqlite3"), help="write ROS 2 bags so (default: as they come)")
-    bags.add_argument(
+    parser.add_argument(
         "--params",
         type=Path,
+        action="append",
+        default=[],
         metavar="FILE",
-        help="parameters of the node (YAML), to label as it would",
+        help="parameters of the node (YAML), to label as it would; may be given again, later files beat earlier ones. "
+        "Their intensity_scale is for clouds: .bin scans hold 0..1 unless --intensity-scale says otherwise",
     )
-    add_cloud_options(bags)
+    add_cloud_options(parser)
     add_model_options(parser)
 
 
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     jobs = check(jobs, options)
     total = sum(job.scans for job in jobs)
-    pipeline = _make_pipeline(args) if args.params is not None or any(job.is_bag for job in jobs) else None
+    pipeline = _make_pipeline(args) if args.params or any(job.is_bag for job in jobs) else None
     segmenter = make_segmenter(args) if pipeline is None else pipeline.segmenter
     remarked: dict[Path, str] = {}
     for source, remark in progress(_label(segmenter, pipeline, jobs, args), total, "scan"):
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             remarked.setdefault(source, remark)
     if remarked:
         source, remark = next(iter(remarked.items()))
-        more = f" ({len(remarked) - 1} more bags have such clouds)" if len(remarked) > 1 else ""
+        more = f" (and {len(remarked) - 1} more such folders or bags)" if len(remarked) > 1 else ""
         print(f"sqsegv3 label: {source}: {remark}{more}", file=sys.stderr)
     print(f"labelled {total} scans{done} with {segmenter.info.name} on {segmenter.device}: {args.output}")
     return 0
@@ -94,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def _label(
     segmenter: Segmenter, pipeline: Pipeline | None, jobs: list[Job], args: argparse.Namespace
 ) -> Iterator[tuple[Path, str]]:
-    """Do the jobs. Yields with every scan where it comes from and the remark on it."""
+    """Do the jobs. Yields with every scan the bag or folder where it comes from and the remark on it."""
     from sqsegv3_ros.labelling import label_bag, label_scan
 
     for job in jobs:
@@ -102,8 +105,7 @@ def _label(
             for remark in label_bag(pipeline, job, args.output_topic, force=args.force):
                 yield job.source, remark
         else:
-            label_scan(segmenter, job)
-            yield job.source, ""
+            yield job.source.parent, label_scan(segmenter, job, args.intensity_scale)
 
 
 def _make_pipeline(args: argparse.Namespace) -> Pipeline:
@@ -113,8 +115,8 @@ def _make_pipeline(args: argparse.Namespace) -> Pipeline:
     from sqsegv3_ros.pipeline import Pipeline
 
     values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
-    if args.params is not None:
-        values.update(read_parameters(args.params))
+    for file in args.params:
+        values.update(read_parameters(file))
     if args.threads is not None and args.threads < 1:
         raise UserError(f"threads must lie in 1..1024, found {args.threads}")
     given = {
