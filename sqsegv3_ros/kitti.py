@@ -117,7 +117,7 @@ def find_scans(root: str | Path, sequences: Sequence[str] | None = None) -> list
     if not base.is_dir():
         raise UserError(f"{root} is no SemanticKITTI root: it has no folder 'sequences'")
     present = sorted(p.parent.name for p in base.glob("*/velodyne"))
-    wanted = present if sequences is None else [str(s).zfill(2) for s in sequences]
+    wanted = present if sequences is None else list(dict.fromkeys(str(s).zfill(2) for s in sequences))
     if not wanted:
         raise UserError(f"{root}: no folder sequences/NN/velodyne below it")
     scans: list[ScanFile] = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, missing_package
 
 SEMANTIC_ID_MASK = 0xFFFF  # the lower 16 bits of a word of a .label file; the upper 16 are the instance
 
@@ -162,6 +162,13 @@ class LabelSet:
         class), `learning_map_inv` (class -> raw id) and, where present, `content` and `learning_ignore`.
         Raises UserError naming the missing or contradictory entry.
         """
+        try:
+            return cls._from_config(data, name)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"label configuration: missing or malformed entry ({error})") from error
+
+    @classmethod
+    def _from_config(cls, data: Mapping[str, Any], name: str | None) -> LabelSet:
         for key in ("labels", "color_map", "learning_map", "learning_map_inv"):
             if not isinstance(data.get(key), Mapping):
                 raise UserError(f"label configuration has no mapping '{key}' (entries: {', '.join(map(str, data))})")
@@ -194,16 +201,23 @@ class LabelSet:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> LabelSet:
-        """A YAML file in the SemanticKITTI form (`from_config`) -> its label set."""
-        import yaml
-
+        """A YAML file in the SemanticKITTI form (`from_config`) -> its label set. Raises UserError naming the file."""
+        try:
+            import yaml
+        except ImportError as error:
+            raise missing_package("PyYAML", "reading a label configuration", "tools") from error
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read label configuration {path}: {error}") from error
+        except OSError as error:
+            raise UserError(f"cannot read label configuration {path}: {error.strerror or error}") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise UserError(f"label configuration {path} is no YAML: {error}") from error
         if not isinstance(data, Mapping):
             raise UserError(f"{path}: expected a YAML mapping, found {type(data).__name__}")
-        return cls.from_config(data)
+        try:
+            return cls.from_config(data)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def _color(values: Sequence[Any]) -> tuple[int, int, int]:

@@ -106,9 +106,9 @@ def test_bags_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Capture
     strange["label"][3] = 77
     unknown = record(tmp_path / "unknown", "mcap", {"/lidar": [predicted[0], strange, predicted[2]]})
     for arguments, words in (
-        (("--predictions", plain), ("'label'", str(plain), "1600000000.000000000")),
+        (("--predictions", plain), ("'label'", str(plain), "1600000000.000000000", "`sqsegv3 label`")),
         (("--predictions", whole, "--label-field", "x"), ("'x'", "integer")),
-        (("--predictions", whole, "--ground-truth-field", "truth"), ("'truth'",)),
+        (("--predictions", whole, "--ground-truth-field", "truth"), ("'truth'", "--dataset")),
         (("--predictions", fewer, "--dataset", plain), ("2 labelled clouds", "3 with ground truth")),
         (("--predictions", shorter, "--dataset", plain), (str(shorter), "499 labels", "500 points")),
         (("--predictions", unknown), (str(unknown), "0..19", "77")),

@@ -116,6 +116,8 @@ def test_another_sensors_scan_is_scaled_and_shaped_as_told_and_what_does_not_fit
         (("label", "{scan}", "--output", "{out}", "--knn-search", "4"), "odd"),
         (("label", "{scan}", "--output", "{out}", "--device", "abacus"), "auto, cuda, cpu"),
         (("label", "{scan}", "--output", "{out}", "--threads", "0"), "threads"),
+        (("label", "{scan}", "--output", "{out}", "--intensity-scale", "nan"), "intensity_scale must lie in"),
+        (("label", "{scan}", "--output", "{out}", "--intensity-field", "i"), "no bag was given"),
         (("inspect", "{missing}"), "no model file"),
         (("paint",), "invalid choice"),
         ((), "VERB"),

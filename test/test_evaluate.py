@@ -247,6 +247,22 @@ def test_a_file_that_cannot_be_written_is_said_and_nothing_is_left(folders, caps
     assert sorted(p.name for p in folders.iterdir()) == ["data", "predicted", "taken"]
 
 
-@pytest.mark.parametrize("options", [["--limit", "0"], ["--border", "0"], ["--border-connectivity", "6"]])
-def test_senseless_options_are_refused(folders, options):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--limit", "0"], "whole number of 1 or more, found '0'"),
+        (["--limit", "two"], "whole number of 1 or more, found 'two'"),
+        (["--border", "0"], "at least 1 pixel"),
+        (["--border", "--border-connectivity", "6"], "invalid choice: 6"),
+        (["--border-connectivity", "8"], "--border"),
+    ],
+)
+def test_senseless_options_are_refused(folders, capsys, options, words):
     assert evaluate(folders, *options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_sequence_named_twice_counts_once(folders):
+    assert evaluate(folders, "--sequences", "00", "0", "--json", str(folders / "twice.json")) == 0
+    assert evaluate(folders, "--sequences", "00", "--json", str(folders / "once.json")) == 0
+    assert (folders / "twice.json").read_text() == (folders / "once.json").read_text()

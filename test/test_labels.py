@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,9 @@ def test_a_class_that_is_not_there_is_named_with_those_that_are() -> None:
         ({"learning_map_inv": {0: 0, 2: 50}}, "without gaps"),
         ({"learning_map_inv": {0: 0, 1: 51}}, "raw id 51"),
         ({"learning_map": {0: 0, 50: 7}}, "maps to class 7"),
+        ({"learning_map": {0: 0, "wall": 1}}, "malformed entry .*'wall'"),
+        ({"color_map": {0: [0, 0, 0], 50: [3, 2]}}, "malformed entry .*3"),
+        ({"content": {0: 0.5, 50: "half"}}, "malformed entry .*'half'"),
     ],
 )
 def test_a_contradictory_configuration_is_refused_by_name(change: dict, message: str) -> None:
@@ -79,3 +84,23 @@ def test_many_classes_need_two_bytes() -> None:
     many = LabelSet("many", tuple(LabelClass(str(i), (0, 0, 0), i) for i in range(300)), {i: i for i in range(300)})
     assert many.dtype is np.uint16 and many.to_labels(np.array([299])).tolist() == [299]
     assert SEMANTIC_KITTI.dtype is np.uint8
+
+
+def test_a_label_file_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "own.yaml"
+    pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
+    for content, message in (
+        ("a: 1", "no mapping 'labels'"),
+        ("- 1", "found list"),
+        ("{", "no YAML"),
+        ("", "NoneType"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message) as refusal:
+            LabelSet.from_yaml(path)
+        assert str(path) in str(refusal.value)
+    with pytest.raises(UserError, match=r"cannot read .*absent"):
+        LabelSet.from_yaml(tmp_path / "absent")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(UserError, match=r"PyYAML.*\[tools\]"):
+        LabelSet.from_yaml(path)

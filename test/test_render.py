@@ -103,6 +103,8 @@ def test_a_comparison_shows_right_and_wrong_points(root):
     assert column == pytest.approx((0.5 - np.degrees(np.arctan2(10, 20)) / 360) * 2048, abs=6)
     assert centre_of(errors, ERROR_COLORS["right"])
     assert centre_of(errors, ERROR_COLORS["missed"])
+    other_way = drawn(root, scan_of(root), "--labels", truth_of(root), "--compare", str(root / "predicted"))
+    assert np.array_equal(strip(other_way, 2), strip(picture, 1))
 
 
 def test_errors_tell_right_wrong_left_unlabeled_and_not_judged_apart():
@@ -145,6 +147,8 @@ def test_input_that_cannot_be_drawn_is_named(root, capsys):
     assert "00/000007" in refused(capsys, str(root / "data"), "--scan", "00/000007", *output)
     assert "sequences" in refused(capsys, str(root), *output)
     assert "--scan" in refused(capsys, scan_of(root), "--scan", "00/000000", *output)
+    (root / "drive.mcap").write_bytes(bytes(32))
+    assert "sqsegv3 convert" in refused(capsys, str(root / "drive.mcap"), *output)
     assert "multiple of 8" in refused(capsys, scan_of(root), "--image-size", "64", "1001", *output)
     assert ".png" in refused(capsys, scan_of(root), "--output", str(root / "new.jpg"))
     assert not (root / "new.png").exists()

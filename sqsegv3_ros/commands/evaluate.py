@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also judge the points within so many pixels (default 1) of another class",
     )
     parser.add_argument(
-        "--border-connectivity", type=int, choices=(4, 8), default=4, help="neighbours of a pixel (default 4)"
+        "--border-connectivity", type=int, choices=(4, 8), help="neighbours of a pixel for --border (default 4)"
     )
     parser.add_argument("--limit", type=_count, metavar="N", help="judge only the first N scans")
     bags = parser.add_argument_group("bags")
@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     from sqsegv3_ros.labels import SEMANTIC_KITTI, LabelSet
 
     labels = SEMANTIC_KITTI if args.labels is None else LabelSet.from_yaml(args.labels)
-    border = None if args.border is None else BorderConfig(args.border, args.border_connectivity)
+    if args.border is None and args.border_connectivity is not None:
+        raise UserError("--border-connectivity says how --border looks for borders, which is not given")
+    border = None if args.border is None else BorderConfig(args.border, args.border_connectivity or 4)
     evaluate = _evaluate_bags if holds_bags(Path(args.predictions)) else _evaluate_folders
     summary = evaluate(args, labels, border)
     print(format_summary(summary))
@@ -120,7 +122,7 @@ def progress_line(what: str) -> Callable[[int, int], None]:
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, found {value}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, found '{text}'")
     return value

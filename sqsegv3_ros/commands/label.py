@@ -61,9 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Label every input. Nothing is written before all inputs and outputs have been checked."""
     from sqsegv3_ros.labelling import BagOptions, check, plan, share
+    from sqsegv3_ros.parameter_files import checked
 
     options = BagOptions(args.topic, args.output_topic, args.storage)
     jobs = plan(args.input, args.output, args.sequences, options)
+    if args.intensity_field is not None and not any(job.is_bag for job in jobs):
+        raise UserError("--intensity-field is for bags, but no bag was given")
+    if args.intensity_scale is not None:
+        checked("intensity_scale", args.intensity_scale)
     if args.shard is not None:
         jobs = share(jobs, *_shard(args.shard))
     present = [job for job in jobs if job.target.exists()]

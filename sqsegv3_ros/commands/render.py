@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="its .label file, predicted or true, or a folder of predictions (default: the data set's ground truth)",
     )
-    parser.add_argument("--compare", metavar="FILE", help="another .label file: also show where the two differ")
+    parser.add_argument(
+        "--compare", metavar="FILE", help="another .label file or folder of predictions: also show where the two differ"
+    )
     parser.add_argument(
         "--dataset-labels", metavar="YAML", help="label configuration in SemanticKITTI's form (default: its own)"
     )
@@ -51,11 +53,11 @@ def run(args: argparse.Namespace) -> int:
     labels_path = _labels_path(scan, args.labels)
     if args.compare is not None and labels_path is None:
         raise UserError(f"--compare needs labels to compare with: {scan.path} has no ground truth; give --labels")
+    compared = None if args.compare is None else _labels_path(scan, args.compare)
     labels, truth = (
-        None if path is None else read_known_labels(path, len(points), label_set)
-        for path in (labels_path, args.compare)
+        None if path is None else read_known_labels(path, len(points), label_set) for path in (labels_path, compared)
     )
-    sources = (("", scan.path), ("labels: ", labels_path), ("compared with: ", args.compare))
+    sources = (("", scan.path), ("labels: ", labels_path), ("compared with: ", compared))
     title = "   ".join(f"{what}{path}" for what, path in sources if path is not None)
     sheet = scan_sheet(title, points, label_set, labels, truth, projection)
     write_whole(args.output, png_of(sheet))
@@ -77,6 +79,11 @@ def _find(given: str, name: str | None) -> ScanFile:
     if not path.is_dir():
         if name is not None:
             raise UserError(f"--scan chooses a scan of a SemanticKITTI root, but {given} is no folder")
+        if path.suffix != ".bin":
+            raise UserError(
+                f"{given}: expected a .bin scan or a SemanticKITTI root, found a '{path.suffix}' file; "
+                "`sqsegv3 convert BAG --output ROOT` makes a root of a bag"
+            )
         return ScanFile(path.absolute().parent.parent.name, path.stem, path)
     if name is None:
         return find_scans(path)[0]

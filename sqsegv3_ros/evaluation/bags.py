@@ -61,7 +61,7 @@ def evaluate_bags(
             try:
                 judge_clouds(judge, scan, truth_cloud, labelled_cloud, fields.ground_truth_field, fields.label_field)
             except UserError as error:
-                raise UserError(f"bag {labelled}: {error}") from error
+                raise UserError(f"bag {labelled}: {error}{_help(labelled_cloud, truth_cloud, fields)}") from error
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -71,6 +71,15 @@ def evaluate_bags(
         "limit": limit,
     }
     return origin | judge.summary()
+
+
+def _help(labelled: Any, truth: Any, fields: BagFields) -> str:
+    """What to do about a field that is not there."""
+    if fields.ground_truth_field not in {field.name for field in truth.fields}:
+        return " with --ground-truth-field, or give a bag that has the true classes as --dataset"
+    if fields.label_field not in {field.name for field in labelled.fields}:
+        return " with --label-field, or let `sqsegv3 label` add labels"
+    return ""
 
 
 def _bags(predictions: Path, ground_truth: Path | None) -> list[tuple[str, Path, Path | None]]:
