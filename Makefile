@@ -13,8 +13,9 @@ export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
 .PHONY: test test-long demo lint format install clean
 
+# two at a time: many tests wait for other processes; a file's tests stay together and share what they set up
 test: lint
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile
 
 test-long: $(INSTALLED)
 	$(RUN) pytest -m long

@@ -71,7 +71,16 @@ setup(
         "ros": ros_from_pip("kilted", rclpy="9.1.2", rmw="9.3.3", interfaces="5.5.1", lifecycle="2.3.0"),
         "ros-jazzy": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),
         # colcon runs pytest because it finds it here
-        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML", "colcon-common-extensions"],
+        "test": [
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "colcon-common-extensions",
+        ],
     },
     entry_points={
         "console_scripts": [

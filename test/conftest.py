@@ -10,7 +10,9 @@ import pytest
 
 # nothing of a test leaves the machine, and tests that run side by side do not hear each other
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 100)))
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+DOMAIN = int(os.environ.get("ROS_DOMAIN_ID", random.SystemRandom().randint(1, 100)))
+os.environ["ROS_DOMAIN_ID"] = str((DOMAIN + WORKER - 1) % 100 + 1)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its threads share two cores with other processes
 
 ROOT = Path(__file__).resolve().parent.parent
