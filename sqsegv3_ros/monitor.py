@@ -74,9 +74,9 @@ class Monitor:
             self._counts["superseded"] += count
 
     def lost(self, count: int) -> None:
-        """The middleware says that clouds were lost before they arrived."""
+        """Clouds were published that never arrived."""
         with self._lock:
-            self._counts["lost by the middleware"] += count
+            self._counts["lost on the way"] += count
 
     def started(self, now: float) -> None:
         """Work on a cloud has begun."""
@@ -151,7 +151,7 @@ class Monitor:
             "rate (Hz)": f"{_rate(self._received, now, self._since):.2f}",
             "received": str(self._counts["received"]),
             "superseded by a newer cloud": str(self._counts["superseded"]),
-            "lost by the middleware": str(self._counts["lost by the middleware"]),
+            "lost on the way": str(self._counts["lost on the way"]),
             "rejected": str(sum(self._rejected.values())),
             **{f"rejected: {reason}": str(count) for reason, count in sorted(self._rejected.items())},
         }

@@ -340,12 +340,12 @@ def main(arguments: list[str] | None = None) -> int:
     node = None
     try:
         rclpy.init(args=arguments)
+        executor = SingleThreadedExecutor()
         node = SegmentNode()
         # here, not when configuring: an import of torch that failed half-way cannot be tried again
         importlib.import_module("sqsegv3_ros.pipeline")
-        executor = SingleThreadedExecutor()
         executor.add_node(node)
-        if node.get_parameter("autostart").value and node.trigger_configure() == SUCCESS:
+        if rclpy.ok() and node.get_parameter("autostart").value and node.trigger_configure() == SUCCESS:
             node.trigger_activate()
         _spin(executor, node)
     except (KeyboardInterrupt, ExternalShutdownException):

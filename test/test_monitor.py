@@ -79,7 +79,7 @@ def test_failures_and_drops_are_reported() -> None:
     received, processing = statuses(monitor, 0.2)
     assert processing.level == ERROR and "out of memory" in processing.message
     assert received.values["superseded by a newer cloud"] == "1"
-    assert received.values["lost by the middleware"] == "3"
+    assert received.values["lost on the way"] == "3"
     assert statuses(monitor, feed(monitor, 0.3, 0.1, 20.0))[1].level == OK
 
 

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import threading
-
-from live import wait_until
+import time
+from collections.abc import Callable
 
 from sqsegv3_ros.worker import Worker
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 class Slow:
@@ -32,10 +39,10 @@ def test_the_newest_item_wins_and_every_replaced_one_is_told() -> None:
     slow = Slow()
     slow.worker.open()
     assert slow.worker.put(1) is False
-    wait_until(lambda: slow.begun == [1], 5)
+    wait_until(lambda: slow.begun == [1])
     assert [slow.worker.put(i) for i in range(2, 6)] == [False, True, True, True]
     slow.go.release(2)
-    wait_until(lambda: slow.delivered == [1, 5], 5, lambda: slow.delivered)
+    wait_until(lambda: slow.delivered == [1, 5])
     slow.finish()
 
 
@@ -43,7 +50,7 @@ def test_shutting_does_not_wait_for_the_work_and_nothing_is_delivered_after_it()
     slow = Slow()
     slow.worker.open()
     slow.worker.put(1)
-    wait_until(lambda: slow.begun == [1], 5)
+    wait_until(lambda: slow.begun == [1])
     slow.worker.put(2)
     slow.worker.shut()  # returns, though 1 is in work
     assert slow.worker.put(3) is False
@@ -51,7 +58,7 @@ def test_shutting_does_not_wait_for_the_work_and_nothing_is_delivered_after_it()
     slow.go.release()  # 1 was of the session before: it is not delivered, though the worker is open again
     slow.worker.put(4)
     slow.go.release()
-    wait_until(lambda: slow.delivered == [4], 5, lambda: slow.delivered)
+    wait_until(lambda: slow.delivered == [4])
     assert slow.begun == [1, 4]
     slow.finish()
 
@@ -60,7 +67,7 @@ def test_closing_waits_for_the_work_and_ends_the_thread() -> None:
     slow = Slow()
     slow.worker.open()
     slow.worker.put(1)
-    wait_until(lambda: slow.begun == [1], 5)
+    wait_until(lambda: slow.begun == [1])
     closing = threading.Thread(target=slow.worker.close)
     closing.start()
     closing.join(0.2)
