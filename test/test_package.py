@@ -47,7 +47,7 @@ def check_package_files(package: Path) -> None:
 def test_pip_installs_both_commands_on_the_path_and_everything_in_share(source: Path, tmp_path: Path) -> None:
     run(
         *(sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--use-pep517"),
-        *("--no-warn-script-location", "--prefix", tmp_path, source),
+        *("--ignore-installed", "--no-warn-script-location", "--prefix", tmp_path, source),
         cwd=tmp_path,
     )
     installed = site_packages(tmp_path)
