@@ -4,6 +4,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
 RUN := $(VENV)/bin/python -m
+CLI := $(RUN) sqsegv3_ros.cli
 INSTALLED := $(VENV)/installed
 
 # nothing of a test leaves the machine, and a robot's domain on it is not disturbed
@@ -11,7 +12,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-long demo lint format install clean
+.PHONY: test test-long demo model lint format install clean
 
 # two at a time: many tests wait for other processes; a file's tests stay together and share what they set up
 test: lint
@@ -22,7 +23,17 @@ test-long: $(INSTALLED)
 
 # the node, a player and a judge on a simulated drive; MODEL=... takes another model than the one that ships
 demo: $(INSTALLED)
-	$(RUN) sqsegv3_ros.cli demo --output demo $(if $(MODEL),--model $(MODEL))
+	$(CLI) demo --output demo $(if $(MODEL),--model $(MODEL))
+
+# the model that ships, made again: hours on two cores. Interrupted, it goes on with `make model RESUME=true`
+MODEL_DATA ?= build/model/scans
+MODEL_RUN ?= build/model/run
+model: $(INSTALLED)
+	for i in 1 2 3 4 5; do $(CLI) simulate --scans 100 --seed $${i}00 --sequence 0$$i --output $(MODEL_DATA) --jobs 2 || exit; done
+	$(CLI) simulate --scans 30 --seed 9100 --sequence 06 --output $(MODEL_DATA) --jobs 2
+	$(CLI) train --config config/train/ssgv3_sim.yaml --data.root $(MODEL_DATA) --run.output $(MODEL_RUN) \
+		$(if $(RESUME),--run.resume true)
+	$(CLI) export $(MODEL_RUN)/best.ckpt --output models/default.pt --half --licence Apache-2.0 --force
 
 lint: $(INSTALLED)
 	$(RUN) ruff check .

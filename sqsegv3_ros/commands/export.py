@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--knn", choices=("off", "safe", "official"), help="how labels are refined (default: as trained)"
     )
+    parser.add_argument(
+        "--sensor-height-m",
+        type=float,
+        metavar="H",
+        help="over the ground, of the sensor that recorded the training data (default: as given in training)",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the model file where it exists")
 
 
@@ -34,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.output} exists; choose another --output or overwrite it with --force")
     if args.half and args.format == "onnx":
         raise UserError("--half is for model files; TensorRT chooses the precision itself when it builds its engine")
+    if args.sensor_height_m is not None and not 0 < args.sensor_height_m < 100:
+        raise UserError(f"--sensor-height-m must be above 0 and below 100 metres, found {args.sensor_height_m:g}")
     description, weights = read_checkpoint(args.checkpoint)
     model = load_network(description, weights)
     info = _info(args, description)
@@ -90,6 +98,6 @@ def _info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
         projection=ProjectionConfig.from_dict(description["projection"]),
         normalization=Normalization.from_dict(description["normalization"]),
         knn=knn if args.knn is None else dataclasses.replace(knn, mode=args.knn),
-        sensor_height_m=description.get("sensor_height_m"),
+        sensor_height_m=args.sensor_height_m or description.get("sensor_height_m"),
         provenance=provenance,
     )
