@@ -7,6 +7,7 @@ cloud, so that nothing waits for the network but the labels.
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import time
@@ -337,6 +338,8 @@ def _bytes(values: Any) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM. Exit code 0 after these, 2 where its parameters cannot be used."""
     process.prepare()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for jobs in the background
+        signal.signal(signal.SIGINT, _end)
     node = None
     try:
         rclpy.init(args=arguments)
@@ -348,7 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
         if rclpy.ok() and node.get_parameter("autostart").value and node.trigger_configure() == SUCCESS:
             node.trigger_activate()
         _spin(executor, node)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
     except (UserError, InvalidParameterTypeException, InvalidParameterValueException) as error:
         print(f"segment_node: {error}", file=sys.stderr)
@@ -358,11 +361,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         # else a signal came while the node was being made: what rclpy says then is no error of ours
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the farewell short
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not cut the farewell short
+            signal.signal(number, signal.SIG_IGN)
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
     return 0
+
+
+def _end(number: int, frame: Any) -> None:
+    """Ctrl-C ends the node as SIGTERM does. A KeyboardInterrupt in the middle of torch's or rclpy's C++ may abort."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _spin(executor: SingleThreadedExecutor, node: SegmentNode) -> None:
