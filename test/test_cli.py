@@ -161,6 +161,20 @@ def test_inspect_prints_what_the_model_says_about_itself(small_model: Path, caps
         assert part in text
 
 
+def test_inspect_draws_a_legend_of_the_models_classes(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    picture = tmp_path / "legend.png"
+    assert call("inspect", small_model, "--legend", picture) == 0
+    drawn = {color for _, color in Image.open(picture).getcolors(1 << 16)}
+    assert {tuple(color) for color in SEMANTIC_KITTI.colors.tolist()} <= drawn
+    assert call("inspect", small_model, "--legend", picture) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert call("inspect", small_model, "--legend", picture, "--force") == 0
+
+
 def test_the_help_lists_every_verb_and_loads_no_heavy_library() -> None:
     program = (
         "import sys; from sqsegv3_ros.cli import main; code = main(['--help']); "

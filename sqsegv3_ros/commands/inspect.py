@@ -9,18 +9,28 @@ from pathlib import Path
 
 from sqsegv3_ros.artifact import ModelInfo, read_info
 from sqsegv3_ros.commands.options import model_path
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.kitti import write_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model file (default: the shipped one)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--legend", type=Path, metavar="PNG", help="also draw the classes with their colours and ids")
+    parser.add_argument("--force", action="store_true", help="replace the legend where it exists")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the description. The network itself is not loaded."""
     path = model_path(args.model)
     info = read_info(path)
+    if args.legend is not None:
+        from sqsegv3_ros.evaluation.sheet import legend
+
+        if args.legend.exists() and not args.force:
+            raise UserError(f"{args.legend} exists already; give --force to replace it")
+        write_whole(args.legend, legend(info.labels))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if args.json:
         print(json.dumps({**info.to_dict(), "file": str(path), "file_sha256": sha256}, indent=1))

@@ -148,14 +148,29 @@ def _draw_legend(
         top += 30
 
 
+def legend(label_set: LabelSet) -> bytes:
+    """The colour and the id of every class as a PNG, to lay beside RViz. Raises UserError where Pillow is not there."""
+    _require_pillow()
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (MARGIN + 320, 2 * MARGIN + 30 * len(label_set) - 10), PAPER)
+    draw = ImageDraw.Draw(image)
+    for label, color in enumerate(label_set.colors):
+        corner = (MARGIN, MARGIN + 30 * label)
+        _draw_entry(draw, corner, tuple(int(c) for c in color), label_set.names[label], str(label))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 def _draw_entry(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], color: tuple[int, ...], name: str, share: float
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], color: tuple[int, ...], name: str, value: float | str
 ) -> None:
     left, top = corner
-    percent = "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+    text = value if isinstance(value, str) else "< 0.1 %" if 0 < value < 0.0005 else f"{100 * value:.1f} %"
     draw.rectangle((left, top, left + 20, top + 20), fill=color)
     draw.text((left + 32, top), name, fill=INK, font=_font(18))
-    draw.text((left + 290, top), percent, fill=FAINT, font=_font(18), anchor="ra")
+    draw.text((left + 290, top), text, fill=FAINT, font=_font(18), anchor="ra")
 
 
 def _require_pillow() -> None:
