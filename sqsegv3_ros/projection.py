@@ -190,7 +190,8 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
     point_range.copy_((x * x + y * y).add_(z * z).double().sqrt_())
     remission.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     usable = (point_range > 0) & (point_range < math.inf)
-    elevation = torch.asin(z / point_range)
+    # squares of less than 1e-19 m lose digits, so that a range may come out shorter than its z
+    elevation = torch.asin((z / point_range).clamp_(-1, 1))
     if config.needs_rings:
         row, known = _row_from_ring(rings, len(points), config)
         usable &= known

@@ -90,7 +90,9 @@ class Rig:
     def answer(self, cloud: PointCloud2) -> PointCloud2 | None:
         return next((r for r in list(self.results) if r.header.stamp == cloud.header.stamp), None)
 
-    def labels(self, make: Callable[[], PointCloud2] = good_scan, timeout_s: float = 30.0) -> PointCloud2:
+    def labels(
+        self, make: Callable[[], PointCloud2] = good_scan, timeout_s: float = 60.0, pause_s: float = 0.5
+    ) -> PointCloud2:
         """A scan that comes back labelled: published anew until one does, as a sensor does."""
         end = time.monotonic() + timeout_s
         sent: list[PointCloud2] = []
@@ -98,7 +100,7 @@ class Rig:
             assert self.node.process.poll() is None, self.node.log
             sent.append(make())
             self.publish(sent[-1])
-            pause = time.monotonic() + 0.5
+            pause = time.monotonic() + pause_s
             while time.monotonic() < pause:
                 for cloud in sent:
                     answer = self.answer(cloud)

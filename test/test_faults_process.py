@@ -60,7 +60,11 @@ def end_at(model: Path, number: signal.Signals, after_s: float) -> None:
         time.sleep(after_s)
         code = node.stop(number, timeout_s=40)
         if code != 0:  # the imports before `main` end as every Python program does
-            assert code in (-number, -signal.SIGTERM, -signal.SIGABRT, 1) and "INFO" not in node.log, (code, after_s, node.log)
+            assert code in (-number, -signal.SIGTERM, -signal.SIGABRT, 1) and "INFO" not in node.log, (
+                code,
+                after_s,
+                node.log,
+            )
         else:
             assert "Traceback" not in node.log, (after_s, node.log)
 

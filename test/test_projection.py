@@ -201,3 +201,13 @@ def test_points_of_another_shape_or_type_and_missing_rings_are_refused() -> None
         project(torch.zeros((3, 4), dtype=torch.float64), SMALL)
     with pytest.raises(UserError, match="ring numbers"):
         project(torch.zeros(3, 4), ProjectionConfig(rows="ring_from_top"))
+
+
+def test_points_so_near_that_their_squares_underflow_stay_inside_the_image() -> None:
+    """A malformed cloud holds such coordinates: their range may be rounded below their height."""
+    generator = np.random.default_rng(0)
+    values = generator.choice([-1, 1], (20_000, 4)) * 10.0 ** generator.uniform(-45, -15, (20_000, 4))
+    points = values.astype(np.float32)
+    image = project(torch.from_numpy(points), ProjectionConfig())
+    assert int(image.pixel.min()) >= 0 and int(image.pixel.max()) < image.height * image.width
+    assert bool(image.usable.any())
