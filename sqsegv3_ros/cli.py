@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for verb, summary in VERBS.items():
         verb_parser = verbs.add_parser(verb, help=summary, description=summary)
         if verb == chosen:
-            process.prepare()
+            process.prepare(training=verb == "train")
             module = importlib.import_module(f"sqsegv3_ros.commands.{verb.replace('-', '_')}")
             module.add_arguments(verb_parser)
             verb_parser.set_defaults(run=module.run)

@@ -149,11 +149,23 @@ def test_winograd_is_a_3x3_convolution_whatever_the_bands(circular, height, widt
     feature = torch.randn(2, height, width, 7)
     weight = torch.randn(5, 7, 3, 3).contiguous(memory_format=torch.channels_last)
     bias = torch.randn(5)
-    found = winograd3x3(feature, weight, bias, circular, band_pixels)
+    found = winograd3x3(feature, weight, bias, circular, band_pixels=band_pixels)
     image = feature.permute(0, 3, 1, 2).double()
     image = torch.nn.functional.pad(image, (1, 1, 0, 0), mode="circular" if circular else "constant")
     expected = torch.nn.functional.conv2d(image, weight.double(), bias.double(), padding=(1, 0))
     torch.testing.assert_close(found.double(), expected.permute(0, 2, 3, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 1.0])
+def test_winograd_activates_and_adds_to_what_it_is_given_in_place(slope):
+    torch.manual_seed(0)
+    feature, onto = torch.randn(2, 6, 8, 7), torch.randn(2, 6, 8, 5)
+    weight = torch.randn(5, 7, 3, 3).contiguous(memory_format=torch.channels_last)
+    expected = torch.nn.functional.conv2d(feature.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+    expected = torch.nn.functional.leaky_relu(expected, slope) + onto
+    found = winograd3x3(feature, weight, torch.zeros(5), False, slope, onto, band_pixels=20)
+    assert found is onto
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_full_size_network_uses_winograd_and_agrees_also_where_it_cannot():

@@ -26,7 +26,7 @@ from sqsegv3_ros.network.layers import AzimuthConv2d, AzimuthUpsample2d, ConvNor
 from sqsegv3_ros.network.model import DecoderStage, EncoderStage, Head, SqueezeSegV3, narrow_coordinates
 from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
 from sqsegv3_ros.network.tiles import new_image, take_columns, take_tile, tile_shape, windows
-from sqsegv3_ros.network.winograd import pays, winograd3x3
+from sqsegv3_ros.network.winograd import activate, pays, winograd3x3
 
 DEPLOYABLE_BLOCKS = ("sac-isk",)
 TILE_PIXELS = 1024
@@ -75,7 +75,7 @@ class DeployedSqueezeSegV3(nn.Module):
         for i, stage in enumerate(self.encoder):
             if i < 3:
                 skips.append(feature)
-            feature = stage(feature, coordinates, self.tile_pixels)
+            feature = stage(feature, coordinates, self.tile_pixels, i < 3)
             if i < 3:
                 coordinates = narrow_coordinates(coordinates, self.circular)
         for i, stage in enumerate(self.decoder):
@@ -117,18 +117,13 @@ class FoldedConv(nn.Module):
         assert head.conv.bias is not None
         return cls(head.conv.weight, head.conv.bias, (1, 1), head.conv.circular, slope=1.0)
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, H', W', C'), contiguous."""
+    def forward(self, feature: Tensor, onto: Tensor | None = None) -> Tensor:
+        """(N, H, W, C) -> (N, H', W', C'), contiguous. onto: the result is added to it; it may be overwritten."""
         even = feature.size(1) % 2 == 0 and feature.size(2) % 2 == 0
         if self.winograd and even and feature.device.type == "cpu" and feature.dtype == torch.float32:
-            out = winograd3x3(feature, self.weight, self.bias, self.circular)
-        else:
-            out = self._convolve(feature)
-        if self.slope == 0.0:
-            out = out.relu_()
-        elif self.slope != 1.0:
-            out = F.leaky_relu_(out, self.slope)
-        return out
+            return winograd3x3(feature, self.weight, self.bias, self.circular, self.slope, onto)
+        out = activate(self._convolve(feature), self.slope)
+        return out if onto is None else out.add_(onto)
 
     def _convolve(self, feature: Tensor) -> Tensor:
         pad = self.reach[1]
@@ -163,13 +158,18 @@ class DeployedBlock(nn.Module):
         self.circular = block.circular
         self.tile_scale = max(1, FULL_TILE_CHANNELS // channels)
 
-    def forward(self, feature: Tensor, coordinates: Tensor, columns: Tensor | None, tile_pixels: int) -> Tensor:
+    def forward(
+        self, feature: Tensor, coordinates: Tensor, columns: Tensor | None, tile_pixels: int, keep: bool
+    ) -> Tensor:
         """feature (N, H, W, C), coordinates (N, H, W, 3) -> (N, H, W, C).
 
         columns: (N, H, W, 3 k k + 1) of the coordinates where somebody has taken them; else every tile takes its own.
+        keep: whether somebody needs the feature afterwards; else it may be overwritten.
         """
-        mixed = self._mix(feature, coordinates, columns, tile_pixels)
-        return self.conv(mixed.relu_()).add_(feature)
+        mixed = self._mix(feature, coordinates, columns, tile_pixels).relu_()
+        if keep:
+            return self.conv(mixed).add_(feature)
+        return self.conv(mixed, feature)
 
     def _mix(self, feature: Tensor, coordinates: Tensor, columns: Tensor | None, tile_pixels: int) -> Tensor:
         """The spatially-adaptive convolution itself, without its activation."""
@@ -211,8 +211,8 @@ class DeployedEncoderStage(nn.Module):
         self.kernel = first.attention.conv.kernel_size[0]
         self.circular = first.circular
 
-    def forward(self, feature: Tensor, coordinates: Tensor, tile_pixels: int) -> Tensor:
-        """feature (N, H, W, C), coordinates (N, 3, H, W) -> (N, H, W or W / 2, C')."""
+    def forward(self, feature: Tensor, coordinates: Tensor, tile_pixels: int, keep: bool) -> Tensor:
+        """feature (N, H, W, C), coordinates (N, 3, H, W) -> (N, H, W or W / 2, C'). keep: as in `DeployedBlock`."""
         height, width = feature.size(1), feature.size(2)
         coordinates = coordinates.permute(0, 2, 3, 1).contiguous()
         columns: Tensor | None = None
@@ -221,7 +221,8 @@ class DeployedEncoderStage(nn.Module):
                 [coordinate_columns(c, 0, 0, height, width, self.kernel, self.circular) for c in coordinates.unbind()]
             )
         for block in self.blocks:
-            feature = block(feature, coordinates, columns, tile_pixels)
+            feature = block(feature, coordinates, columns, tile_pixels, keep)
+            keep = False
         for narrow in self.narrow:
             feature = narrow(feature)
         return feature
@@ -242,7 +243,7 @@ class DeployedDecoderStage(nn.Module):
         feature = self.conv(feature)
         batch, height = feature.size(0), feature.size(1)
         feature = feature.view(batch, height, -1, self.out_channels)
-        return self.expand(self.squeeze(feature)).add_(feature)
+        return self.expand(self.squeeze(feature), feature)
 
 
 def fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

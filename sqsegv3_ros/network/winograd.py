@@ -9,6 +9,7 @@ transforms only pay for many channels, and on a CPU, for which torch's libraries
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sqsegv3_ros.network.tiles import new_image, take_tile
@@ -19,31 +20,43 @@ def pays(in_channels: int, out_channels: int) -> bool:
     return min(in_channels, out_channels) >= 64 and max(in_channels, out_channels) >= 128
 
 
-def winograd3x3(feature: Tensor, weight: Tensor, bias: Tensor, circular: bool, band_pixels: int = 1024) -> Tensor:
+def winograd3x3(
+    feature: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    circular: bool,
+    slope: float = 1.0,
+    onto: Tensor | None = None,
+    band_pixels: int = 1024,
+) -> Tensor:
     """Convolve on the CPU, in float32. Beyond the image lies zero or, to its left and right, the other edge (circular).
 
     feature: (N, H, W, C), contiguous; H and W even. weight: (C', C, 3, 3), channels last in memory. bias: (C',).
-    band_pixels: outputs that are computed together, so few that what lies between the transforms stays in the cache.
-    Returns (N, H, W, C'), contiguous.
+    slope: of the activation for negative values (0: ReLU, 1: none). onto: (N, H, W, C'), contiguous, not `feature`
+        itself: the result is added to it, in place. band_pixels: outputs that are computed together, so few that what
+        lies between the transforms stays in the cache.
+    Returns (N, H, W, C'), contiguous: a new tensor, or `onto`.
     """
     batch, height, width, channels = feature.size()
     out_channels = weight.size(0)
     g = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
-    kernels = torch.matmul(torch.kron(g, g), weight.permute(0, 2, 3, 1).reshape(out_channels, 9, channels))
+    kernels = new_image(feature, [out_channels, 16, channels])
+    torch.matmul(torch.kron(g, g), weight.permute(0, 2, 3, 1).reshape(out_channels, 9, channels), out=kernels)
     kernels = kernels.permute(1, 2, 0)  # (16, C, C')
-    out = new_image(feature, [batch, height, width, out_channels])
+    out = new_image(feature, [batch, height, width, out_channels]) if onto is None else onto
     band = min(height, 2 * max(1, band_pixels // (2 * width)))
     tiles = (band // 2) * (width // 2)
     # what the bands share, in one piece of memory: pixels with their edges, rows transformed, tiles transformed,
-    # products, rows transformed back
+    # products, rows transformed back, outputs that are yet to be added
     sizes = [
         (band + 2) * (width + 2) * channels,
         2 * band * (width + 2) * channels,
         16 * tiles * channels,
         16 * tiles * out_channels,
         8 * tiles * out_channels,
+        4 * tiles * out_channels if onto is not None else 0,
     ]
-    pixels, rows, spectrum, products, halves = new_image(feature, [sum(sizes)]).split(sizes)
+    pixels, rows, spectrum, products, halves, addend = new_image(feature, [sum(sizes)]).split(sizes)
     pixels = pixels.view(band + 2, width + 2, channels)
     for n in range(batch):
         for top in range(0, height, band):
@@ -54,8 +67,22 @@ def winograd3x3(feature: Tensor, weight: Tensor, bias: Tensor, circular: bool, b
             m = products[: 16 * v.size(1) * out_channels].view(16, v.size(1), out_channels)
             torch.bmm(v, kernels, out=m)
             m[5].add_(bias)  # the transform back adds this product to all four outputs, unchanged
-            _transform_back(m, halves, out[n, top : top + 2 * count])
+            target = out[n, top : top + 2 * count]
+            result = target if onto is None else addend[: target.numel()].view(target.size())
+            _transform_back(m, halves, result)
+            activate(result, slope)
+            if onto is not None:
+                target.add_(result)
     return out
+
+
+def activate(feature: Tensor, slope: float) -> Tensor:
+    """Leaky ReLU in place. slope: of the negative part; 0: ReLU, 1: nothing to do."""
+    if slope == 0.0:
+        return feature.relu_()
+    if slope != 1.0:
+        return F.leaky_relu_(feature, slope)
+    return feature
 
 
 def _transform(image: Tensor, count: int, rows: Tensor, spectrum: Tensor) -> Tensor:

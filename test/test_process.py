@@ -1,0 +1,47 @@
+"""Settings of the process: what they do to its memory is looked at in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sqsegv3_ros import process
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is set on Linux only")
+
+_PROGRAM = """
+import sys
+import numpy as np
+from sqsegv3_ros import process
+
+process.prepare(training=sys.argv[1] == "training")
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+
+np.ones(2_000_000)  # 16 MB once freed: glibc by itself keeps pieces of that size from then on
+pieces = [np.ones(2_000_000) for _ in range(5)]
+small = [np.ones(1000) for _ in range(1000)]  # above them on the heap: it cannot shrink
+full = resident()
+del pieces
+print(full - resident())
+"""
+
+
+def freed_mb(kind: str, **environment: str) -> float:
+    program = [sys.executable, "-c", _PROGRAM, kind]
+    # a mapped piece of memory is not resident before it is written to, and np.ones writes
+    return float(subprocess.check_output(program, env={**os.environ, **environment}, text=True))
+
+
+def test_large_tensors_are_given_back_where_a_network_runs_and_kept_where_one_learns() -> None:
+    if not process.return_large_tensors():
+        pytest.skip("the C library has no mallopt")
+    assert freed_mb("inference") > 70
+    assert freed_mb("training") < 10
+
+
+def test_the_settings_can_be_switched_off() -> None:
+    assert freed_mb("inference", SQSEGV3_PROCESS_SETTINGS="0") < 40
