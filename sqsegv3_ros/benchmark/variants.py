@@ -54,6 +54,10 @@ def make_variant(kind: str, settings: dict[str, Any], answer: Callable[[dict[str
         from sqsegv3_ros.benchmark.peer import Peer
 
         return Peer(answer=answer, **settings)
+    if kind == "load":
+        from sqsegv3_ros.benchmark.load import Load
+
+        return Load(**settings)
     return _VARIANTS[kind](**settings)
 
 
