@@ -15,7 +15,11 @@ WIDTH_DIVISOR = 8
 
 ATTENTION_KERNELS = (1, 3, 5, 7)
 AZIMUTH_PADDINGS = ("zero", "circular")
-BLOCKS = ("sac-isk",)
+SAC_BLOCKS = ("sac-s", "sac-is", "sac-sk", "sac-isk")
+BLOCKS = (*SAC_BLOCKS, "conv", "se", "cbam", "cam", "pac")
+HALVINGS = (3, 5)
+POOLED_REACH = 3
+"""How many pixels to either side CBAM's convolution and CAM's pooling see: both are 7x7."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,10 @@ class NetworkConfig:
     dropout, decoder_dropout, head_dropout: probability that a channel is dropped in training, after every encoder
         stage, after the decoder and before every head.
     bn_momentum: of every BatchNorm outside the blocks (inside them the release uses 0.1 whatever is configured).
-    block: the block that the encoder repeats.
+    block: the block that the encoder repeats: "sac-isk" as released, or one that the paper compares with it (its table
+        3): "conv" (no attention), "sac-s", "sac-is", "sac-sk", "se", "cbam", "cam", "pac".
+    halvings: how many stages halve the width: the first 3, as released, or all 5, as in RangeNet; then the last two
+        stages may differ in channels, and what the fifth hands to the decoder has twice its channels.
     """
 
     blocks: tuple[int, ...] = (1, 1, 2, 2, 1)
@@ -47,6 +54,7 @@ class NetworkConfig:
     head_dropout: float = 0.01
     bn_momentum: float = 0.01
     block: str = "sac-isk"
+    halvings: int = 3
 
     def __post_init__(self) -> None:
         for name in ("blocks", "channels"):
@@ -54,7 +62,8 @@ class NetworkConfig:
             if len(values) != STAGES or not all(isinstance(v, int) and v > 0 for v in values):
                 raise UserError(f"network: {name} must be {STAGES} positive whole numbers, found {values}")
             object.__setattr__(self, name, values)
-        if self.channels[3] != self.channels[4]:
+        self._check_choice("halvings", HALVINGS)
+        if self.halvings == 3 and self.channels[3] != self.channels[4]:
             raise UserError(
                 "network: the last two stages must have equally many channels, because nothing lies between them, "
                 f"found {self.channels[3]} and {self.channels[4]}"
@@ -84,6 +93,30 @@ class NetworkConfig:
         """Whether the left and the right edge of the image are neighbours."""
         return self.azimuth_padding == "circular"
 
+    @property
+    def width_divisor(self) -> int:
+        """What the image width must be a multiple of."""
+        return int(2**self.halvings)
+
+    @property
+    def minimum_width(self) -> int:
+        """The narrowest image: where its edges are neighbours, no pixel may see past the whole of it."""
+        reach = {"cbam": POOLED_REACH, "cam": POOLED_REACH}.get(self.block, 1)
+        if self.block in SAC_BLOCKS:
+            reach = self.attention_kernel // 2
+        return self.width_divisor * max(1, reach if self.circular else 1)
+
+    @property
+    def output_channels(self) -> tuple[int, ...]:
+        """Channels of what each stage hands on."""
+        c = self.channels
+        return (*c[1:], c[4] if self.halvings == 3 else 2 * c[4])
+
+    @property
+    def has_deploy_form(self) -> bool:
+        """Whether there is a form made for speed; the others run live in the form that is trained."""
+        return self.block == "sac-isk" and self.halvings == 3
+
     @classmethod
     def ssgv3_21(cls, **changes: Any) -> NetworkConfig:
         """SqueezeSegV3-21, with `changes` to single settings."""
@@ -93,6 +126,17 @@ class NetworkConfig:
     def ssgv3_53(cls, **changes: Any) -> NetworkConfig:
         """SqueezeSegV3-53, with `changes` to single settings."""
         return cls(**{"blocks": (1, 2, 8, 8, 4), **changes})
+
+    @classmethod
+    def rangenet_21(cls, **changes: Any) -> NetworkConfig:
+        """SqueezeSegV3-21 with RangeNet21's five halvings, channels and plain convolutions (the paper's table 5)."""
+        shape = {"blocks": (1, 1, 2, 2, 1), "channels": (32, 64, 128, 256, 512), "halvings": 5, "block": "conv"}
+        return cls(**{**shape, **changes})
+
+    @classmethod
+    def rangenet_53(cls, **changes: Any) -> NetworkConfig:
+        """SqueezeSegV3-53 with RangeNet53's five halvings, channels and plain convolutions."""
+        return cls.rangenet_21(**{"blocks": (1, 2, 8, 8, 4), **changes})
 
     def scaled(self, multiplier: float) -> NetworkConfig:
         """The same network with `multiplier` times the channels, rounded to multiples of 8 (at least 8)."""

@@ -1,32 +1,22 @@
 """Range image (N, 5, H, W) -> five maps of logits: SqueezeSegV3, in the form that is trained and read.
 
-The encoder's five stages each repeat a block that sees the features and the coordinates of the pixels; the first three
-then halve the width (never the height). The decoder doubles it again, adding the features that were left behind at
-each width. A head sits on every decoder stage; the last one gives the labels, the others only teach.
+The encoder's five stages each repeat a block that sees the features and the coordinates of the pixels; the first three,
+or all five, then halve the width (never the height). The decoder doubles it again, adding the features that were left
+behind at each width. A head sits on every decoder stage; the last one gives the labels, the others only teach.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.network.config import WIDTH_DIVISOR, NetworkConfig
+from sqsegv3_ros.network.blocks import make_block
+from sqsegv3_ros.network.config import STAGES, NetworkConfig
 from sqsegv3_ros.network.layers import AzimuthConv2d, AzimuthUpsample2d, ConvNorm
-from sqsegv3_ros.network.sac import SpatiallyAdaptiveBlock
 
 LEAKY_SLOPE = 0.1
-
-
-def _sac_isk(channels: int, config: NetworkConfig) -> nn.Module:
-    return SpatiallyAdaptiveBlock(channels, attention_kernel=config.attention_kernel, circular=config.circular)
-
-
-# Every block takes (feature (N, C, H, W), coordinates (N, 3, H, W)) and gives (N, C, H, W).
-_BLOCKS: dict[str, Callable[[int, NetworkConfig], nn.Module]] = {"sac-isk": _sac_isk}
 
 
 class EncoderStage(nn.Module):
@@ -34,7 +24,7 @@ class EncoderStage(nn.Module):
 
     def __init__(self, config: NetworkConfig, blocks: int, channels: int, out_channels: int | None):
         super().__init__()
-        self.blocks = nn.ModuleList(_BLOCKS[config.block](channels, config) for _ in range(blocks))
+        self.blocks = nn.ModuleList(make_block(channels, config) for _ in range(blocks))
         self.narrow = nn.ModuleList()
         if out_channels is not None:
             conv = AzimuthConv2d(channels, out_channels, 3, stride=(1, 2), bias=False, circular=config.circular)
@@ -97,22 +87,24 @@ class SqueezeSegV3(nn.Module):
         self.config = config
         self.circular = config.circular
         self.in_channels = config.in_channels
-        self.minimum_width = WIDTH_DIVISOR * max(1, config.attention_kernel // 2 if config.circular else 1)
+        self.halvings = config.halvings
+        self.first_widening = STAGES - config.halvings
+        self.minimum_width = config.minimum_width
         c1, c2, c3, c4, c5 = config.channels
         stem = AzimuthConv2d(config.in_channels, c1, 3, bias=False, circular=config.circular)
         self.stem = ConvNorm(stem, momentum=config.bn_momentum, slope=LEAKY_SLOPE)
         self.encoder = nn.ModuleList(
-            EncoderStage(config, blocks, channels, out_channels)
-            for blocks, channels, out_channels in zip(
-                config.blocks, config.channels, (c2, c3, c4, None, None), strict=True
+            EncoderStage(config, blocks, channels, out_channels if i < config.halvings else None)
+            for i, (blocks, channels, out_channels) in enumerate(
+                zip(config.blocks, config.channels, config.output_channels, strict=True)
             )
         )
         self.decoder = nn.ModuleList(
-            DecoderStage(config, channels, out_channels, widen=widen)
-            for channels, out_channels, widen in (
-                (c5, c4, False), (c4, c4, False), (c4, c3, True), (c3, c2, True), (c2, c1, True)
+            DecoderStage(config, channels, out_channels, widen=i >= self.first_widening)
+            for i, (channels, out_channels) in enumerate(
+                zip(config.output_channels[::-1], config.channels[::-1], strict=True)
             )
-        )  # fmt: skip
+        )
         self.decoder_dropout = nn.Dropout2d(config.decoder_dropout)
         self.heads = nn.ModuleList(
             Head(config, channels, kernel) for channels, kernel in ((c1, 3), (c2, 1), (c3, 1), (c4, 1), (c5, 1))
@@ -121,7 +113,8 @@ class SqueezeSegV3(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Normalised, masked image (N, 5, H, W): range, x, y, z, remission -> logits, before the softmax.
 
-        Five maps (N, classes, H, W'), W' = W, W/2, W/4, W/8, W/8; the first gives the labels.
+        Five maps (N, classes, H, W'), W' = W, W/2, W/4, W/8, W/8 (W/16 where five stages halve the width); the first
+        gives the labels.
         Raises UserError where the image has the wrong rank, channels or width.
         """
         if not torch.jit.is_scripting() and not torch.jit.is_tracing():
@@ -131,16 +124,16 @@ class SqueezeSegV3(nn.Module):
         return [head(stages[i]) for i, head in enumerate(self.heads)]
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(N, 5, H, W) -> features (N, C5, H, W/8), and those left behind at W, W/2, W/4 for the decoder to add."""
+        """(N, 5, H, W) -> features (N, C', H, W/8 or W/32), and those left behind at each width above it."""
         coordinates = image[:, 1:4]
         feature = self.stem(image)
         skips: list[Tensor] = []
         for i, stage in enumerate(self.encoder):
-            if i < 3:
+            if i < self.halvings:
                 # detached as in the release: the decoder teaches the encoder through the narrowest features alone
                 skips.append(feature.detach())
             feature = stage(feature, coordinates)
-            if i < 3:
+            if i < self.halvings:
                 coordinates = narrow_coordinates(coordinates, self.circular)
         return feature, skips
 
@@ -149,7 +142,7 @@ class SqueezeSegV3(nn.Module):
         stages: list[Tensor] = []
         for i, stage in enumerate(self.decoder):
             feature = stage(feature)
-            if i >= 2:
+            if i >= self.first_widening:
                 feature = feature + skips[4 - i]
             stages.append(feature)
         stages[4] = self.decoder_dropout(stages[4])
@@ -162,10 +155,11 @@ class SqueezeSegV3(nn.Module):
             raise UserError(f"network: the input must have 4 dimensions (N, {self.in_channels}, H, W), found {shape}")
         if shape[1] != self.in_channels:
             raise UserError(f"network: the input must have {self.in_channels} channels, found {shape[1]} in {shape}")
-        if shape[3] % WIDTH_DIVISOR or shape[3] < self.minimum_width:
+        divisor = self.config.width_divisor
+        if shape[3] % divisor or shape[3] < self.minimum_width:
             raise UserError(
-                f"network: the image width must be a multiple of {WIDTH_DIVISOR}, at least {self.minimum_width}, "
-                f"because it is halved three times; found {shape[3]}"
+                f"network: the image width must be a multiple of {divisor}, at least {self.minimum_width}, "
+                f"because it is halved {self.halvings} times; found {shape[3]}"
             )
 
 
