@@ -8,12 +8,15 @@ code that its maker put into it: load model files only from those you trust, or 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.kitti import write_whole
@@ -118,8 +121,6 @@ def save_artifact(path: str | Path, module: torch.jit.ScriptModule, info: ModelI
 
     module: scripted, on the CPU, its floating-point tensors all float32 or all float16.
     """
-    import io
-
     import torch
 
     dtypes = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
@@ -140,27 +141,8 @@ def read_info(path: str | Path) -> ModelInfo:
     Raises UserError for a file that is missing, truncated, of another kind or of a newer format.
     """
     path = Path(path)
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise UserError(f"model {path} is not a file")
-        if size > MAX_FILE_BYTES:
-            raise UserError(f"model {path} has {size} bytes, more than the {MAX_FILE_BYTES} that are accepted")
-        with zipfile.ZipFile(path) as archive:
-            return ModelInfo.from_dict(_read_description(archive))
-    except FileNotFoundError:
-        raise UserError(f"there is no model file {path}") from None
-    except OSError as error:
-        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
-    except zipfile.BadZipFile:
-        raise UserError(
-            f"model {path} ({size} bytes) is truncated or no model file: it is not a whole zip archive. Model files "
-            "come from `sqsegv3 export` or `sqsegv3 import-official`"
-        ) from None
-    except UserError as error:
-        if str(path) in str(error):
-            raise
-        raise UserError(f"model {path} cannot be used: {error}") from None
+    with _opened(path) as file:
+        return _info_of(path, file)
 
 
 def load_artifact(
@@ -171,16 +153,15 @@ def load_artifact(
     dtype: 'float32', 'float16' or 'bfloat16', what the network computes in. sha256: the file's digest where it is
     pinned. Raises UserError explaining what is wrong with a truncated, foreign, damaged or newer file.
     """
-    import io
-
     import torch
 
     path = Path(path)
-    info = read_info(path)
-    try:
-        data = path.read_bytes()  # read once: what is checked is what is loaded, whatever happens to the file
-    except OSError as error:
-        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+    with _opened(path) as file:
+        try:
+            data = file.read(MAX_FILE_BYTES)  # once: what is checked is what is loaded, whatever happens to the file
+        except OSError as error:
+            raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+    info = _info_of(path, io.BytesIO(data))
     digest = hashlib.sha256(data).hexdigest()
     if sha256 and digest != sha256.lower():
         raise UserError(f"model {path} has sha256 {digest}, expected {sha256.lower()}")
@@ -216,6 +197,44 @@ def default_model() -> Path | None:
         if models:
             return models[0]
     return None
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, if it is one and not too large."""
+    try:
+        if path.exists() and not path.is_file():  # before it is opened: a pipe would wait for a writer
+            raise UserError(f"model {path} is not a file")
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise UserError(f"model {path} has {size} bytes, more than the {MAX_FILE_BYTES} that are accepted")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"there is no model file {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+
+
+def _info_of(path: Path, file: BinaryIO) -> ModelInfo:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # torch stores weights as they are; what is packed could become a thousand times as large in memory
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > MAX_FILE_BYTES:
+                raise UserError(f"it unpacks to {unpacked} bytes, more than the {MAX_FILE_BYTES} that are accepted")
+            return ModelInfo.from_dict(_read_description(archive))
+    except zipfile.BadZipFile:
+        size = file.seek(0, 2)
+        raise UserError(
+            f"model {path} ({size} bytes) is truncated or no model file: it is not a whole zip archive. Model files "
+            "come from `sqsegv3 export` or `sqsegv3 import-official`"
+        ) from None
+    except UserError as error:
+        raise UserError(f"model {path} cannot be used: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+    except (RuntimeError, ValueError, NotImplementedError, EOFError, struct.error, zlib.error) as error:
+        # what zipfile and json say of damaged, encrypted or endlessly nested content
+        raise UserError(f"model {path} is damaged: {type(error).__name__}: {error}") from None
 
 
 def _read_description(archive: zipfile.ZipFile) -> Any:
