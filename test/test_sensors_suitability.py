@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,6 @@ from sqsegv3_ros.projection import Normalization, ProjectionConfig, project
 from sqsegv3_ros.suitability import Expected, remarks
 
 OTHERS = DATA / "other_sensors"
-SCALE = 1 / 255
 VLP16 = ProjectionConfig(64, 1024, 16.0, -16.0, ring_count=16, fill_rows=3)
 
 
@@ -267,8 +268,12 @@ def test_an_ouster_recording_with_raw_intensity_of_another_scale_is_remarked() -
     assert "intensity does not fit: it hardly exceeds" in remarks_on("000104.bin", "ouster_os1_64")
 
 
-def test_there_is_a_preset_for_each_sensor_that_the_documentation_lists() -> None:
+def test_the_documentation_lists_every_preset_with_its_image() -> None:
     text = (ROOT / "docs" / "sensors.md").read_text(encoding="utf-8")
-    presets = {path.stem for path in (ROOT / "config" / "sensors").glob("*.yaml")}
-    listed = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
-    assert presets and presets <= listed
+    row = r"^\| `(\w+)` \| (\d+) \| \+([\d.]+)\.\.-([\d.]+) deg, (\d+) x (\d+) \| [^|]+ \| (\d+) \|$"
+    listed = {name: tuple(map(float, values)) for name, *values in re.findall(row, text, re.M)}
+    presets = {}
+    for path in (ROOT / "config" / "sensors").glob("*.yaml"):
+        p, _ = preset(path.stem)
+        presets[path.stem] = (p.ring_count, p.fov_up_deg, -p.fov_down_deg, p.height, p.width, p.fill_rows)
+    assert presets and listed == presets
