@@ -153,8 +153,8 @@ def test_squeeze_and_excitation_weighs_channels_by_their_means(padding):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_block_attention_weighs_channels_and_then_pixels(padding):
-    feature, coordinates = inputs()
-    block, circular = block_of("cbam", padding), padding == "circular"
+    feature, coordinates = inputs(channels=32)
+    block, circular = block_of("cbam", padding, channels=32), padding == "circular"
     module = block.adapt
     by_channel = sigmoid(
         bottleneck(feature.mean((1, 2)), module.bottleneck) + bottleneck(feature.max((1, 2)), module.bottleneck)
@@ -168,14 +168,15 @@ def test_block_attention_weighs_channels_and_then_pixels(padding):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_context_aggregation_weighs_by_the_maximum_of_49_pixels(padding):
-    feature, coordinates = inputs()
-    block, circular = block_of("cam", padding), padding == "circular"
+    feature, coordinates = inputs(channels=32)
+    block, circular = block_of("cam", padding, channels=32, seed=1), padding == "circular"
     found = np.zeros_like(feature)
     for p, q in itertools.product(range(HEIGHT), range(WIDTH)):
         columns = [c for c in range(q - 3, q + 4) if circular or 0 <= c < WIDTH]
         rows = range(max(p - 3, 0), min(p + 4, HEIGHT))
         most = np.max([feature[:, r, c % WIDTH] for r in rows for c in columns], axis=0)
         found[:, p, q] = sigmoid(bottleneck(most, block.adapt.bottleneck))
+    assert np.ptp(found, axis=(1, 2)).max() > 1e-2  # else a dead bottleneck would hide what is pooled
     expected = literal(block, feature, coordinates, of_the_pixel_looked_at(found, circular), circular)
     np.testing.assert_allclose(computed(block, feature, coordinates), expected, rtol=0, atol=1e-12)
 

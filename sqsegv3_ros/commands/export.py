@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: {info.name}, {len(info.labels)} classes, {info.projection.height} x {info.projection.width} "
         f"pixels, KNN {info.knn.mode}, {info.weights_dtype}, {size:.2f} MB"
     )
+    if not model.config.has_deploy_form:
+        print("in the form in which it was trained: only block 'sac-isk' with 3 halvings has a form made for speed")
     return 0
 
 

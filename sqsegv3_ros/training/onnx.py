@@ -123,6 +123,11 @@ def export_onnx(model: SqueezeSegV3, path: str | Path, info: ModelInfo) -> float
         import onnxruntime
     except ImportError as error:
         raise missing_package(error.name or "onnx", "ONNX export", "onnx") from error
+    if not model.config.has_deploy_form:
+        raise UserError(
+            f"ONNX export knows the block 'sac-isk' in SqueezeSegV3's shape only, found '{model.config.block}' with "
+            f"{model.config.halvings} halvings; export a model file (--format torchscript)"
+        )
     form = OnnxForm(model).eval()
     size = (info.projection.height, info.projection.width)
     generator = torch.Generator().manual_seed(0)
