@@ -31,7 +31,12 @@ def run(seed: int, count: int) -> Counter[str]:
             assert is_decodable(cloud, DEFAULT), (seed, number)
             np.testing.assert_array_equal(decoded.points, expected_columns(reference(cloud)), f"{seed} {number}")
             outcome["accepted"] += 1
-        if number % 20 == 0 and (cloud.height * cloud.width <= MAX_POINTS or not is_consistent(cloud, None)):
+        # with three fields more a labelled cloud may have more than the 256 that are read
+        if (
+            number % 20 == 0
+            and len(cloud.fields) <= 253
+            and (cloud.height * cloud.width <= MAX_POINTS or not is_consistent(cloud, None))
+        ):
             check_encoded(cloud)
     return outcome
 

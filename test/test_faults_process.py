@@ -84,7 +84,7 @@ TWO = """
 import sys, rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from sqsegv3_ros.node import SegmentNode
+from sqsegv3_ros.node import SegmentNode, _spin
 rclpy.init()
 executor = SingleThreadedExecutor()
 for name in ("front", "rear"):
@@ -93,7 +93,8 @@ for name in ("front", "rear"):
     executor.add_node(node)
     node.trigger_configure()
     node.trigger_activate()
-executor.spin()
+node.create_timer(0.5, lambda: 1 / 0)
+_spin(executor, node)
 """
 
 
@@ -123,13 +124,17 @@ def label_all(client: Client, names: list[str], timeout_s: float = 60.0) -> None
         assert {r.header.frame_id for r in results[name]} == {clouds[name].header.frame_id}
 
 
-def test_two_nodes_live_in_one_process_and_diagnostics_tell_them_apart(model: Path, client: Client) -> None:
+def test_two_nodes_live_in_one_process_also_with_a_callback_that_raises(model: Path, client: Client) -> None:
     seen: set[str] = set()
     client.node.create_subscription(
-        live.DiagnosticArray, "/diagnostics", lambda a: seen.update(s.name for s in a.status), 10
+        live.DiagnosticArray,
+        "/diagnostics",
+        lambda a: seen.update(w for s in a.status for w in (s.name, s.message)),
+        10,
     )
     names = ["/front/sqsegv3", "/rear/sqsegv3"]
-    with python_process(TWO, model) as process:
+    with python_process(TWO, model) as process:  # and a timer of the second divides by zero, again and again
+        wait_until(lambda: any("ZeroDivisionError" in message for message in seen), 60, lambda: seen)
         label_all(client, names)
         wait_until(lambda: {"front/sqsegv3: model", "rear/sqsegv3: processing"} <= seen, 20, lambda: seen)
         live.NODE = "/front/sqsegv3"

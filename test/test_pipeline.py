@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clouds import LAYOUTS, message, random_points
+
+from sqsegv3_ros.parameters import SPECS, Settings
+from sqsegv3_ros.pipeline import Pipeline
+
+
+def settings(**changes: Any) -> Settings:
+    values = {spec.name: spec.default for spec in SPECS}
+    return Settings({**values, **{name.replace("__", "."): value for name, value in changes.items()}})
+
+
+def test_settings_that_change_while_a_cloud_is_in_work_hold_from_the_next_cloud_on(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread answers parameters: a cloud decoded without rings must not be projected by rings."""
+    pipeline = Pipeline(settings(model=str(small_model), ring_field=""), warm_up=False)
+    points = random_points(LAYOUTS["velodyne xyzirt 22"], 2000)
+    points["ring"] %= 64
+    changed = settings(
+        model=str(small_model), projection__rows="ring_from_top", publish__rgb=False, filtered__remove_classes=["car"]
+    )
+    segment = pipeline.segmenter.segment
+
+    def segment_late(*arguments: Any) -> Any:
+        pipeline.apply(changed)
+        return segment(*arguments)
+
+    monkeypatch.setattr(pipeline.segmenter, "segment", segment_late)
+    before = pipeline.process(message(points), {"points"}).clouds["points"]
+    after = pipeline.process(message(points), {"points"}).clouds["points"]
+    assert [f.name for f in before.fields][-3:] == ["rgb", "confidence", "label"]
+    assert [f.name for f in after.fields][-3:] == ["time", "confidence", "label"]
+    assert bytes(before.data)[:22] == bytes(after.data)[:22] == np.asarray(points)[:1].tobytes()
+    assert pipeline.description()["knn"] == "safe"
