@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.projection import EMPTY, RangeImage, _from_dict, restore
+from sqsegv3_ros.projection import EMPTY, RangeImage, _from_dict, constant, restore
 
 MODES = ("off", "safe", "official")
 _CHUNK = 8192  # points a thread whose neighbourhoods are gathered at once, so few that they stay in the cache
@@ -71,6 +72,11 @@ def inverse_gaussian(search: int, sigma: float) -> Tensor:
     return (1.0 - gaussian / gaussian.sum()).flatten()
 
 
+@lru_cache(16)
+def _inverse_gaussian(search: int, sigma: float) -> tuple[float, ...]:
+    return tuple(inverse_gaussian(search, sigma).tolist())
+
+
 def refine(label_image: Tensor, image: RangeImage, config: KnnConfig, num_classes: int) -> Tensor:
     """Labels of the points from the labels of the pixels.
 
@@ -110,7 +116,7 @@ class _Window:
         # the largest weighted distance that votes; the release lets empty pixels, infinitely far, vote without a cutoff
         farthest = torch.finfo(torch.float32).max if config.mode == "safe" else math.inf
         self.limit = config.cutoff_m if config.cutoff_m > 0 else farthest
-        self.weights = inverse_gaussian(config.search, config.sigma).to(label_image.device)
+        self.weights = constant(_inverse_gaussian(config.search, config.sigma), label_image.device)
         pad = config.search // 2
         self.padding = 2 * pad
         pitch = image.width + self.padding

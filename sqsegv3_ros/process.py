@@ -53,14 +53,15 @@ def keep_freed_memory() -> bool:
 
 
 def return_large_tensors() -> bool:
-    """Have the C library keep what is small when freed, and hand tensors of over 4.5 MB straight back to the kernel.
+    """Have the C library keep what is freed, up to 16 MB a piece, and hand larger pieces straight back to the kernel.
 
     By default glibc moves that border up to 32 MB as a process goes on, and what is freed below it stays resident in
-    pieces that the next tensor does not fit in: 150 MB of them for a 64 x 2048 image of SqueezeSegV3-21. The border is
-    above the features of networks that keep pace with a sensor, for which mapping would cost a few per cent of time.
+    pieces that the next tensor does not fit in: 150 MB of them for a 64 x 2048 image of SqueezeSegV3-21, whose features
+    have 17 MB each. Clouds, and the features of networks that keep pace with a sensor, lie below the border: to map
+    and fault them in anew for every scan would cost time.
     Returns whether it took effect; False, and harmless, where the C library is not glibc.
     """
-    return _mallopt(_M_MMAP_THRESHOLD, 4_500_000) and _mallopt(_M_TRIM_THRESHOLD, 64_000_000)
+    return _mallopt(_M_MMAP_THRESHOLD, 16_000_000) and _mallopt(_M_TRIM_THRESHOLD, 64_000_000)
 
 
 def _mallopt(parameter: int, value: int) -> bool:

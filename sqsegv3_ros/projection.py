@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -235,9 +236,15 @@ def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
 def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
     """The network's input: (1, 5, H, W) float32, (value - mean) / std by channel, exactly 0 in masked pixels."""
     channels = image.channels
-    means = channels.new_tensor(normalization.means).view(5, 1, 1)
-    stds = channels.new_tensor(normalization.stds).view(5, 1, 1)
+    means, stds = (constant(v, channels.device).view(5, 1, 1) for v in (normalization.means, normalization.stds))
     return channels.sub(means).div_(stds).mul_(image.mask.to(channels.dtype)).unsqueeze(0)
+
+
+@lru_cache(64)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A small float32 tensor, made once for each device: to make it anew would let the host wait for a GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def restore(image_values: Tensor, image: RangeImage, fill: float = 0) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class Segmenter:
 
     model: a loaded artifact or the path of a model file. device: 'auto' takes CUDA where there is one.
     precision: what the network computes in. projection, knn: instead of the model's own. mount: levels the points of a
-    tilted sensor. threads: CPU threads of torch for the whole process; None leaves them as they are.
+    tilted sensor. threads: CPU threads of torch for the whole process; None leaves them as they are. cuda_graph: record
+    the network's work on a CUDA device once and replay it, which spares small networks the launch of every kernel.
     Raises UserError where the model or a setting cannot be used, so that nothing fails at the first scan.
     """
 
@@ -66,6 +68,7 @@ class Segmenter:
         mount: Mount | None = None,
         threads: int | None = None,
         sha256: str | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         if precision not in PRECISIONS:
@@ -84,8 +87,13 @@ class Segmenter:
         self.projection = projection or self.info.projection
         self.knn = knn or self.info.knn
         self.mount = mount or Mount()
+        self._network: Callable[[Tensor], Tensor] = self.artifact.module
         if self.device.type != "cpu" and hasattr(self.artifact.module, "tile_pixels"):
             self.artifact.module.tile_pixels = _LARGE_TILE
+        if cuda_graph:
+            if self.device.type != "cuda":
+                raise UserError(f"a CUDA graph needs a CUDA device, found {self.device}")
+            self._network = _GraphedNetwork(self.artifact.module)
 
     def segment(
         self, points: npt.NDArray[np.float32] | Tensor, rings: npt.NDArray[Any] | Tensor | None = None
@@ -97,31 +105,38 @@ class Segmenter:
         """
         clock = _StageClock(self.device)
         with torch.inference_mode():
-            points, rings = self._upload(points), None if rings is None else self._upload(rings)
+            on_device = self._upload(points), None if rings is None else self._upload(rings)
             clock.stop("upload")
 
-            image = project(self.mount.level(points), self.projection, rings)
-            seen = self.mount.lift(fill_gaps(image, self.projection.fill_rows), self.info.sensor_height_m)
-            network_input = normalize(seen, self.info.normalization).to(self.dtype)
-            clock.stop("project")
+            labels, confidences, image, label_image = self._label(*on_device, clock)
 
-            # TorchScript's optimiser costs seconds in the first runs; on a CPU it finds nothing in this network
-            with torch.jit.optimized_execution(self.device.type != "cpu"):
-                logits = self.artifact.module(network_input)[0].float()
-            clock.stop("network")
-
-            label_image, odds, total = self._decide(logits)
-            clock.stop("restore")
-
-            labels = refine(label_image, image, self.knn, len(self.info.labels))
-            clock.stop("knn")
-
-            confidences = _confidences(labels, odds, total, image)
-            labels_out = labels.cpu().numpy().astype(self.info.labels.dtype, copy=False)
-            confidences_out = confidences.cpu().numpy()
+            labels_out, confidences_out = _download(labels, confidences)
             clock.stop("download")
-            label_image *= image.index >= 0
+        labels_out = labels_out.astype(self.info.labels.dtype, copy=False)
         return Segmentation(labels_out, confidences_out, image, label_image, clock.milliseconds())
+
+    def _label(
+        self, points: Tensor, rings: Tensor | None, clock: _StageClock
+    ) -> tuple[Tensor, Tensor, RangeImage, Tensor]:
+        """Labels and confidences of the points, the image and its labels; the host never waits for the device here."""
+        image = project(self.mount.level(points), self.projection, rings)
+        seen = self.mount.lift(fill_gaps(image, self.projection.fill_rows), self.info.sensor_height_m)
+        network_input = normalize(seen, self.info.normalization).to(self.dtype)
+        clock.stop("project")
+
+        # TorchScript's optimiser costs seconds in the first runs; on a CPU it finds nothing in this network
+        with torch.jit.optimized_execution(self.device.type != "cpu"):
+            logits = self._network(network_input)[0].float()
+        clock.stop("network")
+
+        label_image, odds, total = self._decide(logits)
+        clock.stop("restore")
+
+        labels = refine(label_image, image, self.knn, len(self.info.labels))
+        clock.stop("knn")
+
+        confidences = _confidences(labels, odds, total, image)
+        return labels, confidences, image, label_image * (image.index >= 0)
 
     def warm_up(self, points: int = 120_000, repeat: int | None = None) -> None:
         """Run made-up scans, so that the first real one is as quick as the others and what cannot run fails here.
@@ -168,7 +183,39 @@ class Segmenter:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of read-only memory: nothing here writes to its input
                 values = torch.from_numpy(values)
+        if self.device.type == "cuda" and values.device.type == "cpu":
+            values = values.pin_memory()  # from pageable memory the host would wait for the copy
         return values.to(self.device, non_blocking=True)
+
+
+class _GraphedNetwork:
+    """A network on a CUDA device whose work for images of one shape is recorded, and replayed for the next one.
+
+    What it returns is overwritten by the next call.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
+        self._network = network
+        self._image, self._logits, self._graph = torch.empty(0), torch.empty(0), torch.cuda.CUDAGraph()
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(N, 5, H, W) -> logits (N, C, H, W)."""
+        if self._image.shape != image.shape:
+            self._record(image)
+        self._image.copy_(image)
+        self._graph.replay()
+        return self._logits
+
+    def _record(self, image: Tensor) -> None:
+        self._image, self._graph = image.clone(), torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(image.device)
+        side.wait_stream(torch.cuda.current_stream(image.device))
+        with torch.cuda.stream(side):
+            for _ in range(3):  # TorchScript optimises what the first runs have shown, which cannot be recorded
+                self._network(self._image)
+        torch.cuda.current_stream(image.device).wait_stream(side)
+        with torch.cuda.graph(self._graph):
+            self._logits = self._network(self._image)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -192,6 +239,17 @@ def _confidences(labels: Tensor, odds: Tensor, total: Tensor, image: RangeImage)
     """(N,) softmax probability of the points' final labels at their own pixels, 0 for unusable points."""
     chosen = odds.flatten().index_select(0, image.pixel * odds.shape[1] + labels)
     return chosen.div_(total.flatten().index_select(0, image.pixel)).clamp_(0, 1).masked_fill_(~image.usable, 0)
+
+
+def _download(*tensors: Tensor) -> list[npt.NDArray[Any]]:
+    """The tensors as arrays. From a GPU they come side by side into pinned memory, and the host waits once."""
+    if not tensors[0].is_cuda:
+        return [tensor.numpy() for tensor in tensors]
+    on_host = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
+    for target, source in zip(on_host, tensors, strict=True):
+        target.copy_(source, non_blocking=True)
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return [tensor.numpy() for tensor in on_host]
 
 
 class _StageClock:

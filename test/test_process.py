@@ -21,8 +21,8 @@ process.prepare(training=sys.argv[1] == "training")
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 
-np.ones(2_000_000)  # 16 MB once freed: glibc by itself keeps pieces of that size from then on
-pieces = [np.ones(2_000_000) for _ in range(5)]
+np.ones(2_500_000)  # 20 MB, once freed: glibc by itself keeps pieces of that size from then on
+pieces = [np.ones(2_500_000) for _ in range(5)]
 small = [np.ones(1000) for _ in range(1000)]  # above them on the heap: it cannot shrink
 full = resident()
 del pieces
@@ -39,7 +39,7 @@ def freed_mb(kind: str, **environment: str) -> float:
 def test_large_tensors_are_given_back_where_a_network_runs_and_kept_where_one_learns() -> None:
     if not process.return_large_tensors():
         pytest.skip("the C library has no mallopt")
-    assert freed_mb("inference") > 70
+    assert freed_mb("inference") > 90
     assert freed_mb("training") < 10
 
 

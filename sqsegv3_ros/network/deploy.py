@@ -131,7 +131,8 @@ class FoldedConv(nn.Module):
             feature = torch.cat((feature[:, :, -pad:], feature, feature[:, :, :pad]), dim=2)
             pad = 0
         image = feature.permute(0, 3, 1, 2)
-        return F.conv2d(image, self.weight, self.bias, self.stride, (self.reach[0], pad)).permute(0, 2, 3, 1)
+        out = F.conv2d(image, self.weight, self.bias, self.stride, (self.reach[0], pad))
+        return out.permute(0, 2, 3, 1).contiguous()  # as it already is where the device's library keeps the layout
 
 
 class DeployedBlock(nn.Module):
