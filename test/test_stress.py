@@ -41,14 +41,14 @@ def result(**changes: object) -> dict:
     return {
         "hz": 10.0, "points": 130_000, "step": 22, "reliable": False, "sent": 200, "labelled": 180, "dropped": 19,
         "refused": 0, "lost": 1, "damaged": 0, "latency_ms": {"p50": 50.0, "p95": 60.0, "p99": 70.0, "max": 80.0},
-        "processing_ms": 45.0, **changes,
+        "in_node_ms": 48.0, "processing_ms": 45.0, **changes,
     }  # fmt: skip
 
 
 def test_the_table_has_a_line_for_each_case_also_where_nothing_came() -> None:
     lines = stress.text([result(), result(labelled=0, latency_ms={}, lost=181)]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert cells[0] == ["10 Hz", "130,000", "22", "best effort", "200", "180", "19", "0", "1", "0", "50", "60", "70", "45"]  # fmt: skip  # noqa: E501
+    assert cells[0] == ["10 Hz", "130,000", "22", "best effort", "200", "180", "19", "0", "1", "0", "50", "60", "70", "48", "45"]  # fmt: skip  # noqa: E501
     assert cells[1][5] == "0" and cells[1][10:13] == ["", "", ""]
 
 
@@ -70,7 +70,7 @@ def soak(tmp_path: Path, *arguments: str) -> dict:
 
 
 def test_under_load_no_cloud_is_lost_unexplained_and_nothing_grows(tmp_path: Path) -> None:
-    found = soak(tmp_path, "--width", "64", "--points", "20000", "--rates", "10", "--seconds", "10")
+    found = soak(tmp_path, "--width", "64", "--points", "20000", "--rates", "10", "--seconds", "6")
     assert found["memory_growth_mib"] < 30, found["samples"]
     assert found["threads"][1] - found["threads"][0] <= 2 and found["files"][1] - found["files"][0] <= 4, found
 
@@ -97,4 +97,4 @@ def test_the_whole_table_explains_every_cloud_and_no_queue_builds_up(tmp_path: P
     for case in found:
         assert case["lost"] == case["damaged"] == case["refused"] == 0, case
         if case["dropped"]:  # too slow for this pace: nobody waits longer than for the scan before
-            assert case["latency_ms"]["p50"] < 2 * case["processing_ms"] + 100, case
+            assert case["in_node_ms"] < 2 * case["processing_ms"] + 20, case
