@@ -24,6 +24,7 @@ VERBS = {
     "simulate": "make labelled scans of made-up streets",
     "benchmark": "measure what a scan costs, beside the machine's limits and the official release's way",
     "stress": "load the running node, and account for every cloud",
+    "ablate": "what the variants that the paper compares cost, beside its tables; the commands that train them",
     "replay": "publish a bag or a data set's sequence at its recorded pace",
     "convert": "turn a data set's sequence into a bag, and a bag into a sequence",
 }

@@ -1,0 +1,77 @@
+"""`sqsegv3 ablate`: what the paper's variants cost, beside its tables 1 and 3, or the commands that train them all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from sqsegv3_ros.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    from sqsegv3_ros.ablation.variants import CONFIG
+
+    parser.add_argument("--network", choices=("21", "53"), default="21", help="default: %(default)s")
+    parser.add_argument("--height", type=int, default=64, metavar="H", help="rows of the image (default: %(default)s)")
+    parser.add_argument(
+        "--width", type=int, default=2048, metavar="W", help="columns of the image whose work is counted (%(default)s)"
+    )
+    parser.add_argument("--repeat", type=int, default=10, metavar="N", help="timings of a block; 0: none (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where blocks are timed: cpu, cuda, cuda:N (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
+    group = parser.add_argument_group("training all of them", "one command for each row of the tables 3, 4 and 5")
+    group.add_argument("--commands", action="store_true", help="print the commands instead of measuring")
+    group.add_argument("--root", default="ROOT", help="data set to train on (default: %(default)s)")
+    group.add_argument("--runs", default="runs/ablation", metavar="DIR", help="where runs are kept (%(default)s)")
+    group.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
+    group.add_argument("--config", default=CONFIG, metavar="YAML", help="the recipe of all of them (%(default)s)")
+    group.add_argument(
+        "--multiplier", type=float, default=0.25, metavar="M", help="of the paper's channels (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print, or print the commands. Returns the exit code."""
+    if args.commands:
+        from sqsegv3_ros.ablation.variants import training_commands
+
+        for line in training_commands(
+            args.seeds, root=args.root, output=args.runs, config=args.config, multiplier=args.multiplier
+        ):
+            print(line)
+        return 0
+    for name, least in (("height", 1), ("repeat", 0), ("threads", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} must be {least} or more, found {getattr(args, name)}")
+    if args.width < 32 or args.width % 32:
+        raise UserError(f"--width must be a multiple of 32, which RangeNet's shape needs, found {args.width}")
+    if args.png is not None:
+        from sqsegv3_ros.benchmark.report import import_pyplot
+
+        import_pyplot()  # better missed now than after the measurement
+    from sqsegv3_ros.ablation.cost import cost
+    from sqsegv3_ros.ablation.report import draw, text
+    from sqsegv3_ros.kitti import write_whole
+
+    result = cost(
+        layers=args.network,
+        height=args.height,
+        width=args.width,
+        repeat=args.repeat,
+        device=args.device,
+        threads=args.threads,
+    )
+    tables = text(result)
+    print(tables)
+    if args.json is not None:
+        write_whole(args.json, json.dumps(result, indent=1).encode())
+    if args.markdown is not None:
+        write_whole(args.markdown, f"{tables}\n".encode())
+    if args.png is not None:
+        draw(result, args.png)
+    return 0
