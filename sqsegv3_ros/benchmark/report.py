@@ -9,7 +9,7 @@ from typing import Any
 from sqsegv3_ros.benchmark.variants import STAGES
 from sqsegv3_ros.errors import missing_package
 
-_COLORS = dict(zip(STAGES, ("#4e79a7", "#59a14f", "#e15759", "#edc948", "#b07aa1", "#76b7b2"), strict=True))
+COLORS = dict(zip(STAGES, ("#4e79a7", "#59a14f", "#e15759", "#edc948", "#b07aa1", "#76b7b2"), strict=True))
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -129,7 +129,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         left = 0.0
         for stage in STAGES:
             width = stages.get(stage, {}).get("median_ms", 0.0)
-            axes.barh(row, width, left=left, color=_COLORS[stage], label=stage if row == 0 else None)
+            axes.barh(row, width, left=left, color=COLORS[stage], label=stage if row == 0 else None)
             left += width
         axes.annotate(f"{left:.0f} ms", (left, row), xytext=(4, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(bars)), list(bars))

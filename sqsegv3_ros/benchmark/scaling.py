@@ -12,7 +12,7 @@ import numpy as np
 
 from sqsegv3_ros.benchmark.child import Child
 from sqsegv3_ros.benchmark.measure import busy, stage_statistics
-from sqsegv3_ros.benchmark.report import import_pyplot, save, table
+from sqsegv3_ros.benchmark.report import COLORS, import_pyplot, save, table
 from sqsegv3_ros.benchmark.scene import POINTS, made_up_scan
 from sqsegv3_ros.benchmark.variants import STAGES
 
@@ -130,19 +130,26 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG: a panel for each sweep, time against x, both logarithmic, with a line of slope 1."""
+    """Write a PNG: a panel for each sweep, time against x, both logarithmic, with a line of proportional growth."""
     pyplot = import_pyplot()
-    figure, panels = pyplot.subplots(1, len(SWEEPS), figsize=(4 * len(SWEEPS), 3.6), layout="constrained")
-    for panel, (name, samples) in zip(panels, result["sweeps"].items(), strict=True):
+    from matplotlib.ticker import NullLocator
+
+    figure, axes = pyplot.subplots(2, 3, figsize=(11, 6.5), layout="constrained")
+    for panel, (name, samples) in zip(axes.flat, result["sweeps"].items(), strict=False):
         x = [sample["x"] for sample in samples]
         for stage in STAGES:
-            panel.plot(x, [sample["stages"][stage]["median_ms"] for sample in samples], marker="o", ms=3, label=stage)
+            times = [sample["stages"][stage]["median_ms"] for sample in samples]
+            panel.plot(x, times, color=COLORS[stage], marker="o", ms=3, label=stage)
         total = [sample["stages"]["total"]["median_ms"] for sample in samples]
         panel.plot(x, total, color="black", marker="o", ms=3, label="total")
-        panel.plot(x, [total[0] * value / x[0] for value in x], color="grey", ls=":", label="linear")
-        panel.set(xscale="log", yscale="log", xlabel=SWEEPS[name])
-    panels[0].set_ylabel("milliseconds (median)")
-    panels[-1].legend(fontsize=7)
+        # what more threads do is divided among them
+        line = [total[0] * x[0] / v for v in x] if name == "threads" else [total[-1] * v / x[-1] for v in x]
+        panel.plot(x, line, color="grey", ls=":", label="in proportion")
+        panel.set(xscale="log", yscale="log", xlabel=SWEEPS[name], ylabel="milliseconds (median)")
+        panel.set_xticks(x, [f"{v / 1000:.0f} k" if v >= 10_000 else f"{v:.3g}" if v < 100 else f"{v:.0f}" for v in x])
+        panel.xaxis.set_minor_locator(NullLocator())
+    axes.flat[-1].axis("off")
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
     save(figure, path)
 
 
