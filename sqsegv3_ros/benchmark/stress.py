@@ -22,10 +22,13 @@ import numpy as np
 from sqsegv3_ros.benchmark.child import Child
 from sqsegv3_ros.benchmark.live import STAGES, _environment, _p50, _running_node, _until
 from sqsegv3_ros.benchmark.report import table
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import OperationError, UserError
 
 _SAMPLE_S = 1.0
-_ENDS = ("labelled", "superseded by a newer cloud", "rejected", "failed")  # what becomes of a cloud in the node
+_SETTLED_S = 120.0
+_UNWANTED = "not labelled for want of subscribers"
+# what becomes of a cloud in the node
+_ENDS = ("labelled", "superseded by a newer cloud", "rejected", "failed", _UNWANTED)
 COUNTED = ("received", "lost on the way", *_ENDS)
 
 
@@ -77,12 +80,10 @@ class Bench:
 
     def measure(self, case: Case, seconds: float) -> dict[str, Any]:
         """Publish for so long, and account for every cloud."""
-        before = _counts(self._receiver.ask("collect")["diagnostics"])
+        before = _counts(self._settled()["diagnostics"])
         published = self._publish(case, seconds)
-        said = self._receiver.ask("collect")
-        while (grown := _grown(before, said))["received"] > sum(grown[key] for key in _ENDS):  # some are in work
-            more = self._receiver.ask("collect")
-            said = {**more, **{key: said[key] + more[key] for key in ("latencies", "damaged")}}
+        said = self._settled()
+        grown = {key: value - before[key] for key, value in _counts(said["diagnostics"]).items()}
         latencies = [latency for _, latency in said["latencies"]]
         dropped = grown["superseded by a newer cloud"] + grown["lost on the way"]
         return {
@@ -118,6 +119,17 @@ class Bench:
             sampler.join()
         return {**result, "samples": samples, **trends(samples, result["arrivals"])}
 
+    def _settled(self) -> dict[str, Any]:
+        """What has come and what the node says, once nothing is in work any more."""
+        end = time.monotonic() + _SETTLED_S
+        said = self._receiver.ask("collect")
+        while (counts := _counts(said["diagnostics"]))["received"] > sum(counts[key] for key in _ENDS):
+            if time.monotonic() > end:
+                raise OperationError(f"the node still has clouds in work after {_SETTLED_S:.0f} s: {counts}")
+            more = self._receiver.ask("collect")
+            said = {**more, **{key: said[key] + more[key] for key in ("latencies", "damaged")}}
+        return said
+
     def _publish(self, case: Case, seconds: float) -> dict[str, Any]:
         return self._publisher.ask("publish", **asdict(case), seconds=seconds)
 
@@ -146,10 +158,6 @@ def trends(samples: Sequence[Sequence[float]], arrivals: Sequence[Sequence[float
         "files": [int(table_[:, 3].min()), int(table_[:, 3].max())] if len(table_) else [],
         "p99_ms_by_half": [float(np.percentile(half, 99)) if len(half) else float("nan") for half in halves],
     }
-
-
-def _grown(before: Mapping[str, int], said: Mapping[str, Any]) -> dict[str, int]:
-    return {key: value - before[key] for key, value in _counts(said["diagnostics"]).items()}
 
 
 def _counts(diagnostics: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
