@@ -25,6 +25,7 @@ VERBS = {
     "benchmark": "measure what a scan costs, beside the machine's limits and the official release's way",
     "stress": "load the running node, and account for every cloud",
     "ablate": "what the variants that the paper compares cost, beside its tables; the commands that train them",
+    "figures": "draw what lies where in LiDAR images, and where filters are active (the paper's figures 2 and 3)",
     "replay": "publish a bag or a data set's sequence at its recorded pace",
     "convert": "turn a data set's sequence into a bag, and a bag into a sequence",
 }
