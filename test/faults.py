@@ -110,7 +110,7 @@ class Rig:
                 time.sleep(0.01)
         raise AssertionError(f"no labelled scan within {timeout_s} s: {self.client.diagnostics}\n{self.node.log}")
 
-    def recovers(self, timeout_s: float = 60.0) -> None:
+    def recovers(self, timeout_s: float = 120.0) -> None:
         """The node labels the next good scans, and its diagnostics go back to OK."""
         end = time.monotonic() + timeout_s
         self.labels()
