@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -198,14 +199,16 @@ def test_services_parameters_and_diagnostics_answer_while_the_network_works_for_
             live.DiagnosticArray, "/diagnostics", lambda _: times.append(time.monotonic()), 10
         )
         rig.labels(timeout_s=60)
-        scan = stamped(message(street(120_000)))
-        begin = time.monotonic()
-        rig.publish(scan)
         took: list[float] = []
-        while rig.answer(scan) is None:
+        scan, begin, attempts = None, -math.inf, 0
+        while scan is None or rig.answer(scan) is None:
+            if time.monotonic() - begin > 20:  # as a sensor does; on a busy machine one may be lost on the way
+                attempts += 1
+                assert attempts <= 5, rig.node.log
+                scan, begin = stamped(message(street(120_000))), time.monotonic()
+                rig.publish(scan)
             took += [service.took_ms(**request) for service, request in services]
             time.sleep(0.02)
-            assert time.monotonic() - begin < 60
         inference_s = time.monotonic() - begin
         print(f"inference {inference_s:.1f} s, {len(took)} answers, p50 {np.median(took):.1f}, max {max(took):.1f} ms")
         assert inference_s > 0.5 and len(took) > 10
