@@ -13,6 +13,7 @@ from conftest import ROOT
 from sqsegv3_ros.ablation import latency
 from sqsegv3_ros.ablation.variants import VARIANTS
 from sqsegv3_ros.ablation.work import count
+from sqsegv3_ros.benchmark.networks import count_work
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.network.config import NetworkConfig
 
@@ -27,6 +28,11 @@ def test_work_of_the_released_networks_is_what_was_counted_by_hand(
     work = count(config, 64, width)
     assert work.parameters == parameters
     assert work.macs / 1e9 == pytest.approx(giga_macs, abs=6e-4)
+
+
+def test_work_is_what_the_benchmark_counts_in_another_way() -> None:
+    config = NetworkConfig(channels=(8, 16, 24, 48, 48))
+    assert count(config, 64, 512).macs == count_work(config, 64, 512).macs_all_heads
 
 
 def test_products_are_features_times_factors() -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from sqsegv3_ros.cli import main
+from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig
 from sqsegv3_ros.labels import SEMANTIC_KITTI
 from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.deploy import deploy
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.projection import Normalization, ProjectionConfig, normalize, project
 from sqsegv3_ros.segmenter import Segmenter
@@ -70,3 +72,9 @@ def test_onnx_export_says_that_it_knows_the_released_block_only(
     write_checkpoint(tmp_path / "x.ckpt", NetworkConfig(block="pac").scaled(1 / 8))
     assert main(["export", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "x.onnx"), "--format", "onnx"]) == 2
     assert "the block 'sac-isk' in SqueezeSegV3's shape only, found 'pac'" in capsys.readouterr().err
+
+
+def test_there_is_a_deploy_form_of_the_released_block_and_shape_only() -> None:
+    for config in (NetworkConfig(block="conv"), NetworkConfig.rangenet_21(block="sac-isk")):
+        with pytest.raises(UserError, match="has no deploy form, only sac-isk with 3 has"):
+            deploy(SqueezeSegV3(config.scaled(1 / 8)))

@@ -41,12 +41,12 @@ def test_means_are_over_the_scans_that_have_a_point_there() -> None:
 
 
 def test_samples_of_a_location_are_the_points_of_its_own_surroundings() -> None:
-    scan = np.array([at(32, 5), at(31, 6), at(30, 7), at(10, 8)], dtype=np.float32)
+    scan = np.array([at(33, 4), at(32, 5), at(31, 6), at(30, 7), at(34, 7), at(10, 8)], dtype=np.float32)
     found = observation.coordinates([scan, scan], IMAGE)
     assert found.places == [(row, column) for row in (1, 4, 6) for column in (10, 32, 53)]
     by_place = dict(zip(found.places, found.samples, strict=True))
     distances = {place: sorted(np.linalg.norm(s, axis=1).round(3).tolist()) for place, s in by_place.items()}
-    assert {place: d for place, d in distances.items() if d} == {(4, 32): [5, 5, 6, 6], (4, 10): [8, 8]}
+    assert {place: d for place, d in distances.items() if d} == {(4, 32): [4, 4, 5, 5, 6, 6], (4, 10): [8, 8]}
 
 
 def test_evenness_is_the_share_of_the_image_that_is_equally_active() -> None:

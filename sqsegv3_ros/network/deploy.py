@@ -28,7 +28,6 @@ from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
 from sqsegv3_ros.network.tiles import new_image, take_columns, take_tile, tile_shape, windows
 from sqsegv3_ros.network.winograd import activate, pays, winograd3x3
 
-DEPLOYABLE_BLOCKS = ("sac-isk",)
 TILE_PIXELS = 1024
 """Pixels of a tile until the loader chooses for its device; 0 is the whole image."""
 FULL_TILE_CHANNELS = 32
@@ -37,8 +36,11 @@ FULL_TILE_CHANNELS = 32
 
 def deploy(model: SqueezeSegV3) -> "DeployedSqueezeSegV3":
     """The deploy form of a model as it would run in eval mode: float32, on the CPU; the model itself is not changed."""
-    if model.config.block not in DEPLOYABLE_BLOCKS:
-        raise UserError(f"network: a block '{model.config.block}' has no deploy form, only {DEPLOYABLE_BLOCKS[0]} has")
+    if not model.config.has_deploy_form:
+        raise UserError(
+            f"network: block '{model.config.block}' with {model.config.halvings} halvings has no deploy form, only "
+            "sac-isk with 3 has"
+        )
     return DeployedSqueezeSegV3(model).eval()
 
 
