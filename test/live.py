@@ -134,7 +134,7 @@ class Client:
         if key not in self._publishers:
             self._publishers[key] = self.node.create_publisher(PointCloud2, topic, qos)
         publisher = self._publishers[key]
-        wait_until(lambda: publisher.get_subscription_count() > 0, 20, lambda: f"nobody subscribes to {topic}")
+        wait_until(lambda: publisher.get_subscription_count() > 0, 60, lambda: f"nobody subscribes to {topic}")
         return publisher
 
     def close_publisher(self, topic: str, qos: QoSProfile) -> None:
@@ -146,7 +146,7 @@ class Client:
         subscription = self.node.create_subscription(kind, topic, messages.append, qos)
         if connected:
             name = subscription.topic_name
-            wait_until(lambda: self.node.count_publishers(name) > 0, 20, lambda: f"nobody publishes {name}")
+            wait_until(lambda: self.node.count_publishers(name) > 0, 60, lambda: f"nobody publishes {name}")
             time.sleep(0.3)  # the publisher hears of its subscriber a little later
         return messages
 
