@@ -10,9 +10,11 @@ import pytest
 
 # nothing of a test leaves the machine, and tests that run side by side do not hear each other
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-DOMAIN = int(os.environ.get("ROS_DOMAIN_ID", random.SystemRandom().randint(1, 100)))
-os.environ["ROS_DOMAIN_ID"] = str((DOMAIN + WORKER - 1) % 100 + 1)
+# a worker of pytest-xdist has a domain of its own; the processes that it starts read this again, and share it with it
+_DOMAIN = os.environ.get("ROS_DOMAIN_ID") or str(random.SystemRandom().randint(1, 100))
+_FIRST_DOMAIN = int(os.environ.setdefault("SQSEGV3_TEST_DOMAIN", _DOMAIN))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+os.environ["ROS_DOMAIN_ID"] = str((_FIRST_DOMAIN + _WORKER - 1) % 100 + 1)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its threads share two cores with other processes
 
 ROOT = Path(__file__).resolve().parent.parent
