@@ -7,6 +7,7 @@ import itertools
 import math
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from clouds import LAYOUTS, points_of
 from clouds import message as message_of
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
-from live import LATCHED, Client, message, wait_until
+from live import LATCHED, Client, message
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
@@ -101,8 +102,14 @@ def labelled(client: Client, node: SegmentNode, cloud: PointCloud2) -> np.ndarra
     """What comes back for a cloud, as a structured array."""
     name = node.get_fully_qualified_name()
     results = client.collect(PointCloud2, f"{name}/output/points")
-    client.publish(cloud, f"{name}/input/points")
-    wait_until(lambda: results, 30, lambda: f"no labelled cloud; {client.diagnostics}")
+    for _ in range(10):  # again, as a sensor does: the first can come before the node knows its publisher
+        client.publish(cloud, f"{name}/input/points")
+        end = time.monotonic() + 5
+        while not results and time.monotonic() < end:
+            time.sleep(0.01)
+        if results:
+            break
+    assert results, f"no labelled cloud; {client.diagnostics}"
     assert results[0].header == cloud.header
     return points_of(results[0]).reshape(-1)
 
@@ -158,7 +165,7 @@ def test_a_preset_makes_the_node_label_its_sensors_clouds_without_a_remark(
         there = np.abs(points["x"]) + np.abs(points["y"]) > 0
         assert (points["label"][there] != 0).mean() > 0.5 and len(np.unique(points["label"])) > 2
         assert (points["label"][~there] == 0).all()
-        client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] == "1")
+        client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] != "0")
         assert client.diagnostics["input"].message == "receiving clouds"
         image = {v.key: v.value for v in client.status("model", lambda s: bool(s.values)).values}["image"]
         height, _, width = image.partition(" x ")
@@ -234,7 +241,7 @@ def test_a_tilted_sensor_with_its_mount_gets_the_labels_of_a_level_one_and_keeps
     with node_of(client, model=model, **TILT) as node:
         check_levelled(client, node, model)
         # the level image holds the tilted points: there is nothing to remark on the field of view
-        client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] == "1")
+        client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] != "0")
         assert client.diagnostics["input"].message == "receiving clouds"
 
 
