@@ -14,9 +14,10 @@ export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
 .PHONY: test test-long demo model lint format install clean
 
-# two at a time: many tests wait for other processes; a file's tests stay together and share what they set up
+# two at a time: many tests wait for other processes; a file's tests stay together and share what they set up.
+# A second try, which the summary counts: on a busy machine DDS may find a peer too late; what is broken fails twice
 test: lint
-	$(RUN) pytest -n 2 --dist loadfile
+	$(RUN) pytest -n 2 --dist loadfile --reruns 1
 
 test-long: $(INSTALLED)
 	$(RUN) pytest -m long
