@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.parallel import share
 from sqsegv3_ros.projection import EMPTY, RangeImage, _from_dict, constant, restore
 
 MODES = ("off", "safe", "official")
-_CHUNK = 8192  # points a thread whose neighbourhoods are gathered at once, so few that they stay in the cache
+_CHUNK = 8192  # points whose neighbourhoods are gathered at once, so few that they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,15 @@ class _Window:
     def vote(self, pixel: Tensor, point_range: Tensor) -> Tensor:
         """(M,) winning labels of points by their (M,) pixel and range; 0 where nobody had a valid vote."""
         corner = pixel + self.padding * torch.div(pixel, self.image.width, rounding_mode="floor")
-        threads = torch.get_num_threads()
-        size = threads * _CHUNK if pixel.device.type == "cpu" else max(len(pixel), 1)
-        chunks = zip(corner.split(size), point_range.split(size), strict=True)
-        with ThreadPoolExecutor(threads) as pool:
-            return torch.cat([self._vote(*chunk, pool) for chunk in chunks])
+        size = _CHUNK if pixel.device.type == "cpu" else max(len(pixel), 1)
 
-    def _vote(self, corner: Tensor, point_range: Tensor, pool: Executor) -> Tensor:
+        def vote(begin: int, end: int) -> Tensor:
+            chunks = zip(corner[begin:end].split(size), point_range[begin:end].split(size), strict=True)
+            return torch.cat([self._vote(*chunk) for chunk in chunks])
+
+        return torch.cat(share(vote, len(pixel), _CHUNK))
+
+    def _vote(self, corner: Tensor, point_range: Tensor) -> Tensor:
         search, k = self.config.search, self.config.k
         neighbours = torch.empty((len(corner), search**2), dtype=torch.int64, device=corner.device)
         for row, part in zip(self.rows, neighbours.split(search, 1), strict=True):
@@ -157,7 +159,7 @@ class _Window:
         distance = _halves(neighbours, torch.float32)[..., 1]
         distance[:, distance.shape[1] // 2] = point_range
         distance.sub_(point_range.unsqueeze(1)).abs_().mul_(self.weights)
-        nearest = _smallest(neighbours, k, pool).t().clone(memory_format=torch.contiguous_format)
+        nearest = _smallest(neighbours, k).t().clone(memory_format=torch.contiguous_format)
         labels = nearest.to(self.label_type).mul_(_halves(nearest, torch.float32)[..., 1] <= self.limit)
         votes = torch.zeros_like(labels, dtype=torch.uint8)
         for candidate in labels:
@@ -175,13 +177,12 @@ def _halves(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.view(dtype).unflatten(-1, (-1, 2))
 
 
-def _smallest(values: Tensor, k: int, pool: Executor) -> Tensor:
+def _smallest(values: Tensor, k: int) -> Tensor:
     """(M, n) -> (M, k): the k smallest of each row, in any order. The values may be reordered."""
     if values.device.type != "cpu":
         return values.topk(k, dim=1, largest=False, sorted=False).values
-    # on one thread six times as fast as torch's topk; numpy lets the other threads run meanwhile
-    parts = np.array_split(values.numpy(), torch.get_num_threads())
-    list(pool.map(lambda part: part.partition(k - 1, axis=1), parts))
+    # six times as fast as torch's topk; numpy lets the other threads run meanwhile
+    values.numpy().partition(k - 1, axis=1)
     return values[:, :k]
 
 

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.parallel import share
 
 EMPTY = -1.0  # what every channel of a pixel without a point holds
 _NO_POINT = 2**63 - 1  # larger than the key of any point
+_WORTH_A_THREAD = 100_000  # points or pixels: 125,000 take one thread 4 ms, and two no less
 
 KEEP = ("nearest", "farthest")
 OUTSIDE_FOV = ("clamp", "drop")
@@ -182,11 +184,41 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
     """
     if points.ndim != 2 or points.shape[1] != 4 or points.dtype != torch.float32:
         raise UserError(f"points must be (N, 4) float32, found {tuple(points.shape)} {points.dtype}")
+    if config.needs_rings:
+        _check_rings(rings, len(points), config)
     # by channel, each contiguous: range, x, y, z, remission; the first column is what empty pixels hold
-    columns = points.new_full((5, len(points) + 1), EMPTY)
-    for channel, column in zip(columns[1:], points.unbind(1), strict=True):
-        channel[1:] = column
-    point_range, x, y, z, remission = columns[:, 1:].unbind(0)
+    columns = points.new_empty((5, len(points) + 1))
+    columns[:, 0] = EMPTY
+    point_range = columns[0, 1:]
+    usable = torch.empty(len(points), dtype=torch.bool, device=points.device)
+    pixel, key = torch.empty((2, len(points)), dtype=torch.int64, device=points.device).unbind(0)
+
+    def aim(begin: int, end: int) -> None:
+        part = columns[:, 1 + begin : 1 + end]
+        for channel, column in zip(part[1:], points[begin:end].unbind(1), strict=True):
+            channel.copy_(column)
+        pixel[begin:end], usable[begin:end] = _aim(part, config, None if rings is None else rings[begin:end])
+        key[begin:end] = _key(part[0], usable[begin:end], begin, len(points), config)
+
+    share(aim, len(points), _WORTH_A_THREAD)
+    index = _winners(pixel, key, config)
+    mask, winner = index >= 0, index + 1
+    channels = columns.new_empty((5, len(index)))
+
+    def take(begin: int, end: int) -> None:
+        for channel, column in zip(channels, columns, strict=True):
+            torch.index_select(column, 0, winner[begin:end], out=channel[begin:end])
+
+    share(take, len(index), _WORTH_A_THREAD)
+    shape = (config.height, config.width)
+    network_mask = index > 0 if config.official_mask else mask
+    return RangeImage(channels.view(5, *shape), index.view(shape), network_mask.view(shape), pixel, point_range, usable)
+
+
+def _aim(columns: Tensor, config: ProjectionConfig, rings: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(5, M) range, x, y, z, remission of points, of which the range is filled in -> their pixels, (M,) int64, and
+    whether they can be used, (M,) bool."""
+    point_range, x, y, z, remission = columns.unbind(0)
     # torch's float32 square root is not correctly rounded everywhere; through float64 it is, as numpy's
     point_range.copy_((x * x + y * y).add_(z * z).double().sqrt_())
     remission.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
@@ -194,7 +226,8 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
     # squares of less than 1e-19 m lose digits, so that a range may come out shorter than its z
     elevation = torch.asin((z / point_range).clamp_(-1, 1))
     if config.needs_rings:
-        row, known = _row_from_ring(rings, len(points), config)
+        assert rings is not None
+        row, known = _row_from_ring(rings, config)
         usable &= known
     else:
         row = _row_from_elevation(elevation, config)
@@ -202,17 +235,7 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
         up, down = math.radians(config.fov_up_deg), math.radians(config.fov_down_deg)
         usable &= (elevation <= up) & (elevation >= down)
     # float32 holds every pixel's number: there are at most 1024 x 16384 = 2**24
-    pixel = torch.where(usable, row.mul_(config.width).add_(_column(x, y, config.width)), 0).to(torch.int64)
-
-    index = _winners(pixel, point_range, usable, config)
-    mask = index >= 0
-    winner = index + 1
-    channels = columns.new_empty((5, len(index)))
-    for channel, column in zip(channels, columns, strict=True):
-        torch.index_select(column, 0, winner, out=channel)
-    shape = (config.height, config.width)
-    network_mask = index > 0 if config.official_mask else mask
-    return RangeImage(channels.view(5, *shape), index.view(shape), network_mask.view(shape), pixel, point_range, usable)
+    return torch.where(usable, row.mul_(config.width).add_(_column(x, y, config.width)), 0).to(torch.int64), usable
 
 
 def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
@@ -284,11 +307,14 @@ def _row_from_elevation(elevation: Tensor, config: ProjectionConfig) -> Tensor:
     return from_top.mul_(config.height).floor_().clamp_(0, config.height - 1)
 
 
-def _row_from_ring(rings: Tensor | None, count: int, config: ProjectionConfig) -> tuple[Tensor, Tensor]:
+def _check_rings(rings: Tensor | None, count: int, config: ProjectionConfig) -> None:
     if rings is None:
         raise UserError(f"rows '{config.rows}' need the points' ring numbers, found none; set rows to 'elevation'")
     if rings.shape != (count,):
         raise UserError(f"rings must be ({count},), found {tuple(rings.shape)}")
+
+
+def _row_from_ring(rings: Tensor, config: ProjectionConfig) -> tuple[Tensor, Tensor]:
     ring_count = config.ring_count or config.height
     rings = rings.to(torch.int64)
     known = (rings >= 0) & (rings < ring_count)
@@ -297,20 +323,23 @@ def _row_from_ring(rings: Tensor | None, count: int, config: ProjectionConfig) -
     return row.clamp_(0, config.height - 1).to(torch.float32), known
 
 
-def _winners(pixel: Tensor, point_range: Tensor, usable: Tensor, config: ProjectionConfig) -> Tensor:
-    """(H * W,) int64: the point that keeps each pixel, -1 where there is none."""
-    count = len(pixel)
+def _key(point_range: Tensor, usable: Tensor, begin: int, count: int, config: ProjectionConfig) -> Tensor:
+    """(M,) int64: of the points in a pixel the one with the smallest key keeps it. begin: the first point's number."""
     # A positive float orders like its bits: range and index in one integer make the minimum exact, free of the
     # order of writing and equal on every device. The later of equally near points wins, as in the release.
     order = point_range.view(torch.int32).to(torch.int64)
     if config.keep == "farthest":
         order = 0x7F800000 - order
-    later = torch.arange(count - 1, -1, -1, device=pixel.device)
-    key = torch.where(usable, order.bitwise_left_shift_(32).bitwise_or_(later), _NO_POINT)
+    later = torch.arange(count - 1 - begin, count - 1 - begin - len(point_range), -1, device=point_range.device)
+    return torch.where(usable, order.bitwise_left_shift_(32).bitwise_or_(later), _NO_POINT)
+
+
+def _winners(pixel: Tensor, key: Tensor, config: ProjectionConfig) -> Tensor:
+    """(H * W,) int64: the point that keeps each pixel, -1 where there is none."""
     best = torch.full((config.height * config.width,), _NO_POINT, dtype=torch.int64, device=pixel.device)
     best.scatter_reduce_(0, pixel, key, "amin")
     # the lower half of _NO_POINT is larger than any count
-    return best.bitwise_and_(0xFFFFFFFF).neg_().add_(count - 1).clamp_(min=-1)
+    return best.bitwise_and_(0xFFFFFFFF).neg_().add_(len(pixel) - 1).clamp_(min=-1)
 
 
 def _from_dict(cls: type, data: Mapping[str, Any], what: str) -> Any:

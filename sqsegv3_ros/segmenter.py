@@ -5,9 +5,11 @@ The paper's figure 1 in order: project the points, infer the classes of the pixe
 
 from __future__ import annotations
 
+import atexit
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,16 @@ from sqsegv3_ros.artifact import Artifact, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig, refine
 from sqsegv3_ros.mount import Mount
+from sqsegv3_ros.parallel import share, threads_share, torch_shares
 from sqsegv3_ros.projection import ProjectionConfig, RangeImage, fill_gaps, normalize, project
 
 DEVICES = ("auto", "cuda", "cpu")
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 STAGES = ("upload", "project", "network", "restore", "knn", "download")
+# A thread that helped with a network lets go of Python objects just after its result has arrived; should Python end in
+# that instant, it would abort the process (https://github.com/pytorch/pytorch/issues/38228).
+atexit.register(time.sleep, 0.01)
+
 _LARGE_TILE = 1 << 24  # pixels: the whole image at once, for devices with thousands of threads
 
 
@@ -52,8 +59,8 @@ class Segmenter:
 
     model: a loaded artifact or the path of a model file. device: 'auto' takes CUDA where there is one.
     precision: what the network computes in. projection, knn: instead of the model's own. mount: levels the points of a
-    tilted sensor. threads: CPU threads of torch for the whole process; None leaves them as they are. cuda_graph: record
-    the network's work on a CUDA device once and replay it, which spares small networks the launch of every kernel.
+    tilted sensor. threads: CPU threads that share a scan's work; None: as many as torch uses. cuda_graph: record the
+    network's work on a CUDA device once and replay it, which spares small networks the launch of every kernel.
     Raises UserError where the model or a setting cannot be used, so that nothing fails at the first scan.
     """
 
@@ -73,10 +80,9 @@ class Segmenter:
         self.device = resolve_device(device)
         if precision not in PRECISIONS:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, found '{precision}'")
-        if threads is not None:
-            if not 1 <= threads <= 1024:
-                raise UserError(f"threads must lie in 1..1024, found {threads}")
-            torch.set_num_threads(threads)
+        if threads is not None and not 1 <= threads <= 1024:
+            raise UserError(f"threads must lie in 1..1024, found {threads}")
+        self.threads = threads or torch.get_num_threads()
         self.precision = precision
         self.dtype: torch.dtype = getattr(torch, PRECISIONS[precision])
         if isinstance(model, Artifact):
@@ -90,6 +96,9 @@ class Segmenter:
         self._network: Callable[[Tensor], Tensor] = self.artifact.module
         if self.device.type != "cpu" and hasattr(self.artifact.module, "tile_pixels"):
             self.artifact.module.tile_pixels = _LARGE_TILE
+        self._striped = self.device.type == "cpu" and hasattr(self.artifact.module, "stripes")
+        if self._striped:
+            self.artifact.module.stripes = self.threads
         if cuda_graph:
             if self.device.type != "cuda":
                 raise UserError(f"a CUDA graph needs a CUDA device, found {self.device}")
@@ -104,7 +113,7 @@ class Segmenter:
         rings: (N,) ring numbers, needed where the projection takes its rows from them.
         """
         clock = _StageClock(self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), threads_share(self.threads if self.device.type == "cpu" else 1):
             on_device = self._upload(points), None if rings is None else self._upload(rings)
             clock.stop("upload")
 
@@ -125,7 +134,8 @@ class Segmenter:
         clock.stop("project")
 
         # TorchScript's optimiser costs seconds in the first runs; on a CPU it finds nothing in this network
-        with torch.jit.optimized_execution(self.device.type != "cpu"):
+        dividing = nullcontext() if self._striped else torch_shares()
+        with torch.jit.optimized_execution(self.device.type != "cpu"), dividing:
             logits = self._network(network_input)[0].float()
         clock.stop("network")
 
@@ -173,10 +183,18 @@ class Segmenter:
         """
         classes, height, width = logits.shape
         by_pixel = logits.permute(1, 2, 0).reshape(-1, classes)  # as this package's networks lay them out
-        best, label = by_pixel.max(1, keepdim=True)
-        odds = by_pixel.sub_(best).exp_()
         label_type = torch.uint8 if self.info.labels.dtype is np.uint8 else torch.int32
-        return label.view(height, width).to(label_type), odds, odds @ odds.new_ones(classes, 1)
+        label = torch.empty((height * width, 1), dtype=label_type, device=logits.device)
+        total = logits.new_empty((height * width, 1))
+
+        def decide(begin: int, end: int) -> None:
+            part = by_pixel[begin:end]
+            best, chosen = part.max(1, keepdim=True)
+            label[begin:end] = chosen
+            torch.mm(part.sub_(best).exp_(), part.new_ones(classes, 1), out=total[begin:end])
+
+        share(decide, len(by_pixel))
+        return label.view(height, width), by_pixel, total
 
     def _upload(self, values: npt.NDArray[Any] | Tensor) -> Tensor:
         if isinstance(values, np.ndarray):

@@ -10,10 +10,17 @@ import torch
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.deploy import deploy
 from sqsegv3_ros.network.model import SqueezeSegV3
-from sqsegv3_ros.network.tiles import take_tile, tile_shape
+from sqsegv3_ros.network.tiles import stripe_bounds, take_tile, tile_shape
 from sqsegv3_ros.network.winograd import winograd3x3
 
 MARGIN = 1e-4
+
+
+SHAPES = [
+    NetworkConfig.ssgv3_21(azimuth_padding="circular", attention_kernel=1),  # wide enough for Winograd
+    NetworkConfig.ssgv3_21(attention_kernel=3, azimuth_padding="circular").scaled(1 / 8),
+    NetworkConfig.ssgv3_21(attention_kernel=3, blocks=(1, 1, 1, 1, 1)).scaled(1 / 8),
+]
 
 
 def lively(config, seed=0):
@@ -67,6 +74,25 @@ def test_tiles_of_any_size_give_the_same(tile_pixels):
     deployed = deploy(model)
     deployed.tile_pixels = tile_pixels
     assert_agree(model, deployed, torch.randn(1, 5, 7, 72))
+
+
+@pytest.mark.parametrize("stripes", [2, 3, 100])
+@pytest.mark.parametrize("config", SHAPES, ids=["winograd", "circular", "zero"])
+def test_any_number_of_stripes_side_by_side_gives_the_same(config, stripes):
+    model = lively(config)
+    deployed = torch.jit.script(deploy(model))  # only scripted do they run side by side
+    deployed.stripes = stripes
+    for height in (6, 7):
+        assert_agree(model, deployed, torch.randn(2, 5, height, 72))
+
+
+@pytest.mark.parametrize("stripes", [1, 2, 3, 64, 1000])
+@pytest.mark.parametrize("height", [1, 2, 7, 64])
+def test_stripes_cover_the_image_and_are_even_where_it_is(height, stripes):
+    bounds = stripe_bounds(height, stripes)
+    assert [row for top, bottom in bounds for row in range(top, bottom)] == list(range(height))
+    assert 1 <= len(bounds) <= stripes
+    assert height % 2 or all(top % 2 == 0 for top, _ in bounds)
 
 
 def test_tile_size_can_be_changed_after_saving_and_loading():
@@ -149,7 +175,11 @@ def test_winograd_is_a_3x3_convolution_whatever_the_bands(circular, height, widt
     feature = torch.randn(2, height, width, 7)
     weight = torch.randn(5, 7, 3, 3).contiguous(memory_format=torch.channels_last)
     bias = torch.randn(5)
-    found = winograd3x3(feature, weight, bias, circular, band_pixels=band_pixels)
+    found = torch.full((2, height, width, 5), float("nan"))
+    upper = (height + 2) // 4 * 2  # in two goes, where there are rows enough
+    winograd3x3(feature, weight, bias, circular, found, bottom=upper, band_pixels=band_pixels)
+    if upper < height:
+        winograd3x3(feature, weight, bias, circular, found, top=upper, band_pixels=band_pixels)
     image = feature.permute(0, 3, 1, 2).double()
     image = torch.nn.functional.pad(image, (1, 1, 0, 0), mode="circular" if circular else "constant")
     expected = torch.nn.functional.conv2d(image, weight.double(), bias.double(), padding=(1, 0))
@@ -157,15 +187,14 @@ def test_winograd_is_a_3x3_convolution_whatever_the_bands(circular, height, widt
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.1, 1.0])
-def test_winograd_activates_and_adds_to_what_it_is_given_in_place(slope):
+def test_winograd_activates_and_adds_to_what_it_finds(slope):
     torch.manual_seed(0)
-    feature, onto = torch.randn(2, 6, 8, 7), torch.randn(2, 6, 8, 5)
+    feature, out = torch.randn(2, 6, 8, 7), torch.randn(2, 6, 8, 5)
     weight = torch.randn(5, 7, 3, 3).contiguous(memory_format=torch.channels_last)
     expected = torch.nn.functional.conv2d(feature.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
-    expected = torch.nn.functional.leaky_relu(expected, slope) + onto
-    found = winograd3x3(feature, weight, torch.zeros(5), False, slope, onto, band_pixels=20)
-    assert found is onto
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    expected = torch.nn.functional.leaky_relu(expected, slope) + out
+    winograd3x3(feature, weight, torch.zeros(5), False, out, slope, add=True, band_pixels=20)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
 
 
 def test_full_size_network_uses_winograd_and_agrees_also_where_it_cannot():

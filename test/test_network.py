@@ -12,6 +12,8 @@ from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.network.official_keys import FILES, official_key
 
+# the goldens come from a processor with AVX2; where sums run in another order up to 2.3e-5 was seen (AVX-512)
+ROUNDING = 5e-5
 MARGIN = 1e-4
 
 
@@ -55,7 +57,7 @@ def test_number_of_parameters_is_the_releases(config, parameters):
 
 def assert_softmax_agrees(logits, expected):
     probabilities = torch.softmax(logits, 1).numpy()
-    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=ROUNDING)
     ranked = np.sort(expected, axis=1)
     clear = ranked[:, -1] - ranked[:, -2] > MARGIN
     assert clear.mean() > 0.9
@@ -83,7 +85,7 @@ def test_intermediate_features_equal_the_release(net21):
     expected |= {f"skip{2**i}": skip for i, skip in enumerate(skips)}
     expected |= {f"decoder{i}": stage for i, stage in enumerate(stages)}
     for name, found in expected.items():
-        np.testing.assert_allclose(found.numpy(), golden[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found.numpy(), golden[name], rtol=1e-4, atol=ROUNDING, err_msg=name)
 
 
 def scan_image():
@@ -105,7 +107,7 @@ def test_real_scan_at_full_size_equals_the_release(net21):
         first, last = 960 // (2048 // logits.shape[3]), 1088 // (2048 // logits.shape[3])
         probabilities = torch.softmax(logits, 1)[0].numpy()
         np.testing.assert_allclose(
-            probabilities[:, :, first:last], golden[f"softmax_crop_{i}"], rtol=0, atol=1e-5, err_msg=f"head {i}"
+            probabilities[:, :, first:last], golden[f"softmax_crop_{i}"], rtol=0, atol=ROUNDING, err_msg=f"head {i}"
         )
         clear = golden[f"margin_{i}"].astype(np.float32) > MARGIN
         assert (probabilities.argmax(0) == golden[f"argmax_{i}"])[clear].all()
@@ -132,8 +134,8 @@ def test_loss_gradients_and_statistics_equal_the_release():
     gradients = {golden_name(key): p.grad.numpy() for key, p in model.named_parameters()}
     assert set(gradients) == set(norms)
     for name, gradient in gradients.items():
-        # a bias that a BatchNorm follows has no effect: its gradient is rounding, about 1e-7
-        assert np.linalg.norm(gradient.astype(np.float64)) == pytest.approx(norms[name], rel=2e-3, abs=2e-5), name
+        # a bias that a BatchNorm follows has no effect: its gradient is rounding, 1e-7 to 3e-5
+        assert np.linalg.norm(gradient.astype(np.float64)) == pytest.approx(norms[name], rel=2e-3, abs=1e-4), name
         if f"grad/{name}" in golden:
             scale = np.abs(golden[f"grad/{name}"]).max()
             np.testing.assert_allclose(gradient, golden[f"grad/{name}"], rtol=0, atol=1e-3 * scale, err_msg=name)

@@ -96,7 +96,7 @@ class Ours:
             "projection": segmenter.projection.to_dict(),
             "normalization": segmenter.info.normalization.to_dict(),
             "classes": len(segmenter.info.labels),
-            "threads": torch.get_num_threads(),
+            "threads": segmenter.threads,
             "torch": torch.__version__,
             "points": len(self._points),
             "cloud_in_bytes": len(self._cloud.data),
@@ -119,12 +119,13 @@ class Ours:
         import torch
 
         from sqsegv3_ros.knn import KnnConfig, refine
+        from sqsegv3_ros.parallel import threads_share
         from sqsegv3_ros.projection import project
 
         segmenter = self._pipeline.segmenter
         labels = torch.from_numpy(np.load(label_image)).to(segmenter.device)
         config = KnnConfig("official", size, size)
-        with torch.inference_mode():
+        with torch.inference_mode(), threads_share(segmenter.threads):
             image = project(torch.from_numpy(self._points).to(segmenter.device), segmenter.projection)
             return timed(lambda: refine(labels, image, config, len(segmenter.info.labels)).cpu())[1]
 

@@ -17,16 +17,15 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.network.config import WIDTH_DIVISOR
-from sqsegv3_ros.network.layers import AzimuthConv2d, AzimuthUpsample2d, ConvNorm
+from sqsegv3_ros.network.folded import FoldedConv, fold
+from sqsegv3_ros.network.layers import ConvNorm
 from sqsegv3_ros.network.model import DecoderStage, EncoderStage, Head, SqueezeSegV3, narrow_coordinates
 from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
-from sqsegv3_ros.network.tiles import new_image, take_columns, take_tile, tile_shape, windows
-from sqsegv3_ros.network.winograd import activate, pays, winograd3x3
+from sqsegv3_ros.network.tiles import new_image, stripe_bounds, take_columns, take_tile, tile_shape, windows
 
 TILE_PIXELS = 1024
 """Pixels of a tile until the loader chooses for its device; 0 is the whole image."""
@@ -45,11 +44,16 @@ def deploy(model: SqueezeSegV3) -> "DeployedSqueezeSegV3":
 
 
 class DeployedSqueezeSegV3(nn.Module):
-    """Scriptable deploy form of a `SqueezeSegV3`. `tile_pixels` may be set at any time, also after loading."""
+    """Scriptable deploy form of a `SqueezeSegV3`. May be set at any time, also after loading:
+
+    tile_pixels: see `tile_shape`. stripes: how many threads share the rows of every layer; each operation of torch's
+    should then use one thread.
+    """
 
     def __init__(self, model: SqueezeSegV3):
         super().__init__()
         self.tile_pixels = TILE_PIXELS
+        self.stripes = 1
         self.in_channels = model.in_channels
         self.width_divisor = WIDTH_DIVISOR
         self.minimum_width = model.minimum_width
@@ -72,69 +76,19 @@ class DeployedSqueezeSegV3(nn.Module):
                 f"found {image.size(3)}"
             )
         coordinates = image[:, 1:4]
-        feature = self.stem(image.permute(0, 2, 3, 1).contiguous())
+        feature = self.stem(image.permute(0, 2, 3, 1).contiguous(), self.stripes)
         skips: list[Tensor] = []
         for i, stage in enumerate(self.encoder):
             if i < 3:
                 skips.append(feature)
-            feature = stage(feature, coordinates, self.tile_pixels, i < 3)
+            feature = stage(feature, coordinates, self.tile_pixels, self.stripes, i < 3)
             if i < 3:
                 coordinates = narrow_coordinates(coordinates, self.circular)
         for i, stage in enumerate(self.decoder):
-            feature = stage(feature)
+            feature = stage(feature, self.stripes)
             if i >= 2:
                 feature = feature.add_(skips.pop())
-        return self.head(feature).permute(0, 3, 1, 2)
-
-
-class FoldedConv(nn.Module):
-    """A convolution with whatever followed it folded in, features (N, H, W, C) -> (N, H', W', C')."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor, stride: tuple[int, int], circular: bool, *, slope: float):
-        super().__init__()
-        self.register_buffer("weight", weight.detach().float().contiguous(memory_format=torch.channels_last))
-        self.register_buffer("bias", bias.detach().float().clone())
-        self.stride = stride
-        self.reach = (weight.shape[2] // 2, weight.shape[3] // 2)
-        self.circular = circular
-        self.slope = slope
-        self.winograd = stride == (1, 1) and self.reach == (1, 1) and pays(weight.shape[1], weight.shape[0])
-
-    @classmethod
-    def of(cls, layer: ConvNorm) -> "FoldedConv":
-        """The same function as convolution, BatchNorm and activation."""
-        weight, bias = fold(layer.conv, layer.norm)
-        conv = layer.conv
-        if isinstance(conv, AzimuthConv2d):
-            return cls(weight, bias, (conv.stride[0], conv.stride[1]), conv.circular, slope=layer.slope)
-        assert isinstance(conv, AzimuthUpsample2d)
-        return cls(_upsampling_as_conv(weight), bias.repeat(2), (1, 1), conv.circular, slope=layer.slope)
-
-    @classmethod
-    def of_head(cls, head: Head) -> "FoldedConv":
-        """A head as it is in eval mode."""
-        assert head.conv.bias is not None
-        return cls(head.conv.weight, head.conv.bias, (1, 1), head.conv.circular, slope=1.0)
-
-    def forward(self, feature: Tensor, onto: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> (N, H', W', C'), contiguous. onto: the result is added to it; it may be overwritten."""
-        even = feature.size(1) % 2 == 0 and feature.size(2) % 2 == 0
-        if self.winograd and even and feature.device.type == "cpu" and feature.dtype == torch.float32:
-            return winograd3x3(feature, self.weight, self.bias, self.circular, self.slope, onto)
-        out = activate(self._convolve(feature), self.slope)
-        return out if onto is None else out.add_(onto)
-
-    def _convolve(self, feature: Tensor) -> Tensor:
-        pad = self.reach[1]
-        if self.circular and pad > 0:
-            feature = torch.cat((feature[:, :, -pad:], feature, feature[:, :, :pad]), dim=2)
-            pad = 0
-        image = feature.permute(0, 3, 1, 2)
-        out = F.conv2d(image, self.weight, self.bias, self.stride, (self.reach[0], pad))
-        return out.permute(0, 2, 3, 1).contiguous()  # as it already is where the device's library keeps the layout
+        return self.head(feature, self.stripes).permute(0, 3, 1, 2)
 
 
 class DeployedBlock(nn.Module):
@@ -162,42 +116,62 @@ class DeployedBlock(nn.Module):
         self.tile_scale = max(1, FULL_TILE_CHANNELS // channels)
 
     def forward(
-        self, feature: Tensor, coordinates: Tensor, columns: Tensor | None, tile_pixels: int, keep: bool
+        self,
+        feature: Tensor,
+        coordinates: Tensor,
+        columns: Tensor | None,
+        tile_pixels: int,
+        stripes: int,
+        keep: bool,
     ) -> Tensor:
         """feature (N, H, W, C), coordinates (N, H, W, 3) -> (N, H, W, C).
 
         columns: (N, H, W, 3 k k + 1) of the coordinates where somebody has taken them; else every tile takes its own.
         keep: whether somebody needs the feature afterwards; else it may be overwritten.
         """
-        mixed = self._mix(feature, coordinates, columns, tile_pixels).relu_()
-        if keep:
-            return self.conv(mixed).add_(feature)
-        return self.conv(mixed, feature)
+        mixed = new_image(feature, list(feature.shape))
+        bounds = stripe_bounds(feature.size(1), stripes)
+        tasks: list[torch.jit.Future[Tensor]] = []
+        for top, bottom in bounds[1:]:
+            tasks.append(torch.jit.fork(self.mix_rows, feature, coordinates, columns, tile_pixels, mixed, top, bottom))
+        self.mix_rows(feature, coordinates, columns, tile_pixels, mixed, 0, bounds[0][1])
+        for task in tasks:
+            torch.jit.wait(task)
+        return self.conv(mixed, stripes, feature, keep)
 
-    def _mix(self, feature: Tensor, coordinates: Tensor, columns: Tensor | None, tile_pixels: int) -> Tensor:
-        """The spatially-adaptive convolution itself, without its activation."""
-        batch, height, width, channels = feature.size()
-        tile_rows, tile_columns = tile_shape(height, width, tile_pixels * self.tile_scale)
-        mixed = new_image(feature, [batch, height, width, channels])
+    def mix_rows(
+        self,
+        feature: Tensor,
+        coordinates: Tensor,
+        columns: Tensor | None,
+        tile_pixels: int,
+        mixed: Tensor,
+        top: int,
+        bottom: int,
+    ) -> Tensor:
+        """The spatially-adaptive convolution itself: rows [top, bottom) are written into `mixed`, which is returned."""
+        batch, width, channels = feature.size(0), feature.size(2), feature.size(3)
+        tile_rows, tile_columns = tile_shape(bottom - top, width, tile_pixels * self.tile_scale)
         all_factors = new_image(feature, [tile_rows * tile_columns, self.attention.size(1)])
         for n in range(batch):
-            for top in range(0, height, tile_rows):
-                rows = min(tile_rows, height - top)
+            for row in range(top, bottom, tile_rows):
+                rows = min(tile_rows, bottom - row)
                 for left in range(0, width, tile_columns):
                     cols = min(tile_columns, width - left)
                     if columns is None:
-                        x = coordinate_columns(coordinates[n], top, left, rows, cols, self.kernel, self.circular)
+                        x = coordinate_columns(coordinates[n], row, left, rows, cols, self.kernel, self.circular)
                     else:
-                        x = columns[n, top : top + rows, left : left + cols]
+                        x = columns[n, row : row + rows, left : left + cols]
                     factors = all_factors[: rows * cols]
                     torch.mm(x.reshape(rows * cols, -1), self.attention, out=factors)
                     factors.exp2_().add_(1.0)
                     seen = feature.new_empty([rows + 2, cols + 2, channels])
-                    take_tile(feature[n], top, left, 1, self.circular, seen)
+                    take_tile(feature[n], row, left, 1, self.circular, seen)
                     adapted = factors.view(rows, cols, 3, 3 * channels)
                     torch.div(windows(seen, 3), adapted, out=adapted)
-                    out = mixed[n, top : top + rows, left : left + cols].view(rows * cols, channels)
+                    out = mixed[n, row : row + rows, left : left + cols].view(rows * cols, channels)
                     torch.addmm(self.mix_bias, factors, self.mix.t(), out=out)
+                    out.relu_()
         return mixed
 
 
@@ -214,7 +188,7 @@ class DeployedEncoderStage(nn.Module):
         self.kernel = first.attention.conv.kernel_size[0]
         self.circular = first.circular
 
-    def forward(self, feature: Tensor, coordinates: Tensor, tile_pixels: int, keep: bool) -> Tensor:
+    def forward(self, feature: Tensor, coordinates: Tensor, tile_pixels: int, stripes: int, keep: bool) -> Tensor:
         """feature (N, H, W, C), coordinates (N, 3, H, W) -> (N, H, W or W / 2, C'). keep: as in `DeployedBlock`."""
         height, width = feature.size(1), feature.size(2)
         coordinates = coordinates.permute(0, 2, 3, 1).contiguous()
@@ -224,10 +198,10 @@ class DeployedEncoderStage(nn.Module):
                 [coordinate_columns(c, 0, 0, height, width, self.kernel, self.circular) for c in coordinates.unbind()]
             )
         for block in self.blocks:
-            feature = block(feature, coordinates, columns, tile_pixels, keep)
+            feature = block(feature, coordinates, columns, tile_pixels, stripes, keep)
             keep = False
         for narrow in self.narrow:
-            feature = narrow(feature)
+            feature = narrow(feature, stripes)
         return feature
 
 
@@ -241,37 +215,12 @@ class DeployedDecoderStage(nn.Module):
         self.expand = FoldedConv.of(stage.expand)
         self.out_channels = stage.conv.conv.out_channels
 
-    def forward(self, feature: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, stripes: int) -> Tensor:
         """(N, H, W, C) -> (N, H, W or 2 W, C')."""
-        feature = self.conv(feature)
+        feature = self.conv(feature, stripes)
         batch, height = feature.size(0), feature.size(1)
         feature = feature.view(batch, height, -1, self.out_channels)
-        return self.expand(self.squeeze(feature), feature)
-
-
-def fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias, float32, of the convolution that does what `conv` and then `norm` in eval mode do."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
-    weight = conv.weight.detach().double()
-    shape = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
-    bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.detach().double()
-    bias = (bias - norm.running_mean.double()) * scale + norm.bias.detach().double()
-    return (weight * scale.view(shape)).float(), bias.float()
-
-
-def _upsampling_as_conv(weight: Tensor) -> Tensor:
-    """Transposed convolution (in, out, 1, 4), stride 2, padding 1 -> plain convolution (2 out, in, 1, 3).
-
-    Its output holds the even columns in the first `out` channels and the odd ones in the others, so that channels last
-    it is, read as it lies, the image of double width: even column 2 j sees j - 1 and j, odd column 2 j + 1 sees j and
-    j + 1.
-    """
-    taps = weight.transpose(0, 1)
-    nothing = torch.zeros_like(taps[..., 0])
-    even = torch.stack((taps[..., 3], taps[..., 1], nothing), dim=-1)
-    odd = torch.stack((nothing, taps[..., 2], taps[..., 0]), dim=-1)
-    return torch.cat((even, odd))
+        return self.expand(self.squeeze(feature, stripes), stripes, feature)
 
 
 def coordinate_columns(

@@ -20,6 +20,14 @@ def tile_shape(height: int, width: int, tile_pixels: int) -> tuple[int, int]:
     return 1, (width + pieces - 1) // pieces
 
 
+def stripe_bounds(height: int, stripes: int) -> list[tuple[int, int]]:
+    """First and last row + 1 of at most so many stripes of an image, alike in height; even where the height is."""
+    unit = 2 if height % 2 == 0 else 1
+    units = height // unit
+    stripes = max(1, min(stripes, units))
+    return [(unit * (units * i // stripes), unit * (units * (i + 1) // stripes)) for i in range(stripes)]
+
+
 def take_tile(image: Tensor, top: int, left: int, reach: int, circular: bool, tile: Tensor) -> None:
     """Fill a tile (rows + 2 reach, cols + 2 reach, C) with the pixels from (top, left) on and `reach` around them.
 

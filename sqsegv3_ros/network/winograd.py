@@ -25,26 +25,30 @@ def winograd3x3(
     weight: Tensor,
     bias: Tensor,
     circular: bool,
+    out: Tensor,
     slope: float = 1.0,
-    onto: Tensor | None = None,
+    add: bool = False,
+    top: int = 0,
+    bottom: int = -1,
     band_pixels: int = 1024,
-) -> Tensor:
+) -> None:
     """Convolve on the CPU, in float32. Beyond the image lies zero or, to its left and right, the other edge (circular).
 
     feature: (N, H, W, C), contiguous; H and W even. weight: (C', C, 3, 3), channels last in memory. bias: (C',).
-    slope: of the activation for negative values (0: ReLU, 1: none). onto: (N, H, W, C'), contiguous, not `feature`
-        itself: the result is added to it, in place. band_pixels: outputs that are computed together, so few that what
-        lies between the transforms stays in the cache.
-    Returns (N, H, W, C'), contiguous: a new tensor, or `onto`.
+    out: (N, H, W, C'), contiguous, not `feature` itself. slope: of the activation for negative values (0: ReLU,
+        1: none).
+    add: the result is added to what `out` holds. top, bottom: only these rows of the result are computed, both even;
+        bottom -1: to the last. band_pixels: outputs that are computed together, so few that what lies between the
+        transforms stays in the cache.
     """
     batch, height, width, channels = feature.size()
+    bottom = height if bottom < 0 else bottom
     out_channels = weight.size(0)
     g = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
     kernels = new_image(feature, [out_channels, 16, channels])
     torch.matmul(torch.kron(g, g), weight.permute(0, 2, 3, 1).reshape(out_channels, 9, channels), out=kernels)
     kernels = kernels.permute(1, 2, 0)  # (16, C, C')
-    out = new_image(feature, [batch, height, width, out_channels]) if onto is None else onto
-    band = min(height, 2 * max(1, band_pixels // (2 * width)))
+    band = min(bottom - top, 2 * max(1, band_pixels // (2 * width)))
     tiles = (band // 2) * (width // 2)
     # what the bands share, in one piece of memory: pixels with their edges, rows transformed, tiles transformed,
     # products, rows transformed back, outputs that are yet to be added
@@ -54,26 +58,25 @@ def winograd3x3(
         16 * tiles * channels,
         16 * tiles * out_channels,
         8 * tiles * out_channels,
-        4 * tiles * out_channels if onto is not None else 0,
+        4 * tiles * out_channels if add else 0,
     ]
     pixels, rows, spectrum, products, halves, addend = new_image(feature, [sum(sizes)]).split(sizes)
     pixels = pixels.view(band + 2, width + 2, channels)
     for n in range(batch):
-        for top in range(0, height, band):
-            count = min(band, height - top) // 2
+        for row in range(top, bottom, band):
+            count = min(band, bottom - row) // 2
             image = pixels[: 2 * count + 2]
-            take_tile(feature[n], top, 0, 1, circular, image)
+            take_tile(feature[n], row, 0, 1, circular, image)
             v = _transform(image, count, rows, spectrum)
             m = products[: 16 * v.size(1) * out_channels].view(16, v.size(1), out_channels)
             torch.bmm(v, kernels, out=m)
             m[5].add_(bias)  # the transform back adds this product to all four outputs, unchanged
-            target = out[n, top : top + 2 * count]
-            result = target if onto is None else addend[: target.numel()].view(target.size())
+            target = out[n, row : row + 2 * count]
+            result = addend[: target.numel()].view(target.size()) if add else target
             _transform_back(m, halves, result)
             activate(result, slope)
-            if onto is not None:
+            if add:
                 target.add_(result)
-    return out
 
 
 def activate(feature: Tensor, slope: float) -> Tensor:
