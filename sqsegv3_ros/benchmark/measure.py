@@ -23,6 +23,7 @@ from sqsegv3_ros.errors import UserError
 
 QUIET_CPU_PER_WALL = 0.95  # of each thread; below it another process had the core
 CODEC_POINTS = 130_000
+EDGE = 1e-3  # pixels; float32 positions are right to half of it at 2048 columns
 _KNN_VARIANTS = ("ours", "reference")
 KNN_SIZES = (5, 7)  # RangeNet++'s and the release's: as many neighbours as the window has columns
 _ABOUT = ("model", "device", "precision", "threads", "points", "height", "width", "knn")
@@ -108,7 +109,10 @@ def measure(options: Options) -> dict[str, Any]:
             layouts = [codec.ask()["layouts"] for _ in range(options.repeat + 2)][2:]
 
         knn = _compare_knn(variants, Path(folder), points, labels, about, options.repeat) if options.compare else {}
-        ends = {name: variants[name].ask("finish", folder=folder) for name in variants if name != "sgemm"}
+        clear = Path(folder) / "clear.npy"
+        np.save(clear, _off_the_edges(points, about["projection"]))
+        end_settings = {"folder": folder, "scan": str(clear)}
+        ends = {name: variants[name].ask("finish", **end_settings) for name in variants if name != "sgemm"}
         result = summarize(about, work, samples, ends)
         result["codec"] = {
             name: {
@@ -124,6 +128,7 @@ def measure(options: Options) -> dict[str, Any]:
         result["repeat"] = options.repeat
         if options.compare:
             result["knn_on_true_labels"] = knn
+            result["points_at_edges"] = len(points) - len(np.load(clear))
             result["equal"] = _agreement(Path(folder), ends["reference"], same_weights=options.model is None)
         return result
 
@@ -246,6 +251,21 @@ def _random_model(maker: Child, folder: Path, options: Options) -> Path:
     path = folder / "random.pt"
     maker.ask("run", path=str(path), network=options.network, height=options.height or 64, width=options.width or 2048)
     return path
+
+
+def _off_the_edges(points: npt.NDArray[np.float32], projection: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """The points that lie so far from their pixel's edges that every float32 arithmetic puts them into that pixel.
+
+    What an arctangent's last bit is differs between numpy, torch and the C library, and between processors.
+    """
+    x, y, z = points[:, :3].astype(np.float64).T
+    with np.errstate(invalid="ignore"):
+        elevation = np.arcsin(z / np.sqrt(x * x + y * y + z * z))
+    down, up = abs(np.radians(projection["fov_down_deg"])), abs(np.radians(projection["fov_up_deg"]))
+    u = 0.5 * (1 - np.arctan2(y, x) / np.pi) * projection["width"]
+    v = (1 - (elevation + down) / (up + down)) * projection["height"]
+    at_edge = np.minimum(np.abs(u - np.round(u)), np.abs(v - np.round(v))) < EDGE
+    return points[~at_edge]
 
 
 def _agreement(folder: Path, end: Mapping[str, Any], *, same_weights: bool) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def _comparison(result: Mapping[str, Any]) -> str:
         )
     else:
         lines[-1] += "; the networks have different weights (a model file does not hold those of the training form)"
-    lines[1] += "."
+    lines[1] += f". Compared without {result['points_at_edges']} points at an edge of a pixel, where rounding decides."
     for name, knn in result["knn_on_true_labels"].items():
         lines.append(
             f"KNN {name} on the scan's true labels: {knn['median_ms']:.1f} ms against "

@@ -129,10 +129,10 @@ class Ours:
             image = project(torch.from_numpy(self._points).to(segmenter.device), segmenter.projection)
             return timed(lambda: refine(labels, image, config, len(segmenter.info.labels)).cpu())[1]
 
-    def finish(self, folder: str) -> dict[str, Any]:
-        """Peak memory; the labels of points and pixels are written into the folder."""
+    def finish(self, folder: str, scan: str) -> dict[str, Any]:
+        """Peak memory; the labels of a scan's points and pixels are written into the folder."""
         peak = peak_rss_mb()
-        result = self._pipeline.segmenter.segment(self._points)
+        result = self._pipeline.segmenter.segment(np.load(scan))
         np.savez(
             Path(folder) / "ours.npz",
             labels=result.labels,
@@ -220,7 +220,7 @@ class Reference:
             )
         return {**times, "labels_differ": int((own != voted).sum())}
 
-    def finish(self, folder: str) -> dict[str, Any]:
+    def finish(self, folder: str, scan: str) -> dict[str, Any]:
         """Peak memory, and how far this package's projection and KNN agree, given the same; the rest is written."""
         import torch
 
@@ -229,10 +229,10 @@ class Reference:
         from sqsegv3_ros.projection import project
 
         peak = peak_rss_mb()
-        segmenter = self._segmenter
-        labels, label_image, _ = segmenter.segment(self._points)
-        image = reference.project(self._points, segmenter.projection)
-        own_image = project(torch.from_numpy(self._points), segmenter.projection)
+        segmenter, points = self._segmenter, np.load(scan)
+        labels, label_image, _ = segmenter.segment(points)
+        image = reference.project(points, segmenter.projection)
+        own_image = project(torch.from_numpy(points), segmenter.projection)
         own_labels = refine(label_image, own_image, segmenter.knn, segmenter.num_classes)
         with torch.no_grad():
             network_input = reference.normalize(image, segmenter.normalization, segmenter.projection.official_mask)

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqsegv3_ros.artifact import load_artifact, read_info
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.network.unfold import unfold
 
 KEY = "sqsegv3"
 """The entry of a checkpoint that describes the model."""
@@ -49,14 +51,29 @@ def load_network(description: dict[str, Any], weights: dict[str, Tensor]) -> Squ
     return network.eval()
 
 
-def load_weights(network: nn.Module, source: str | Path) -> str:
-    """Begin with the weights of a checkpoint or of an official folder. Returns a line that says what was taken.
+def is_model_file(path: str | Path) -> bool:
+    """Whether it is what the node runs (`sqsegv3 export`), not a checkpoint of training."""
+    try:
+        read_info(Path(path).expanduser())
+    except UserError:
+        return False
+    return True
 
-    Heads of another number of classes are left as they are; everything else must fit. Raises UserError naming what
-    does not.
+
+def load_weights(network: nn.Module, source: str | Path) -> str:
+    """Begin with the weights of a checkpoint, a model file or an official folder. Returns a line with what was taken.
+
+    A model file has neither the statistics of its BatchNorms (`unfold.measure_statistics` measures them) nor the heads
+    that only teach, which begin anew. Heads of another number of classes are left as they are; everything else must
+    fit. Raises UserError naming what does not.
     """
     source = Path(source).expanduser()
-    weights = _official_weights(source) if source.is_dir() else read_checkpoint(source)[1]
+    if source.is_dir():
+        weights = _official_weights(source)
+    elif is_model_file(source):
+        weights = _model_file_weights(source)
+    else:
+        weights = read_checkpoint(source)[1]
     own = network.state_dict()
     other = {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape}
     wrong = sorted((own.keys() ^ weights.keys()) | {k for k in other if not k.startswith("heads.")})
@@ -75,6 +92,14 @@ def _official_weights(folder: Path) -> dict[str, Tensor]:
     from sqsegv3_ros.network.official import load_official
 
     return dict(load_official(folder).model.state_dict())
+
+
+def _model_file_weights(path: Path) -> dict[str, Tensor]:
+    artifact = load_artifact(path)
+    config = NetworkConfig.from_dict(artifact.info.architecture)
+    if not config.has_deploy_form:
+        raise UserError(f"model {path} holds another form than the deploy form; start from its checkpoint instead")
+    return dict(unfold(artifact.module.state_dict(), config).state_dict())
 
 
 def _difference(key: str, own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:

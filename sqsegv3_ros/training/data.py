@@ -298,16 +298,8 @@ class ScanData(LightningDataModule):
         """Batches of crops: `Batch`."""
         assert self.train_store is not None
         bank = self._object_bank(self.train_store) if self.augmentation.paste_objects.probability else None
-        dataset = TrainingSet(
-            self.train_store,
-            self.projection,
-            self.augmentation,
-            crop_width=self.crop_width,
-            bank=bank,
-            seed=self.seed,
-        )
         return ResumableLoader(
-            dataset,
+            self._training_set(bank),
             batch_size=self.batch_size,
             sampler=self._sampler(),
             drop_last=True,
@@ -316,6 +308,16 @@ class ScanData(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             collate_fn=_stack,
         )
+
+    def examples(self, count: int) -> Iterator[Batch]:
+        """The first crops of the training, each without the dimension N, and without pasted objects."""
+        dataset = self._training_set(None)
+        return (dataset[draw] for draw in range(count))
+
+    def _training_set(self, bank: ObjectBank | None) -> TrainingSet:
+        assert self.train_store is not None
+        settings: dict[str, Any] = {"crop_width": self.crop_width, "bank": bank, "seed": self.seed}
+        return TrainingSet(self.train_store, self.projection, self.augmentation, **settings)
 
     def batches_per_epoch(self) -> int:
         """Batches that each process gets in an epoch."""

@@ -20,8 +20,9 @@ from sqsegv3_ros.knn import KnnConfig
 from sqsegv3_ros.labels import LabelSet
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.network.unfold import measure_statistics
 from sqsegv3_ros.projection import Normalization, ProjectionConfig
-from sqsegv3_ros.training.checkpoint import KEY, load_weights
+from sqsegv3_ros.training.checkpoint import KEY, is_model_file, load_weights
 from sqsegv3_ros.training.crop import set_azimuth_padding
 from sqsegv3_ros.training.data import Batch, ScanData, ValidationScan, load_label_set
 from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights, cross_entropy_sums
@@ -29,6 +30,9 @@ from sqsegv3_ros.training.schedule import OptimizerConfig, build_optimizer, buil
 
 BEST = "val/miou"
 """The metric by which checkpoints are chosen: mean IoU over the judged classes that the validation scans hold."""
+
+
+STATISTICS_FROM = 32  # crops: their pixels are a million and more, of which a mean is exact enough
 
 
 class SegmentationModule(LightningModule):
@@ -43,7 +47,8 @@ class SegmentationModule(LightningModule):
         knn: how an exported model restores labels to points.
         loss: what is minimised.
         optimizer: how, and with which learning rate.
-        start_from: weights to begin with: a checkpoint of this command or a checkpoint folder of the official release.
+        start_from: weights to begin with: a checkpoint of this command, a model file, or a checkpoint folder of the
+            official release.
         channels_last: keep images with their channels together, which is quicker on some machines.
         sensor_height_m: over the ground, of the sensor that recorded the training data; robots are warned by it.
         seed: of dropout.
@@ -90,9 +95,12 @@ class SegmentationModule(LightningModule):
             rank_zero_info(load_weights(self.network, start_from))
 
     def setup(self, stage: str) -> None:
-        """Take the class frequencies from the training data where the label set knows none."""
+        """Take from the training data what is known of it alone: class frequencies where the label set has none, and
+        the statistics of weights that come from a model file, which has none."""
         classes = self.label_set.classes
         data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ScanData) and self.start_from is not None and is_model_file(self.start_from):
+            self._measure_statistics(data)
         if isinstance(data, ScanData) and any(c.frequency is None for c in classes):
             if not any(data.frequencies):
                 raise UserError(
@@ -102,11 +110,24 @@ class SegmentationModule(LightningModule):
             weights = class_weights(self.loss_config.class_weights, data.frequencies, [c.ignored for c in classes])
             self.criterion.weights.copy_(weights)
 
-    def forward(self, channels: Tensor, mask: Tensor) -> list[Tensor]:
-        """channels (N, 5, H, W) in metres, mask (N, H, W) bool -> five maps of logits, full width first."""
+    def _measure_statistics(self, data: ScanData) -> None:
+        whole = data.crop_width is None or data.crop_width == self.projection.width
+        set_azimuth_padding(self.network, self.network_config.circular and whole)
+        training = self.network.training
+        examples = data.examples(STATISTICS_FROM)
+        images = (self.image(item.channels.unsqueeze(0), item.mask.unsqueeze(0)) for item in examples)
+        measure_statistics(self.network.eval(), images)
+        self.network.train(training)
+
+    def image(self, channels: Tensor, mask: Tensor) -> Tensor:
+        """channels (N, 5, H, W) in metres, mask (N, H, W) bool -> the network's input."""
         means = channels.new_tensor(self.normalization.means).view(5, 1, 1)
         stds = channels.new_tensor(self.normalization.stds).view(5, 1, 1)
-        image = (channels - means) / stds * mask.unsqueeze(1)
+        return (channels - means) / stds * mask.unsqueeze(1)
+
+    def forward(self, channels: Tensor, mask: Tensor) -> list[Tensor]:
+        """channels (N, 5, H, W) in metres, mask (N, H, W) bool -> five maps of logits, full width first."""
+        image = self.image(channels, mask)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         logits: list[Tensor] = self.network(image)
