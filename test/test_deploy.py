@@ -10,6 +10,7 @@ import torch
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.deploy import deploy
 from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.network.folded import WinogradConv
 from sqsegv3_ros.network.tiles import stripe_bounds, take_tile, tile_shape
 from sqsegv3_ros.network.winograd import winograd3x3
 
@@ -200,7 +201,7 @@ def test_winograd_activates_and_adds_to_what_it_finds(slope):
 def test_full_size_network_uses_winograd_and_agrees_also_where_it_cannot():
     model = lively(NetworkConfig.ssgv3_21(azimuth_padding="circular", attention_kernel=1))
     deployed = deploy(model)
-    assert sum(getattr(m, "winograd", False) for m in deployed.modules()) >= 8
+    assert sum(isinstance(m, WinogradConv) for m in deployed.modules()) >= 8
     for shape in ((1, 5, 6, 64), (1, 5, 7, 64), (1, 5, 6, 24)):  # odd heights and widths take the direct convolution
         assert_agree(model, deployed, torch.randn(shape))
 

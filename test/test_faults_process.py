@@ -167,7 +167,7 @@ def test_ten_nodes_live_on_one_machine(model: Path, client: Client) -> None:
 
 @pytest.fixture(scope="module")
 def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "slow.pt", "1/4", 768)
+    return write_model(tmp_path_factory.mktemp("model") / "slow.pt", "21", 1024)
 
 
 class Service:

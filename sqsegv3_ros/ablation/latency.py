@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sqsegv3_ros.network.blocks import make_block
 from sqsegv3_ros.network.config import NetworkConfig
-from sqsegv3_ros.network.deploy import TILE_PIXELS, DeployedBlock, FoldedConv
+from sqsegv3_ros.network.deploy import TILE_PIXELS, DeployedBlock
+from sqsegv3_ros.network.folded import folded_conv
 from sqsegv3_ros.network.layers import AzimuthConv2d, ConvNorm
 from sqsegv3_ros.network.sac import SpatiallyAdaptiveBlock
 
@@ -85,7 +86,7 @@ def _trained(config: NetworkConfig, device: torch.device, height: int, width: in
 def _deployed(config: NetworkConfig, device: torch.device, height: int, width: int) -> Step:
     block, after = _layers(config)
     fast = DeployedBlock(cast(SpatiallyAdaptiveBlock, block)).to(device)
-    fast_after = FoldedConv.of(after).to(device)
+    fast_after = folded_conv(after).to(device)
     feature = torch.randn(1, height, width, CHANNELS, device=device)
     coordinates = torch.randn(1, height, width, 3, device=device)
     tile = TILE_PIXELS if device.type == "cpu" else 0

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.network.config import WIDTH_DIVISOR
-from sqsegv3_ros.network.folded import FoldedConv, fold
+from sqsegv3_ros.network.folded import fold, folded_conv, folded_head
 from sqsegv3_ros.network.layers import ConvNorm
 from sqsegv3_ros.network.model import DecoderStage, EncoderStage, Head, SqueezeSegV3, narrow_coordinates
 from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
@@ -58,10 +58,10 @@ class DeployedSqueezeSegV3(nn.Module):
         self.width_divisor = WIDTH_DIVISOR
         self.minimum_width = model.minimum_width
         self.circular = model.circular
-        self.stem = FoldedConv.of(model.stem)
+        self.stem = folded_conv(model.stem)
         self.encoder = nn.ModuleList(DeployedEncoderStage(s) for s in cast(Iterable[EncoderStage], model.encoder))
         self.decoder = nn.ModuleList(DeployedDecoderStage(s) for s in cast(Iterable[DecoderStage], model.decoder))
-        self.head = FoldedConv.of_head(cast(Head, model.heads[0]))
+        self.head = folded_head(cast(Head, model.heads[0]))
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised, masked image (N, 5, H, W) -> logits (N, C, H, W), in memory channels last.
@@ -110,7 +110,7 @@ class DeployedBlock(nn.Module):
         weight, bias = fold(block.mix.conv, block.mix.norm)
         self.register_buffer("mix", weight.reshape(channels, channels, TAPS).transpose(1, 2).reshape(channels, -1))
         self.register_buffer("mix_bias", bias)
-        self.conv = FoldedConv.of(block.conv)
+        self.conv = folded_conv(block.conv)
         self.kernel = block.attention.conv.kernel_size[0]
         self.circular = block.circular
         self.tile_scale = max(1, FULL_TILE_CHANNELS // channels)
@@ -183,7 +183,7 @@ class DeployedEncoderStage(nn.Module):
         self.blocks = nn.ModuleList(
             DeployedBlock(block) for block in cast(Iterable[SpatiallyAdaptiveBlock], stage.blocks)
         )
-        self.narrow = nn.ModuleList(FoldedConv.of(layer) for layer in cast(Iterable[ConvNorm], stage.narrow))
+        self.narrow = nn.ModuleList(folded_conv(layer) for layer in cast(Iterable[ConvNorm], stage.narrow))
         first = cast(SpatiallyAdaptiveBlock, stage.blocks[0])
         self.kernel = first.attention.conv.kernel_size[0]
         self.circular = first.circular
@@ -210,9 +210,9 @@ class DeployedDecoderStage(nn.Module):
 
     def __init__(self, stage: DecoderStage):
         super().__init__()
-        self.conv = FoldedConv.of(stage.conv)
-        self.squeeze = FoldedConv.of(stage.squeeze)
-        self.expand = FoldedConv.of(stage.expand)
+        self.conv = folded_conv(stage.conv)
+        self.squeeze = folded_conv(stage.squeeze)
+        self.expand = folded_conv(stage.expand)
         self.out_channels = stage.conv.conv.out_channels
 
     def forward(self, feature: Tensor, stripes: int) -> Tensor:

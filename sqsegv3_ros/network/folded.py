@@ -33,23 +33,6 @@ class FoldedConv(nn.Module):
         self.circular = circular
         self.slope = slope
         self.band_values = BAND_VALUES
-        self.winograd = stride == (1, 1) and self.reach == (1, 1) and pays(weight.shape[1], weight.shape[0])
-
-    @classmethod
-    def of(cls, layer: ConvNorm) -> "FoldedConv":
-        """The same function as convolution, BatchNorm and activation."""
-        weight, bias = fold(layer.conv, layer.norm)
-        conv = layer.conv
-        if isinstance(conv, AzimuthConv2d):
-            return cls(weight, bias, (conv.stride[0], conv.stride[1]), conv.circular, slope=layer.slope)
-        assert isinstance(conv, AzimuthUpsample2d)
-        return cls(_upsampling_as_conv(weight), bias.repeat(2), (1, 1), conv.circular, slope=layer.slope)
-
-    @classmethod
-    def of_head(cls, head: Head) -> "FoldedConv":
-        """A head as it is in eval mode."""
-        assert head.conv.bias is not None
-        return cls(head.conv.weight, head.conv.bias, (1, 1), head.conv.circular, slope=1.0)
 
     def forward(self, feature: Tensor, stripes: int, onto: Tensor | None = None, keep: bool = False) -> Tensor:
         """(N, H, W, C) -> (N, H', W', C'), contiguous.
@@ -57,10 +40,8 @@ class FoldedConv(nn.Module):
         stripes: how many threads share the rows. onto: the result is added to it, in place unless it is to be kept.
         """
         batch, height, width = feature.size(0), feature.size(1), feature.size(2)
-        even = height % 2 == 0 and width % 2 == 0
-        winograd = self.winograd and even and feature.device.type == "cpu" and feature.dtype == torch.float32
         bounds = stripe_bounds(height, stripes)
-        if len(bounds) == 1 and not winograd:
+        if len(bounds) == 1 and not self.prefers_rows(feature):
             result = self._convolve(feature, 0, height)
             if onto is None:
                 return result.contiguous()  # as it already is where the device's library keeps the layout
@@ -71,21 +52,18 @@ class FoldedConv(nn.Module):
             out = new_image(feature, [batch, height, width // self.stride[1], self.weight.size(0)])
         tasks: list[torch.jit.Future[Tensor]] = []
         for top, bottom in bounds[1:]:
-            tasks.append(torch.jit.fork(self.fill_rows, feature, winograd, onto, out, top, bottom))
-        self.fill_rows(feature, winograd, onto, out, 0, bounds[0][1])
+            tasks.append(torch.jit.fork(self.fill_rows, feature, onto, out, top, bottom))
+        self.fill_rows(feature, onto, out, 0, bounds[0][1])
         for task in tasks:
             torch.jit.wait(task)
         return out
 
-    def fill_rows(
-        self, feature: Tensor, winograd: bool, onto: Tensor | None, out: Tensor, top: int, bottom: int
-    ) -> Tensor:
+    def prefers_rows(self, feature: Tensor) -> bool:
+        """Whether `fill_rows` is the better way also for the whole image."""
+        return False
+
+    def fill_rows(self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int) -> Tensor:
         """Rows [top, bottom) of the result are written into `out`, which is returned and may be `onto`."""
-        if winograd:
-            if onto is not None and onto is not out:
-                out[:, top:bottom].copy_(onto[:, top:bottom])
-            winograd3x3(feature, self.weight, self.bias, self.circular, out, self.slope, onto is not None, top, bottom)
-            return out
         # few rows at a time: what lies between the operations then stays small and in the cache
         band = max(1, self.band_values // (out.size(2) * out.size(3)))
         for first in range(top, bottom, band):
@@ -111,6 +89,46 @@ class FoldedConv(nn.Module):
             pad = 0
         out = F.conv2d(rows.permute(0, 3, 1, 2), self.weight, self.bias, self.stride, (above, pad))
         return activate(out.permute(0, 2, 3, 1), self.slope)
+
+
+class WinogradConv(FoldedConv):
+    """A 3x3 convolution of many channels, which on a CPU takes fewer multiplications (see `winograd3x3`)."""
+
+    def prefers_rows(self, feature: Tensor) -> bool:
+        """Whether the image can be computed so: its sides are even, it is float32 and on the CPU."""
+        even = feature.size(1) % 2 == 0 and feature.size(2) % 2 == 0
+        return even and feature.device.type == "cpu" and feature.dtype == torch.float32
+
+    def fill_rows(self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int) -> Tensor:
+        """As `FoldedConv.fill_rows`."""
+        if not self.prefers_rows(feature):
+            result = self._convolve(feature, top, bottom)
+            if onto is not None:
+                result = result.add_(onto[:, top:bottom])
+            out[:, top:bottom].copy_(result)
+            return out
+        if onto is not None and onto is not out:
+            out[:, top:bottom].copy_(onto[:, top:bottom])
+        winograd3x3(feature, self.weight, self.bias, self.circular, out, self.slope, onto is not None, top, bottom)
+        return out
+
+
+def folded_conv(layer: ConvNorm) -> FoldedConv:
+    """The same function as convolution, BatchNorm and activation."""
+    weight, bias = fold(layer.conv, layer.norm)
+    conv = layer.conv
+    if isinstance(conv, AzimuthUpsample2d):
+        return FoldedConv(_upsampling_as_conv(weight), bias.repeat(2), (1, 1), conv.circular, slope=layer.slope)
+    assert isinstance(conv, AzimuthConv2d)
+    stride = (conv.stride[0], conv.stride[1])
+    cheaper = stride == (1, 1) and conv.kernel_size == (3, 3) and pays(weight.shape[1], weight.shape[0])
+    return (WinogradConv if cheaper else FoldedConv)(weight, bias, stride, conv.circular, slope=layer.slope)
+
+
+def folded_head(head: Head) -> FoldedConv:
+    """A head as it is in eval mode."""
+    assert head.conv.bias is not None
+    return FoldedConv(head.conv.weight, head.conv.bias, (1, 1), head.conv.circular, slope=1.0)
 
 
 def fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
