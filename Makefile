@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	$(CLI) demo --output demo $(if $(MODEL),--model $(MODEL))
 
 # The model that ships, made again: hours on two cores. Interrupted, `make model` goes on where it was. First at 64 x 1024,
-# then at the 64 x 512 that the node runs.
+# then at 64 x 512; the node runs it at 64 x 576.
 MODEL_DATA ?= build/model/scans
 MODEL_RUN ?= build/model/run
 model: $(INSTALLED)
@@ -37,7 +37,7 @@ model: $(INSTALLED)
 		$(CLI) simulate --scans 30 --seed 9100 --sequence 06 --output $(MODEL_DATA) --jobs 2
 	$(call train,1,ssgv3_sim)
 	$(call train,2,ssgv3_sim_512,--model.start_from $(MODEL_RUN)/1/best.ckpt)
-	$(CLI) export $(MODEL_RUN)/2/best.ckpt --output models/default.pt --half --licence Apache-2.0 --force
+	$(CLI) export $(MODEL_RUN)/2/best.ckpt --output models/default.pt --width 576 --half --licence Apache-2.0 --force
 
 # number of the run, its configuration, further options
 define train

@@ -9,8 +9,8 @@ import torch
 
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.deploy import deploy
-from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.network.folded import WinogradConv
+from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.network.tiles import stripe_bounds, take_tile, tile_shape
 from sqsegv3_ros.network.winograd import winograd3x3
 

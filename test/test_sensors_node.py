@@ -169,7 +169,7 @@ def test_a_preset_makes_the_node_label_its_sensors_clouds_without_a_remark(
         assert client.diagnostics["input"].message == "receiving clouds"
         image = {v.key: v.value for v in client.status("model", lambda s: bool(s.values)).values}["image"]
         height, _, width = image.partition(" x ")
-        assert 16 <= int(height) <= 128 and int(width) == (256 if preset.stem == "hdl64e" else 512)
+        assert 16 <= int(height) <= 128 and int(width) == 256  # the model's own
 
 
 @pytest.mark.parametrize(

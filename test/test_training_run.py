@@ -14,7 +14,7 @@ from conftest import GOLDEN, ROOT, needs_shared
 from lightning.pytorch import Callback
 from test_training_data import IMAGE, make_data, write_data_set
 
-from sqsegv3_ros.artifact import load_artifact
+from sqsegv3_ros.artifact import load_artifact, read_info
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
@@ -324,6 +324,18 @@ def test_a_failure_from_outside_is_explained(root, tmp_path, monkeypatch, capsys
     original = run_module.run_callbacks
     monkeypatch.setattr(run_module, "run_callbacks", lambda *a, **k: [fault(), *original(*a, **k)])
     assert message in refused(capsys, options(root, tmp_path, data__workers=1), code=1)
+
+
+def test_an_exported_model_may_be_run_at_another_width_than_it_was_trained_at(finished, tmp_path, capsys):
+    checkpoint, model = str(finished[0] / "best.ckpt"), tmp_path / "wide.pt"
+    trained = read_checkpoint(checkpoint)[0]["projection"]["width"]
+    assert main(["export", checkpoint, "--output", str(model), "--width", str(2 * trained)]) == 0
+    info = read_info(model)
+    assert info.projection.width == 2 * trained and info.provenance["trained_width"] == trained
+    for width in ("100", "0", "-8"):
+        assert main(["export", checkpoint, "--output", str(tmp_path / "x.pt"), "--width", width]) == 2
+        assert f"--width must be a multiple of 8, at least 8, found {width}" in capsys.readouterr().err
+    assert not (tmp_path / "x.pt").exists()
 
 
 def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--knn", choices=("off", "safe", "official"), help="how labels are refined (default: as trained)"
     )
     parser.add_argument(
+        "--width", type=int, metavar="W", help="columns of the image that the model is run with (default: as trained)"
+    )
+    parser.add_argument(
         "--sensor-height-m",
         type=float,
         metavar="H",
@@ -83,21 +86,30 @@ def _info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
     from sqsegv3_ros.artifact import ModelInfo
     from sqsegv3_ros.knn import KnnConfig
     from sqsegv3_ros.labels import LabelSet
+    from sqsegv3_ros.network.config import NetworkConfig
     from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
     knn = KnnConfig.from_dict(description["knn"])
+    trained = ProjectionConfig.from_dict(description["projection"])
+    width = trained.width if args.width is None else args.width
+    config = NetworkConfig.from_dict(description["network"])
+    if width % config.width_divisor or width < config.minimum_width:
+        raise UserError(
+            f"--width must be a multiple of {config.width_divisor}, at least {config.minimum_width}, found {width}"
+        )
     provenance = {
         "source": "trained with `sqsegv3 train`",
         "licence": args.licence or "not stated; that of the training data applies too",
         "exported": time.strftime("%Y-%m-%d", time.gmtime()),
         **({"note": args.note} if args.note else {}),
+        **({} if width == trained.width else {"trained_width": trained.width}),
         **description["training"],
     }
     return ModelInfo(
         name=args.name or description["name"],
         architecture=description["network"],
         labels=LabelSet.from_dict(description["labels"]),
-        projection=ProjectionConfig.from_dict(description["projection"]),
+        projection=dataclasses.replace(trained, width=width),
         normalization=Normalization.from_dict(description["normalization"]),
         knn=knn if args.knn is None else dataclasses.replace(knn, mode=args.knn),
         sensor_height_m=args.sensor_height_m or description.get("sensor_height_m"),
