@@ -75,8 +75,8 @@ def expect_features(size: int) -> None:
     Where they lie above the border, so do most of the pieces of a megabyte that they are computed in, and threads that
     share the work keep theirs apart: 80 MB less with a lower border, at no cost in time.
     """
-    if _returning and size >= _BORDER:
-        return_large_tensors(_LOW_BORDER)
+    if _returning:
+        return_large_tensors(_LOW_BORDER if size >= _BORDER else _BORDER)
 
 
 def _mallopt(parameter: int, value: int) -> bool:

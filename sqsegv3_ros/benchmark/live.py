@@ -122,15 +122,29 @@ def _environment(profile: bool) -> dict[str, str]:
 def _running_node(model: str, threads: int | None, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-W", "ignore", "-m", "sqsegv3_ros.node", "--ros-args", "--log-level", "warn"]
     command += ["-p", f"model:={model}", "-p", f"threads:={threads or 0}"]
-    node = subprocess.Popen(command, env=child_environment(environment), text=True)
+    with _leaving_on_sigterm():
+        node = subprocess.Popen(command, env=child_environment(environment), text=True)
+        try:
+            yield node
+        finally:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.send_signal(signal.SIGINT)
+                node.wait(10)
+            node.kill()
+            node.wait()
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """SIGTERM leaves the `with` statements in order, so that no process that was started within them is left behind."""
+    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        yield node
+        yield
     finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            node.send_signal(signal.SIGINT)
-            node.wait(10)
-        node.kill()
-        node.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Ear:
