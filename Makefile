@@ -31,10 +31,9 @@ demo: $(INSTALLED)
 MODEL_DATA ?= build/model/scans
 MODEL_RUN ?= build/model/run
 model: $(INSTALLED)
-	for i in 1 2 3 4 5; do test -e $(MODEL_DATA)/sequences/0$$i/velodyne/000099.bin || \
+	for i in 1 2 3 4 5; do \
 		$(CLI) simulate --scans 100 --seed $${i}00 --sequence 0$$i --output $(MODEL_DATA) --jobs 2 || exit; done
-	test -e $(MODEL_DATA)/sequences/06/velodyne/000029.bin || \
-		$(CLI) simulate --scans 30 --seed 9100 --sequence 06 --output $(MODEL_DATA) --jobs 2
+	$(CLI) simulate --scans 30 --seed 9100 --sequence 06 --output $(MODEL_DATA) --jobs 2
 	$(call train,1,ssgv3_sim)
 	$(call train,2,ssgv3_sim_512,--model.start_from $(MODEL_RUN)/1/best.ckpt)
 	$(CLI) export $(MODEL_RUN)/2/best.ckpt --output models/default.pt --width 576 --half --licence Apache-2.0 --force

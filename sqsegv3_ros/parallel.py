@@ -27,24 +27,25 @@ def threads_share(count: int) -> Iterator[None]:
 
     Holds for the calling thread; afterwards torch uses as many as before.
     """
-    before = torch.get_num_threads()
+    before, count_before = torch.get_num_threads(), _count()
     torch.set_num_threads(1)
     _local.count = count
     try:
         yield
     finally:
-        _local.count = 1
+        _local.count = count_before
         torch.set_num_threads(before)
 
 
 @contextmanager
 def torch_shares() -> Iterator[None]:
     """Within `threads_share`, for work that does not divide itself: torch divides operations, as it usually does."""
-    torch.set_num_threads(_count())
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, _count()))
     try:
         yield
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
 
 
 def share(work: Callable[[int, int], T], length: int, least: int = 1) -> list[T]:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros import process
 from sqsegv3_ros.artifact import default_model
 from sqsegv3_ros.cloud import CloudSettings, LabelledCloudWriter, decode, encode_filtered
 from sqsegv3_ros.errors import UserError
@@ -75,9 +74,6 @@ class Pipeline:
         )
         self._tf_mount = mount
         self.apply(settings)
-        channels = self.segmenter.info.architecture.get("channels", (0,))
-        size = self._applied.projection.height * self._applied.projection.width
-        process.expect_features(4 * size * max(channels[0], len(self.segmenter.info.labels)))
         begin = time.perf_counter()
         self._use(self._applied)
         if warm_up:  # a live node's first cloud must be as quick as the others; offline it would be labelled thrice

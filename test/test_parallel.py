@@ -50,7 +50,7 @@ def test_without_it_the_caller_does_everything_and_torch_keeps_its_threads():
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_what_a_piece_raises_arrives_when_all_have_ended(failing):
-    ended = []
+    ended, before = [], torch.get_num_threads()
 
     def work(begin, end):
         if begin == failing:
@@ -60,4 +60,12 @@ def test_what_a_piece_raises_arrives_when_all_have_ended(failing):
     with pytest.raises(ValueError, match=f"row {failing}"), threads_share(3):
         share(work, 3)
     assert sorted(ended) == sorted({0, 1, 2} - {failing})
-    assert torch.get_num_threads() >= 1
+    assert torch.get_num_threads() == before
+
+
+def test_an_inner_one_leaves_the_outer_one_as_it_was():
+    with threads_share(3):
+        with threads_share(2):
+            assert len(share(lambda begin, end: None, 10)) == 2
+        assert len(share(lambda begin, end: None, 10)) == 3
+        assert torch.get_num_threads() == 1

@@ -127,11 +127,14 @@ def _running_node(model: str, threads: int | None, environment: dict[str, str]) 
         try:
             yield node
         finally:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 node.send_signal(signal.SIGINT)
                 node.wait(10)
-            node.kill()
-            node.wait()
+            except subprocess.TimeoutExpired:
+                pass
+            finally:  # also where a second signal ends the waiting
+                node.kill()
+                node.wait()
 
 
 @contextmanager
@@ -144,7 +147,7 @@ def _leaving_on_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class _Ear:

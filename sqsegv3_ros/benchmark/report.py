@@ -79,7 +79,8 @@ def _comparison(result: Mapping[str, Any]) -> str:
     if "labels_differ" in equal:
         lines[-1] += (
             f"; classes of {equal['classes_differ']} pixels, and of {equal['classes_within_margin_differ']} whose best "
-            f"two are too close to tell, which leaves {equal['labels_differ']} other labels of {result['points']}"
+            f"two are too close to tell, which leaves {equal['labels_differ']} other labels of "
+            f"{result['points'] - result['points_at_edges']}"
         )
     else:
         lines[-1] += "; the networks have different weights (a model file does not hold those of the training form)"

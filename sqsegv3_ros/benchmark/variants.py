@@ -119,13 +119,12 @@ class Ours:
         import torch
 
         from sqsegv3_ros.knn import KnnConfig, refine
-        from sqsegv3_ros.parallel import threads_share
         from sqsegv3_ros.projection import project
 
         segmenter = self._pipeline.segmenter
         labels = torch.from_numpy(np.load(label_image)).to(segmenter.device)
         config = KnnConfig("official", size, size)
-        with torch.inference_mode(), threads_share(segmenter.threads):
+        with torch.inference_mode(), segmenter.sharing():
             image = project(torch.from_numpy(self._points).to(segmenter.device), segmenter.projection)
             return timed(lambda: refine(labels, image, config, len(segmenter.info.labels)).cpu())[1]
 

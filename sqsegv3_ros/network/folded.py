@@ -42,9 +42,10 @@ class FoldedConv(nn.Module):
         batch, height, width = feature.size(0), feature.size(1), feature.size(2)
         bounds = stripe_bounds(height, stripes)
         if len(bounds) == 1 and not self.prefers_rows(feature):
-            result = self._convolve(feature, 0, height)
+            # contiguous as it already is where the device's library keeps the layout
+            result = self._convolve(feature, 0, height).contiguous()
             if onto is None:
-                return result.contiguous()  # as it already is where the device's library keeps the layout
+                return result
             return result.add_(onto) if keep else onto.add_(result)
         if onto is not None and not keep:
             out = onto

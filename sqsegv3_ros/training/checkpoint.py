@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sqsegv3_ros.artifact import load_artifact, read_info
+from sqsegv3_ros.artifact import INFO_FILE, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
@@ -52,12 +53,12 @@ def load_network(description: dict[str, Any], weights: dict[str, Tensor]) -> Squ
 
 
 def is_model_file(path: str | Path) -> bool:
-    """Whether it is what the node runs (`sqsegv3 export`), not a checkpoint of training."""
+    """Whether it is what the node runs (`sqsegv3 export`), whole or not, and no checkpoint of training."""
     try:
-        read_info(Path(path).expanduser())
-    except UserError:
+        with zipfile.ZipFile(Path(path).expanduser()) as archive:
+            return any(name.endswith(f"/extra/{INFO_FILE}") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
         return False
-    return True
 
 
 def load_weights(network: nn.Module, source: str | Path) -> str:

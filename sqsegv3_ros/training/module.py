@@ -93,14 +93,16 @@ class SegmentationModule(LightningModule):
         self.scores: dict[str, float] = {}
         if start_from is not None:
             rank_zero_info(load_weights(self.network, start_from))
+        self._without_statistics = start_from is not None and is_model_file(start_from)
 
     def setup(self, stage: str) -> None:
         """Take from the training data what is known of it alone: class frequencies where the label set has none, and
         the statistics of weights that come from a model file, which has none."""
         classes = self.label_set.classes
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ScanData) and self.start_from is not None and is_model_file(self.start_from):
+        if stage == "fit" and isinstance(data, ScanData) and self._without_statistics:
             self._measure_statistics(data)
+            self._without_statistics = False
         if isinstance(data, ScanData) and any(c.frequency is None for c in classes):
             if not any(data.frequencies):
                 raise UserError(
