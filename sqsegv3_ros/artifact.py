@@ -232,7 +232,7 @@ def _info_of(path: Path, file: BinaryIO) -> ModelInfo:
         raise UserError(f"model {path} cannot be used: {error}") from None
     except OSError as error:
         raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
-    except (RuntimeError, ValueError, NotImplementedError, EOFError, struct.error, zlib.error) as error:
+    except (RuntimeError, ValueError, EOFError, struct.error, zlib.error) as error:
         # what zipfile and json say of damaged, encrypted or endlessly nested content
         raise UserError(f"model {path} is damaged: {type(error).__name__}: {error}") from None
 

@@ -34,6 +34,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to load it unsafely
+            first = "it is damaged, or nothing that `sqsegv3 train` or `sqsegv3 export` made"
         raise UserError(f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {first}") from None
     if not isinstance(data, dict) or KEY not in data:
         raise UserError(f"checkpoint {path} was not made by `sqsegv3 train`: it has no entry '{KEY}'")
