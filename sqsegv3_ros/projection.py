@@ -20,6 +20,7 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.parallel import share
 
 EMPTY = -1.0  # what every channel of a pixel without a point holds
+_FARTHEST = float(np.finfo(np.float32).max)  # metres; beyond lies infinity
 _NO_POINT = 2**63 - 1  # larger than the key of any point
 _WORTH_A_THREAD = 100_000  # points or pixels: 125,000 take one thread 4 ms, and two no less
 
@@ -195,14 +196,14 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
 
     def aim(begin: int, end: int) -> None:
         part = columns[:, 1 + begin : 1 + end]
-        for channel, column in zip(part[1:], points[begin:end].unbind(1), strict=True):
-            channel.copy_(column)
-        pixel[begin:end], usable[begin:end] = _aim(part, config, None if rings is None else rings[begin:end])
-        key[begin:end] = _key(part[0], usable[begin:end], begin, len(points), config)
+        part[1:].copy_(points[begin:end].t())
+        part_rings = None if rings is None else rings[begin:end]
+        _aim(part, config, part_rings, pixel[begin:end], usable[begin:end])
+        _order(part[0], usable[begin:end], len(points) - 1 - begin, config, key[begin:end])
 
     share(aim, len(points), _WORTH_A_THREAD)
     index = _winners(pixel, key, config)
-    mask, winner = index >= 0, index + 1
+    mask, winner = _greater(index, -1), index + 1
     channels = columns.new_empty((5, len(index)))
 
     def take(begin: int, end: int) -> None:
@@ -211,31 +212,60 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
 
     share(take, len(index), _WORTH_A_THREAD)
     shape = (config.height, config.width)
-    network_mask = index > 0 if config.official_mask else mask
+    network_mask = _greater(index, 0) if config.official_mask else mask
     return RangeImage(channels.view(5, *shape), index.view(shape), network_mask.view(shape), pixel, point_range, usable)
 
 
-def _aim(columns: Tensor, config: ProjectionConfig, rings: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(5, M) range, x, y, z, remission of points, of which the range is filled in -> their pixels, (M,) int64, and
-    whether they can be used, (M,) bool."""
+# What follows writes into a few pieces of memory again and again, which stay in a core's cache: fresh memory for every
+# intermediate result costs several times what the arithmetic does.
+
+
+def _aim(columns: Tensor, config: ProjectionConfig, rings: Tensor | None, pixel: Tensor, usable: Tensor) -> None:
+    """(5, M) range, x, y, z, remission of points -> their ranges, their pixels, (M,) int64, and whether they can be used,
+    (M,) bool. All but `rings` are written to; of the columns x, y and z stay as they are."""
     point_range, x, y, z, remission = columns.unbind(0)
-    # torch's float32 square root is not correctly rounded everywhere; through float64 it is, as numpy's
-    point_range.copy_((x * x + y * y).add_(z * z).double().sqrt_())
+    row, column, scratch = columns.new_empty((3, columns.shape[1])).unbind(0)
+    torch.mul(x, x, out=point_range)
+    for axis in (y, z):
+        point_range.add_(torch.mul(axis, axis, out=scratch))
+    _sqrt(point_range)
     remission.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    usable = (point_range > 0) & (point_range < math.inf)
+    usable.copy_(_greater(point_range, 0)).logical_and_(~_greater(point_range, _FARTHEST))
     # squares of less than 1e-19 m lose digits, so that a range may come out shorter than its z
-    elevation = torch.asin((z / point_range).clamp_(-1, 1))
+    elevation = torch.div(z, point_range, out=row).clamp_(-1, 1).asin_()
+    if config.outside_fov == "drop":
+        up, down = math.radians(config.fov_up_deg), math.radians(config.fov_down_deg)
+        usable.logical_and_(elevation <= up).logical_and_(elevation >= down)
     if config.needs_rings:
         assert rings is not None
         row, known = _row_from_ring(rings, config)
-        usable &= known
+        usable.logical_and_(known)
     else:
-        row = _row_from_elevation(elevation, config)
-    if config.outside_fov == "drop":
-        up, down = math.radians(config.fov_up_deg), math.radians(config.fov_down_deg)
-        usable &= (elevation <= up) & (elevation >= down)
+        _to_row(elevation, config)
+    _column(x, y, config.width, column, scratch)
     # float32 holds every pixel's number: there are at most 1024 x 16384 = 2**24
-    return torch.where(usable, row.mul_(config.width).add_(_column(x, y, config.width)), 0).to(torch.int64), usable
+    row.mul_(config.width).add_(column)
+    pixel.copy_(row if _all(usable) else row.masked_fill_(~usable, 0))
+
+
+def _greater(values: Tensor, bound: float) -> Tensor:
+    """values > bound; False for NaN. On a CPU by numpy, which takes a tenth of torch's time to compare."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.greater(values.numpy(), values.numpy().dtype.type(bound)))
+    return values > bound
+
+
+def _all(flags: Tensor) -> bool:
+    """Whether all are known to be True; a GPU is not asked, because the host would wait for it."""
+    return flags.device.type == "cpu" and bool(flags.numpy().all())
+
+
+def _sqrt(squares: Tensor) -> None:
+    """In place, correctly rounded, as the release's numpy does and torch's float32 does not everywhere."""
+    if squares.device.type == "cpu":
+        np.sqrt(squares.numpy(), out=squares.numpy())
+    else:
+        squares.copy_(squares.double().sqrt_())
 
 
 def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
@@ -282,29 +312,34 @@ def restore(image_values: Tensor, image: RangeImage, fill: float = 0) -> Tensor:
 # Rows and columns are whole numbers in float32, in the release's order of operations; NaN where a point is unusable.
 
 
-def _column(x: Tensor, y: Tensor, width: int) -> Tensor:
-    u = _azimuth_position(torch.atan2(y, x), width)
+def _column(x: Tensor, y: Tensor, width: int, column: Tensor, scratch: Tensor) -> None:
+    """The columns of points at x, y, written into `column`."""
+    u = _azimuth_position(torch.atan2(y, x, out=scratch), width)
+    torch.floor(u, out=column)
     if u.device.type == "cpu":
         # The release rounds as the C library does, torch's quick arctangent in the last bit otherwise. That matters for
         # the few points at a column's edge; for those that lie apart in memory torch calls the C library too.
-        at_edge = torch.from_numpy(np.flatnonzero((u.sub(u.round()).abs_() < 1e-6 * width).numpy()))
+        near_edge = _greater(u.sub_(column).sub_(0.5).abs_(), 0.5 - 1e-6 * width)
+        at_edge = torch.from_numpy(np.flatnonzero(near_edge.numpy()))
         apart = torch.stack([y[at_edge], x[at_edge]], 1)
-        u.index_copy_(0, at_edge, _azimuth_position(torch.atan2(apart[:, 0], apart[:, 1]), width))
-    return u.floor_().clamp_(0, width - 1)
+        column.index_copy_(0, at_edge, _azimuth_position(torch.atan2(apart[:, 0], apart[:, 1]), width).floor_())
+    column.clamp_(0, width - 1)
 
 
 def _azimuth_position(azimuth: Tensor, width: int) -> Tensor:
-    return azimuth.neg_().div_(math.pi).add_(1.0).mul_(0.5).mul_(width)
+    """In place."""
+    return azimuth.div_(-math.pi).add_(1.0).mul_(0.5 * width)  # a factor of 0.5 does not round
 
 
-def _row_from_elevation(elevation: Tensor, config: ProjectionConfig) -> Tensor:
+def _to_row(elevation: Tensor, config: ProjectionConfig) -> None:
+    """In place."""
     down = abs(math.radians(config.fov_down_deg))
     fov = abs(math.radians(config.fov_up_deg)) + down
     if config.fov_up_deg < 0 or config.fov_down_deg > 0:  # one-sided: the release's magnitudes would not hold
         down = -math.radians(config.fov_down_deg)
         fov = math.radians(config.fov_up_deg - config.fov_down_deg)
-    from_top = elevation.add(down).div_(fov).neg_().add_(1.0)
-    return from_top.mul_(config.height).floor_().clamp_(0, config.height - 1)
+    from_top = elevation.add_(down).div_(-fov).add_(1.0)
+    from_top.mul_(config.height).floor_().clamp_(0, config.height - 1)
 
 
 def _check_rings(rings: Tensor | None, count: int, config: ProjectionConfig) -> None:
@@ -323,15 +358,20 @@ def _row_from_ring(rings: Tensor, config: ProjectionConfig) -> tuple[Tensor, Ten
     return row.clamp_(0, config.height - 1).to(torch.float32), known
 
 
-def _key(point_range: Tensor, usable: Tensor, begin: int, count: int, config: ProjectionConfig) -> Tensor:
-    """(M,) int64: of the points in a pixel the one with the smallest key keeps it. begin: the first point's number."""
+def _order(point_range: Tensor, usable: Tensor, later: int, config: ProjectionConfig, key: Tensor) -> None:
+    """Of the points in a pixel the one with the smallest key keeps it: (M,) int64, written into `key`.
+
+    later: how many points come after the first of these.
+    """
     # A positive float orders like its bits: range and index in one integer make the minimum exact, free of the
     # order of writing and equal on every device. The later of equally near points wins, as in the release.
-    order = point_range.view(torch.int32).to(torch.int64)
+    key.copy_(point_range.view(torch.int32))
     if config.keep == "farthest":
-        order = 0x7F800000 - order
-    later = torch.arange(count - 1 - begin, count - 1 - begin - len(point_range), -1, device=point_range.device)
-    return torch.where(usable, order.bitwise_left_shift_(32).bitwise_or_(later), _NO_POINT)
+        key.neg_().add_(0x7F800000)
+    number = torch.arange(later, later - len(key), -1, device=key.device)
+    key.bitwise_left_shift_(32).bitwise_or_(number)
+    if not _all(usable):
+        key.masked_fill_(~usable, _NO_POINT)
 
 
 def _winners(pixel: Tensor, key: Tensor, config: ProjectionConfig) -> Tensor:
