@@ -52,6 +52,12 @@ SPECS: tuple[Spec, ...] = (
     Spec("device", "auto", "Where the model runs.", rule="auto, cuda, cuda:N or cpu", at_configure=True),
     Spec("precision", "fp32", "What the network computes in.", rule="fp32, fp16 or bf16", at_configure=True),
     Spec("threads", 0, "CPU threads that share a scan; 0: one a core.", 0, 1024, at_configure=True),
+    Spec(
+        "cuda_graph",
+        False,
+        "Replay the network's kernels on a CUDA device instead of launching each: quicker for small networks.",
+        at_configure=True,
+    ),
     Spec("autostart", True, "Configure and activate at start, without a lifecycle manager.", at_configure=True),
     Spec("knn.mode", "", "How neighbours vote on labels.", rule="off, safe, official, or empty: the model's own"),
     Spec("knn.k", 0, "Neighbours that vote; 0: the model's own.", 0, 225),

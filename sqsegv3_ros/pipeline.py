@@ -71,6 +71,7 @@ class Pipeline:
             precision=settings["precision"],
             threads=settings["threads"] or None,
             sha256=settings["model_sha256"] or None,
+            cuda_graph=settings["cuda_graph"],
         )
         self._tf_mount = mount
         self.apply(settings)

@@ -288,9 +288,16 @@ def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
 
 def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
     """The network's input: (1, 5, H, W) float32, (value - mean) / std by channel, exactly 0 in masked pixels."""
-    channels = image.channels
-    means, stds = (constant(v, channels.device).view(5, 1, 1) for v in (normalization.means, normalization.stds))
-    return channels.sub(means).div_(stds).mul_(image.mask.to(channels.dtype)).unsqueeze(0)
+    channels, mask = image.channels.flatten(1), image.mask.flatten()
+    means, stds = (constant(v, channels.device).view(5, 1) for v in (normalization.means, normalization.stds))
+    result = torch.empty_like(channels)
+
+    def work(begin: int, end: int) -> None:
+        part = result[:, begin:end]
+        torch.sub(channels[:, begin:end], means, out=part).div_(stds).mul_(mask[begin:end])
+
+    share(work, len(mask), _WORTH_A_THREAD)
+    return result.view(1, *image.channels.shape)
 
 
 @lru_cache(64)

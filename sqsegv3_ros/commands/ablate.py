@@ -1,10 +1,12 @@
-"""`sqsegv3 ablate`: what the paper's variants cost, beside its tables 1 and 3, or the commands that train them all."""
+"""`sqsegv3 ablate`: what the paper's variants cost, beside its tables 1 and 3; the commands that train them all; and what
+came of those, beside its tables 3, 4 and 5."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from sqsegv3_ros.errors import UserError
 
@@ -25,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
     group = parser.add_argument_group("training all of them", "one command for each row of the tables 3, 4 and 5")
-    group.add_argument("--commands", action="store_true", help="print the commands instead of measuring")
+    instead = group.add_mutually_exclusive_group()
+    instead.add_argument("--commands", action="store_true", help="print the commands instead of measuring")
+    instead.add_argument("--collect", action="store_true", help="print the tables that their runs make, with --runs")
     group.add_argument("--root", default="ROOT", help="data set to train on (default: %(default)s)")
     group.add_argument("--runs", default="runs/ablation", metavar="DIR", help="where runs are kept (%(default)s)")
     group.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
@@ -45,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         ):
             print(line)
         return 0
+    if args.collect:
+        return _collect(args)
     for name, least in (("height", 1), ("repeat", 0), ("threads", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} must be {least} or more, found {getattr(args, name)}")
@@ -56,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
         import_pyplot()  # better missed now than after the measurement
     from sqsegv3_ros.ablation.cost import cost
     from sqsegv3_ros.ablation.report import draw, text
-    from sqsegv3_ros.kitti import write_whole
 
     result = cost(
         layers=args.network,
@@ -66,12 +71,27 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         threads=args.threads,
     )
-    tables = text(result)
+    _say(args, result, text(result))
+    if args.png is not None:
+        draw(result, args.png)
+    return 0
+
+
+def _collect(args: argparse.Namespace) -> int:
+    from sqsegv3_ros.ablation.collect import collect, read_scores, text
+
+    if args.png is not None:
+        raise UserError("--png draws what was measured; --collect has --json and --markdown")
+    result = collect(read_scores(Path(args.runs)))
+    _say(args, result, text(result))
+    return 0
+
+
+def _say(args: argparse.Namespace, result: Any, tables: str) -> None:
+    from sqsegv3_ros.kitti import write_whole
+
     print(tables)
     if args.json is not None:
         write_whole(args.json, json.dumps(result, indent=1).encode())
     if args.markdown is not None:
         write_whole(args.markdown, f"{tables}\n".encode())
-    if args.png is not None:
-        draw(result, args.png)
-    return 0
