@@ -22,7 +22,7 @@ READ_THE_SECOND = ("humble", "iron", "jazzy")
 OUTPUTS = ("points", "filtered", "label_image", "range_image")
 SWITCH = ["true", "false", "True", "False"]
 ARGUMENTS = (
-    ("model", "", "model file; empty: as params_file says, else the model that ships", None),
+    ("model", "", "model file, or the name of one that ships; empty: as params_file says, else default", None),
     ("device", "", "auto, cuda, cuda:N or cpu; empty: as params_file says", None),
     ("input_topic", "/velodyne_points", "the sensor's clouds (sensor_msgs/PointCloud2)", None),
     ("output_topic", "~/output/points", "the labelled clouds; ~ is the node's own name", None),

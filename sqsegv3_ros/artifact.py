@@ -28,6 +28,7 @@ from sqsegv3_ros.share import share_folders
 if TYPE_CHECKING:
     import torch
 
+DEFAULT = "default"  # name of the model that is used where none is named
 FORMAT = "sqsegv3_ros model"
 FORMAT_VERSION = 1
 INFO_FILE = "sqsegv3.json"
@@ -56,6 +57,11 @@ class ModelInfo:
     weights_dtype: str = ""
     weights_sha256: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def licence(self) -> str:
+        """What the weights may be used for, as who trained them said."""
+        return str(self.provenance.get("licence") or "unknown")
 
     def to_dict(self) -> dict[str, Any]:
         """The information as plain JSON types."""
@@ -187,16 +193,36 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 
 def default_model() -> Path | None:
-    """The model that ships with the package, or None where none does.
+    """The model that is used where none is named, or None where none ships.
 
     Looked for beside an installed package (share/sqsegv3_ros/models, by pip or colcon) and in the source tree, so that
     it is found with and without a sourced ROS environment.
     """
+    return shipped_models().get(DEFAULT)
+
+
+def shipped_models() -> dict[str, Path]:
+    """The models that ship with the package, by name."""
     for folder in share_folders():
-        models = sorted((folder / "models").glob("default*.pt"))
+        models = {path.stem: path for path in sorted((folder / "models").glob("*.pt"))}
         if models:
-            return models[0]
-    return None
+            return models
+    return {}
+
+
+def find_model(given: str | Path | None) -> Path:
+    """The file of a model: a path, the name of one that ships ('simulated'), or nothing for the default.
+
+    A file of that name in the working folder goes first. Raises UserError where nothing is given and nothing ships;
+    whether a path leads anywhere is not looked at.
+    """
+    shipped = shipped_models()
+    if given is None or not str(given):
+        if DEFAULT not in shipped:
+            raise UserError("no model was given, and none ships with this installation; name a model file")
+        return shipped[DEFAULT]
+    path = Path(given)
+    return path if path.is_file() else shipped.get(str(given), path)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -209,7 +235,8 @@ def _opened(path: Path) -> BinaryIO:
             raise UserError(f"model {path} has {size} bytes, more than the {MAX_FILE_BYTES} that are accepted")
         return path.open("rb")
     except FileNotFoundError:
-        raise UserError(f"there is no model file {path}") from None
+        names = ", ".join(shipped_models()) or "none"
+        raise UserError(f"there is no model file {path}, and no such model ships (those that do: {names})") from None
     except OSError as error:
         raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
 

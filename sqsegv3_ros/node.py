@@ -82,7 +82,8 @@ class SegmentNode(LifecycleNode):
         segmenter = pipeline.segmenter
         self.get_logger().info(
             f"model {segmenter.info.name} ({segmenter.artifact.path}) on {segmenter.device} in {segmenter.precision}, "
-            f"{segmenter.projection.height} x {segmenter.projection.width} pixels, warm in {pipeline.warm_up_s:.2f} s"
+            f"{segmenter.projection.height} x {segmenter.projection.width} pixels, warm in {pipeline.warm_up_s:.2f} s; "
+            f"licence of its weights: {segmenter.info.licence}"
         )
         return SUCCESS
 

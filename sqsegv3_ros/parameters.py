@@ -41,7 +41,13 @@ class Spec:
 
 _DEG = "degrees"
 SPECS: tuple[Spec, ...] = (
-    Spec("model", "", "Path of the model file.", rule="empty: the model that ships", at_configure=True),
+    Spec(
+        "model",
+        "",
+        "Path of the model file, or the name of one that ships.",
+        rule="empty: the one called default",
+        at_configure=True,
+    ),
     Spec(
         "model_sha256",
         "",

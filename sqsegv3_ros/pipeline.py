@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.artifact import default_model
+from sqsegv3_ros.artifact import find_model
 from sqsegv3_ros.cloud import CloudSettings, LabelledCloudWriter, decode, encode_filtered
-from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig
 from sqsegv3_ros.mount import Mount
 from sqsegv3_ros.parameters import Settings
@@ -60,13 +59,8 @@ class Pipeline:
     PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image")
 
     def __init__(self, settings: Settings, mount: Mount | None = None, *, warm_up: bool = True) -> None:
-        model = settings["model"] or default_model()
-        if model is None:
-            raise UserError(
-                "the parameter model is empty, and none ships with this package yet; set it to a model file"
-            )
         self.segmenter = Segmenter(
-            model,
+            find_model(settings["model"]),
             device=settings["device"],
             precision=settings["precision"],
             threads=settings["threads"] or None,
@@ -143,6 +137,7 @@ class Pipeline:
         segmenter, applied = self.segmenter, self._applied
         return {
             "model": segmenter.info.name,
+            "licence": segmenter.info.licence,
             "file": str(segmenter.artifact.path),
             "file sha256": segmenter.artifact.sha256,
             "device": str(segmenter.device),

@@ -221,8 +221,8 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
 
 
 def _aim(columns: Tensor, config: ProjectionConfig, rings: Tensor | None, pixel: Tensor, usable: Tensor) -> None:
-    """(5, M) range, x, y, z, remission of points -> their ranges, their pixels, (M,) int64, and whether they can be used,
-    (M,) bool. All but `rings` are written to; of the columns x, y and z stay as they are."""
+    """(5, M) range, x, y, z, remission of points -> their ranges, their pixels, (M,) int64, and whether they can be
+    used, (M,) bool. All but `rings` are written to; of the columns x, y and z stay as they are."""
     point_range, x, y, z, remission = columns.unbind(0)
     row, column, scratch = columns.new_empty((3, columns.shape[1])).unbind(0)
     torch.mul(x, x, out=point_range)

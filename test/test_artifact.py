@@ -12,9 +12,11 @@ from sqsegv3_ros.artifact import (
     INFO_FILE,
     ModelInfo,
     default_model,
+    find_model,
     load_artifact,
     read_info,
     save_artifact,
+    shipped_models,
     weights_sha256,
 )
 from sqsegv3_ros.errors import UserError
@@ -171,3 +173,21 @@ def test_the_shipped_model_is_found_beside_an_installed_package(
     monkeypatch.setattr("sqsegv3_ros.share.__file__", str(tmp_path / "elsewhere/a/b/c/d/e/f/artifact.py"))
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path / "install"))
     assert default_model() == shipped
+
+
+def test_models_that_ship_are_found_by_name_and_files_by_path(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = shipped_models()
+    assert {"default", "simulated"} <= shipped.keys()
+    monkeypatch.chdir(tmp_path)
+    assert find_model(None) == find_model("") == find_model("default") == shipped["default"]
+    assert find_model("simulated") == shipped["simulated"]
+    assert find_model(str(model)) == find_model(model) == model
+    (tmp_path / "simulated").mkdir()  # a folder is no model
+    assert find_model("simulated") == shipped["simulated"]
+    (tmp_path / "simulated").rmdir()
+    (tmp_path / "simulated").write_bytes(model.read_bytes())  # the user's own file goes first
+    assert find_model("simulated") == Path("simulated")
+    with pytest.raises(UserError, match=r"no model file smiulated, .* ships \(those that do: default, simulated\)"):
+        read_info(find_model("smiulated"))

@@ -160,6 +160,13 @@ def test_field_of_view_edges_move():
     assert dataclasses.replace(varied, fov_up_deg=3.0, fov_down_deg=-25.0) == IMAGE
 
 
+def test_one_edge_of_the_field_of_view_moves_further():
+    raised = vary_field_of_view(IMAGE, Augmentation(fov_up_shift_deg=Vary(1.0, 18.0, 19.0)), rng())
+    assert 21 <= raised.fov_up_deg <= 22 and raised.fov_down_deg == IMAGE.fov_down_deg
+    lowered = vary_field_of_view(IMAGE, Augmentation(fov_down_shift_deg=Vary(1.0, -7.0, -6.0)), rng())
+    assert -32 <= lowered.fov_down_deg <= -31 and lowered.fov_up_deg == IMAGE.fov_up_deg
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_every_point_keeps_its_own_label(seed):
     settings = {

@@ -268,6 +268,7 @@ def test_diagnostics_name_model_rates_and_latency(live: Client, small_model: Pat
     model = {v.key: v.value for v in live.status("model", lambda s: s.level == OK).values}
     assert model["model"] == "small-random" and model["device"] == "cpu" and model["file"] == str(small_model)
     assert len(model["file sha256"]) == 64
+    assert model["licence"] == "unknown"  # what the weights may be used for; the test's model does not say
     keys = {v.key for v in live.status("processing", lambda s: any("network" in v.key for v in s.values)).values}
     for stage in ("latency", "decode", "project", "network", "knn", "encode", "publish"):
         assert f"{stage} p50/p95/max (ms)" in keys

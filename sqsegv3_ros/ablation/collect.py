@@ -1,7 +1,7 @@
 """The folders of finished runs come in; the paper's tables 3, 4 and 5 made of them, mean and spread, go out.
 
-A run is what a command of `training_commands` leaves: a folder NAME-seedN with a `history.jsonl`. What counts is its last
-validation, not its best one, which would be chosen by the scans that judge.
+A run is what a command of `training_commands` leaves: a folder NAME-seedN with a `history.jsonl`. What counts is its
+last validation, not its best one, which would be chosen by the scans that judge.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Score:
 def read_scores(runs: Path) -> dict[str, dict[int, Score]]:
     """By variant and seed. Raises UserError where there is no run of a variant, or one's history cannot be read."""
     if not runs.is_dir():
-        raise UserError(f"{runs} is no folder; --runs names the one that the runs of `sqsegv3 ablate --commands` are in")
+        raise UserError(f"{runs} is no folder; --runs names the one that holds the runs of `sqsegv3 ablate --commands`")
     scores: dict[str, dict[int, Score]] = {}
     for history in sorted(runs.glob("*-seed*/history.jsonl")):
         found = _FOLDER.fullmatch(history.parent.name)

@@ -77,15 +77,15 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _model(args: argparse.Namespace) -> dict[str, Any]:
     """What runs: a checked model file, or the name of a network."""
-    from sqsegv3_ros.artifact import default_model, read_info
+    from sqsegv3_ros.artifact import default_model, find_model, read_info
     from sqsegv3_ros.benchmark.networks import NAMES, network_config
 
     if args.network is not None:
         network_config(args.network)
         return {"network": args.network}
-    model = args.model or default_model()
-    if model is None:
+    if args.model is None and default_model() is None:
         return {"network": NAMES[0]}
+    model = find_model(args.model)
     read_info(model)
     return {"model": model}
 

@@ -11,7 +11,7 @@ from sqsegv3_ros.errors import OperationError, UserError, missing_package
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    parser.add_argument("--model", type=Path, help="model file (default: the one that ships with the package)")
+    parser.add_argument("--model", type=Path, help="model file, or the name of one that ships (default: default)")
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
     parser.add_argument(
         "--scans", type=int, default=200, metavar="N", help="length of the drive (default: %(default)s)"

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sqsegv3_ros.errors import UserError
-
 if TYPE_CHECKING:
     from sqsegv3_ros.segmenter import Segmenter
 
@@ -18,7 +16,7 @@ T = TypeVar("T")
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """--model, --device, --precision, --threads and the KNN settings."""
-    parser.add_argument("--model", type=Path, help="model file (default: the one that ships with the package)")
+    parser.add_argument("--model", type=Path, help="model file, or the name of one that ships (default: default)")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N or cpu (default: auto)")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: fp32")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -37,16 +35,10 @@ def add_cloud_options(parser: argparse._ActionsContainer) -> None:
 
 
 def model_path(given: Path | None) -> Path:
-    """The model file to use. Raises UserError where none is given and none ships."""
-    from sqsegv3_ros.artifact import default_model
+    """The model file to use (see `find_model`)."""
+    from sqsegv3_ros.artifact import find_model
 
-    path = given or default_model()
-    if path is None:
-        raise UserError(
-            "no model was given, and none ships with this package yet: pass --model FILE "
-            "(`sqsegv3 import-official` makes one)"
-        )
-    return path
+    return find_model(given)
 
 
 def make_segmenter(args: argparse.Namespace) -> Segmenter:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print. 1 where a cloud was lost or damaged, or memory, threads or files grow in a soak."""
-    from sqsegv3_ros.artifact import read_info
+    from sqsegv3_ros.artifact import find_model, read_info
     from sqsegv3_ros.benchmark import stress
     from sqsegv3_ros.benchmark.networks import network_config
 
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         if any(not value > 0 for value in values):
             raise UserError(f"{option} must be more than 0, found {' '.join(f'{value:g}' for value in values)}")
     if args.model is not None:
+        args.model = find_model(args.model)
         read_info(args.model)
     else:
         network_config(args.network)

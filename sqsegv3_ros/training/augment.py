@@ -55,6 +55,8 @@ class Augmentation:
     the points lost. far_dropout: share of the points lost at 50 m, in proportion to the range elsewhere.
     remission_scale, remission_shift: factor and summand of the remission. remission_drop_probability: all remission
     becomes 0. fov_shift_deg: upper and lower edge of the field of view are each moved, so that rows mean other angles.
+    fov_up_shift_deg, fov_down_shift_deg: one of them is moved further, up where positive, as for sensors that look
+    higher or lower than the model's.
     """
 
     mix_sector_deg: Vary = field(default_factory=Vary)
@@ -73,6 +75,8 @@ class Augmentation:
     remission_shift: Vary = field(default_factory=Vary)
     remission_drop_probability: float = 0.0
     fov_shift_deg: Vary = field(default_factory=Vary)
+    fov_up_shift_deg: Vary = field(default_factory=Vary)
+    fov_down_shift_deg: Vary = field(default_factory=Vary)
 
     def __post_init__(self) -> None:
         for name in ("flip_probability", "remission_drop_probability"):
@@ -136,14 +140,12 @@ def vary_field_of_view(
     projection: ProjectionConfig, config: Augmentation, rng: np.random.Generator
 ) -> ProjectionConfig:
     """The projection with both edges of its field of view moved."""
-    up, down = config.fov_shift_deg.draw(rng), config.fov_shift_deg.draw(rng)
-    if up is None and down is None:
+    up, down = config.fov_shift_deg.draw(rng) or 0.0, config.fov_shift_deg.draw(rng) or 0.0
+    up += config.fov_up_shift_deg.draw(rng) or 0.0
+    down += config.fov_down_shift_deg.draw(rng) or 0.0
+    if not up and not down:
         return projection
-    return replace(
-        projection,
-        fov_up_deg=projection.fov_up_deg + (up or 0.0),
-        fov_down_deg=projection.fov_down_deg + (down or 0.0),
-    )
+    return replace(projection, fov_up_deg=projection.fov_up_deg + up, fov_down_deg=projection.fov_down_deg + down)
 
 
 def mix_sectors(
