@@ -152,7 +152,9 @@ class DeployedBlock(nn.Module):
         """The spatially-adaptive convolution itself: rows [top, bottom) are written into `mixed`, which is returned."""
         batch, width, channels = feature.size(0), feature.size(2), feature.size(3)
         tile_rows, tile_columns = tile_shape(bottom - top, width, tile_pixels * self.tile_scale)
+        # what all tiles share: large pieces that are freed and asked for again would be faulted in anew by the kernel
         all_factors = new_image(feature, [tile_rows * tile_columns, self.attention.size(1)])
+        all_seen = new_image(feature, [(tile_rows + 2) * (tile_columns + 2) * channels])
         for n in range(batch):
             for row in range(top, bottom, tile_rows):
                 rows = min(tile_rows, bottom - row)
@@ -165,7 +167,7 @@ class DeployedBlock(nn.Module):
                     factors = all_factors[: rows * cols]
                     torch.mm(x.reshape(rows * cols, -1), self.attention, out=factors)
                     factors.exp2_().add_(1.0)
-                    seen = feature.new_empty([rows + 2, cols + 2, channels])
+                    seen = all_seen[: (rows + 2) * (cols + 2) * channels].view(rows + 2, cols + 2, channels)
                     take_tile(feature[n], row, left, 1, self.circular, seen)
                     adapted = factors.view(rows, cols, 3, 3 * channels)
                     torch.div(windows(seen, 3), adapted, out=adapted)

@@ -14,8 +14,9 @@ from sqsegv3_ros.network.model import Head
 from sqsegv3_ros.network.tiles import new_image, stripe_bounds
 from sqsegv3_ros.network.winograd import activate, pays, winograd3x3
 
-BAND_VALUES = 1 << 18
-"""Values that a convolution computes at a time where threads share it: 1 MiB, which fits into a core's cache."""
+BAND_VALUES = 1 << 17
+"""Values that a convolution computes at a time where threads share it: half a MiB, which fits into a core's cache, and
+which the C library keeps for the next piece instead of giving it back to the kernel."""
 
 
 class FoldedConv(nn.Module):
