@@ -12,7 +12,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-long demo model lint format install clean
+.PHONY: test test-long demo model model-kitti lint format install clean
 
 # two at a time: many tests wait for other processes; a file's tests stay together and share what they set up.
 # A second try, which the summary counts: on a busy machine DDS may find a peer too late; what is broken fails twice
@@ -26,21 +26,34 @@ test-long: $(INSTALLED)
 demo: $(INSTALLED)
 	$(CLI) demo --output demo $(if $(MODEL),--model $(MODEL))
 
-# The model that ships, made again: hours on two cores. Interrupted, `make model` goes on where it was. First at 64 x 1024,
-# then at 64 x 512; the node runs it at 64 x 576.
+# The models that ship, made again: hours on two cores each. Interrupted, they go on where they were.
+# `make model` makes models/simulated.pt from nothing: first at 64 x 1024, then at 64 x 512; the node runs it at 64 x 576.
+# `make model-kitti KITTI=~/data/semantic_kitti` makes models/default.pt from that one and labelled scans.
 MODEL_DATA ?= build/model/scans
 MODEL_RUN ?= build/model/run
 model: $(INSTALLED)
-	for i in 1 2 3 4 5; do \
-		$(CLI) simulate --scans 100 --seed $${i}00 --sequence 0$$i --output $(MODEL_DATA) --jobs 2 || exit; done
-	$(CLI) simulate --scans 30 --seed 9100 --sequence 06 --output $(MODEL_DATA) --jobs 2
-	$(call train,1,ssgv3_sim)
-	$(call train,2,ssgv3_sim_512,--model.start_from $(MODEL_RUN)/1/best.ckpt)
-	$(CLI) export $(MODEL_RUN)/2/best.ckpt --output models/default.pt --width 576 --half --licence Apache-2.0 --force
+	for i in 01 02 03 04 05; do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
+	$(call simulate,30,9100,06)
+	$(call train,1,ssgv3_sim,--data.root $(MODEL_DATA))
+	$(call train,2,ssgv3_sim_512,--data.root $(MODEL_DATA) --model.start_from $(MODEL_RUN)/1/best.ckpt)
+	$(CLI) export $(MODEL_RUN)/2/best.ckpt --output models/simulated.pt --width 576 --half --licence Apache-2.0 --force
+
+model-kitti: $(INSTALLED)
+	@test -n "$(KITTI)" || { echo "KITTI=... names the folder of SemanticKITTI (with sequences/NN/velodyne and labels)"; exit 2; }
+	test $(MODEL_DATA) = build/model/scans  # which the configuration names
+	for i in 01 02 03 04 05 11 12 13 14 15; do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
+	$(call simulate,30,9100,06)
+	$(call simulate,100,7100,21,--sensor ouster_os1_128)
+	$(call train,3,ssgv3_kitti,--data.root $(KITTI))
+	$(CLI) export $(MODEL_RUN)/3/last.ckpt --output models/default.pt --width 576 --half \
+		--licence "CC BY-NC-SA 4.0 (trained on SemanticKITTI)" --force
+
+# scans, seed, sequence, further options
+simulate = $(CLI) simulate --scans $(1) --seed $(2) --sequence $(3) --output $(MODEL_DATA) --jobs 2 $(4)
 
 # number of the run, its configuration, further options
 define train
-test -e $(MODEL_RUN)/$(1)/done || { $(CLI) train --config config/train/$(2).yaml --data.root $(MODEL_DATA) \
+test -e $(MODEL_RUN)/$(1)/done || { $(CLI) train --config config/train/$(2).yaml \
 	--run.output $(MODEL_RUN)/$(1) $(3) $$(test ! -e $(MODEL_RUN)/$(1)/last.ckpt || echo --run.resume true) && \
 	touch $(MODEL_RUN)/$(1)/done; }
 endef

@@ -96,7 +96,6 @@ class Segmenter:
             self.artifact.module.tile_pixels = _LARGE_TILE
         self._striped = self.device.type == "cpu" and hasattr(self.artifact.module, "stripes")
         if self._striped:
-            self.artifact.module.stripes = self.threads
             _end_calmly()
         channels = self.info.architecture.get("channels", (0,))
         size = self.projection.height * self.projection.width
@@ -141,6 +140,8 @@ class Segmenter:
 
         # TorchScript's optimiser costs seconds in the first runs; on a CPU it finds nothing in this network
         dividing = nullcontext() if self._striped else torch_shares()
+        if self._striped:
+            self.artifact.module.stripes = self.threads  # another segmenter of this artifact may have other ones
         with torch.jit.optimized_execution(self.device.type != "cpu"), dividing:
             logits = self._network(network_input)[0].float()
         clock.stop("network")

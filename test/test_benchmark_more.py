@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sqsegv3_ros.benchmark import live, scaling
+from sqsegv3_ros.benchmark.measure import EDGE, off_the_edges
 from sqsegv3_ros.benchmark.variants import STAGES
 
 
@@ -67,3 +69,20 @@ def test_without_the_profile_no_profile_of_the_caller_is_used(monkeypatch: pytes
     given = child_environment(live._environment(profile=True))
     used = [given[name] for name in live.PROFILE_VARIABLES if name in given]
     assert used and all(Path(path).name == "fastdds.xml" and Path(path).is_file() for path in used)
+
+
+@pytest.mark.parametrize(("width", "edge"), [(512, EDGE), (2048, EDGE), (8192, 4 * EDGE)])
+def test_points_at_a_pixels_edge_are_left_out_of_comparisons(width: int, edge: float) -> None:
+    """Points whose column and row are known: the middle of a pixel, just inside the margin, and just outside it."""
+    projection = {"fov_up_deg": 3.0, "fov_down_deg": -25.0, "height": 64, "width": width}
+
+    def at(u: float, v: float) -> list[float]:
+        azimuth = np.pi * (1 - 2 * u / width)
+        elevation = np.radians(28.0) * (1 - v / 64) - np.radians(25.0)
+        horizontal = 10 * np.cos(elevation)
+        return [horizontal * np.cos(azimuth), horizontal * np.sin(azimuth), 10 * np.sin(elevation), 0.5]
+
+    kept = [at(100.5, 20.5), at(100.0 + 4 * edge, 20.5), at(101.0 - 4 * edge, 20.5), at(100.5, 20.0 + 4 * edge)]
+    lost = [at(100.0 + edge / 4, 20.5), at(101.0 - edge / 4, 20.5), at(100.5, 21.0 - edge / 4)]
+    points = np.array(kept + lost, np.float32)
+    np.testing.assert_array_equal(off_the_edges(points, projection), points[: len(kept)])

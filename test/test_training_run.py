@@ -253,6 +253,18 @@ def test_training_can_start_from_an_official_checkpoint():
         load_weights(narrow, GOLDEN / "official_21")
 
 
+def test_training_goes_on_from_an_exported_model_file(finished, root, tmp_path, monkeypatch):
+    """The BatchNorms that an export folds away are made again from the data, so that the loss goes on where it was."""
+    model = tmp_path / "model.pt"
+    assert main(["export", str(finished[0] / "best.ckpt"), "--output", str(model), "--name", "tiny"]) == 0
+    changes = {"model__start_from": model, "trainer__max_epochs": 1, "model__optimizer__lr": 1e-5}
+    code, losses = train(monkeypatch, options(root, tmp_path / "further", **changes))
+    assert code == 0
+    first = {name: min(run) for name, run in (("new", finished[1]), ("further", losses))}
+    assert losses[first["further"]] < 0.8 * finished[1][first["new"]]
+    assert history(tmp_path / "further")[-1]["val/miou"] > 0.6 * history(finished[0])[-1]["val/miou"]
+
+
 def test_training_can_start_from_a_checkpoint_with_other_classes(finished):
     description, weights = read_checkpoint(finished[0] / "best.ckpt")
     config = NetworkConfig.from_dict({**description["network"], "num_classes": 26})

@@ -44,8 +44,11 @@ def test_it_computes_what_the_deploy_form_does_before_and_after_its_statistics_a
         # in training the BatchNorms take the batch's statistics: here all of what was measured on
         found = again.train()(torch.cat(images))[0].softmax(1)
         torch.testing.assert_close(found, again.eval()(torch.cat(images))[0].softmax(1), rtol=0, atol=1e-4)
-    again.train()(images[0])[0].sum().backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in again.parameters())
+    again.train()(images[0])[0].square().sum().backward()
+    learns = {name: p.grad is not None and bool(p.grad.any()) for name, p in again.named_parameters()}
+    assert all(p.grad.isfinite().all() for p in again.parameters() if p.grad is not None)
+    heads = {name for name in learns if name.startswith("heads.") and not name.startswith("heads.0.")}
+    assert not [name for name, does in learns.items() if not does and name not in heads]
 
 
 def test_statistics_are_those_of_the_values_that_arrive():

@@ -23,7 +23,7 @@ from sqsegv3_ros.errors import UserError
 
 QUIET_CPU_PER_WALL = 0.95  # of each thread; below it another process had the core
 CODEC_POINTS = 130_000
-EDGE = 1e-3  # pixels; float32 positions are right to half of it at 2048 columns
+EDGE = 1e-3  # pixels at 2048 columns, in proportion at more; float32 positions are right to half of it
 _KNN_VARIANTS = ("ours", "reference")
 KNN_SIZES = (5, 7)  # RangeNet++'s and the release's: as many neighbours as the window has columns
 _ABOUT = ("model", "device", "precision", "threads", "points", "height", "width", "knn")
@@ -110,7 +110,7 @@ def measure(options: Options) -> dict[str, Any]:
 
         knn = _compare_knn(variants, Path(folder), points, labels, about, options.repeat) if options.compare else {}
         clear = Path(folder) / "clear.npy"
-        np.save(clear, _off_the_edges(points, about["projection"]))
+        np.save(clear, off_the_edges(points, about["projection"]))
         end_settings = {"folder": folder, "scan": str(clear)}
         ends = {name: variants[name].ask("finish", **end_settings) for name in variants if name != "sgemm"}
         result = summarize(about, work, samples, ends)
@@ -253,7 +253,7 @@ def _random_model(maker: Child, folder: Path, options: Options) -> Path:
     return path
 
 
-def _off_the_edges(points: npt.NDArray[np.float32], projection: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+def off_the_edges(points: npt.NDArray[np.float32], projection: Mapping[str, Any]) -> npt.NDArray[np.float32]:
     """The points that lie so far from their pixel's edges that every float32 arithmetic puts them into that pixel.
 
     What an arctangent's last bit is differs between numpy, torch and the C library, and between processors.
@@ -264,7 +264,8 @@ def _off_the_edges(points: npt.NDArray[np.float32], projection: Mapping[str, Any
     down, up = abs(np.radians(projection["fov_down_deg"])), abs(np.radians(projection["fov_up_deg"]))
     u = 0.5 * (1 - np.arctan2(y, x) / np.pi) * projection["width"]
     v = (1 - (elevation + down) / (up + down)) * projection["height"]
-    at_edge = np.minimum(np.abs(u - np.round(u)), np.abs(v - np.round(v))) < EDGE
+    edge = EDGE * max(1.0, projection["width"] / 2048)
+    at_edge = np.minimum(np.abs(u - np.round(u)), np.abs(v - np.round(v))) < edge
     return points[~at_edge]
 
 
