@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from clouds import LAYOUTS, message, random_points
 
+from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.parameters import SPECS, Settings
 from sqsegv3_ros.pipeline import Pipeline
 
@@ -39,3 +40,12 @@ def test_settings_that_change_while_a_cloud_is_in_work_hold_from_the_next_cloud_
     assert [f.name for f in after.fields][-3:] == ["time", "confidence", "label"]
     assert bytes(before.data)[:22] == bytes(after.data)[:22] == np.asarray(points)[:1].tobytes()
     assert pipeline.description()["knn"] == "safe"
+
+
+def test_a_model_that_ships_is_found_by_its_name_and_a_cuda_graph_needs_cuda() -> None:
+    described = Pipeline(settings(model="simulated"), warm_up=False).description()
+    assert Path(described["file"]).name == "simulated.pt" and described["licence"] == "Apache-2.0"
+    with pytest.raises(UserError, match="a CUDA graph needs a CUDA device, found cpu"):
+        Pipeline(settings(model="simulated", device="cpu", cuda_graph=True), warm_up=False)
+    with pytest.raises(UserError, match=r"no such model ships \(those that do: default, simulated\)"):
+        Pipeline(settings(model="simulatd"), warm_up=False)
