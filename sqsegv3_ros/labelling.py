@@ -19,6 +19,7 @@ from sqsegv3_ros.bags import (
     is_bag,
     storage_of,
 )
+from sqsegv3_ros.cloud import DEFAULT_SETTINGS, CloudSettings, to_remission
 from sqsegv3_ros.errors import OperationError, UserError
 from sqsegv3_ros.kitti import find_scans, is_dataset, read_scan, write_labels
 
@@ -137,16 +138,15 @@ def _checked_bag(job: Job, options: BagOptions) -> Job:
 # ---- doing it --------------------------------------------------------------------------------------------------------
 
 
-def label_scan(segmenter: Segmenter, job: Job, intensity_scale: float | None = None) -> str:
+def label_scan(segmenter: Segmenter, job: Job, settings: CloudSettings = DEFAULT_SETTINGS) -> str:
     """A .bin file -> a .label file of raw ids. Returns the remarks on the scan ('' for none).
 
-    intensity_scale: factor from the file's fourth column to the remission; None: it holds the remission.
+    settings: how the file's fourth column becomes the remission; by default it holds it.
     """
     from sqsegv3_ros.suitability import Expected, remarks
 
     points = read_scan(job.source)
-    if intensity_scale is not None:
-        points[:, 3] *= intensity_scale
+    to_remission(points[:, 3], settings)
     try:
         result = segmenter.segment(points)
     except RuntimeError as error:

@@ -92,6 +92,7 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec("intensity_field", "intensity", "Field that holds the intensity.", rule="empty: the cloud has none, use 0"),
     Spec("intensity_scale", 1.0, "Factor from the cloud's intensity to the model's remission.", 1e-9, 1e9),
+    Spec("intensity_exponent", 1.0, "Remission = intensity_scale * intensity ** this; 0.5: root.", 0.01, 10.0),
     Spec("ring_field", "ring", "Field that holds the laser's number.", rule="empty: the cloud has none"),
     Spec("max_points", 10_000_000, "Clouds that declare more points are refused.", 1, 2**31 - 1),
     Spec("filtered.remove_classes", [""], "Names of the classes that ~/output/filtered leaves out."),
@@ -160,6 +161,7 @@ class Settings:
         return CloudSettings(
             intensity_field=self.values["intensity_field"],
             intensity_scale=self.values["intensity_scale"],
+            intensity_exponent=self.values["intensity_exponent"],
             ring_field=self.values["ring_field"],
             ring_required=rings_needed,
             max_points=self.values["max_points"],

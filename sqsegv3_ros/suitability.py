@@ -69,10 +69,10 @@ def _intensity(remission: npt.NDArray[np.float32], normalization: Normalization)
     if not len(remission):
         return "no intensity is finite; check intensity_field"
     typical, highest = float(np.median(remission)), float(np.percentile(remission, 99))
-    if typical > mean + 5 * std:
+    if typical > mean + 3 * std:
         return (
             f"intensity does not fit: its median is {typical:.3g}, the model learned from about {mean:g} +- {std:g}; "
-            "set intensity_scale (1/255 = 0.00392 for drivers that give 0..255)"
+            "set intensity_scale (1/255 = 0.00392 for drivers that give 0..255) and intensity_exponent"
         )
     if highest < mean / 10:
         return (

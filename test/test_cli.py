@@ -95,11 +95,18 @@ def test_another_sensors_scan_is_scaled_and_shaped_as_told_and_what_does_not_fit
     assert call(*arguments, "--output", tmp_path / "b", *options) == 0
     assert "intensity" not in capsys.readouterr().err
 
+    roots = ("--intensity-exponent", 0.5, "--intensity-scale", 1 / 16)
+    rooted = np.column_stack([raw[:, :3], (raw[:, 3] / 256) ** 2 * 256])
+    write_scan(tmp_path / "rooted" / "raw.bin", rooted.astype(np.float32))
+    again = ("label", tmp_path / "rooted" / "raw.bin", *arguments[2:], "--output", tmp_path / "c")
+    assert call(*again, *options[:4], *roots) == 0
+
     raw[:, 3] /= 256
     projection = ProjectionConfig(width=256, height=32, fov_up_deg=40.0)
     expected = SEMANTIC_KITTI.to_raw(Segmenter(small_model, projection=projection).segment(raw).labels)
     np.testing.assert_array_equal(read_labels(tmp_path / "b" / "raw.label"), expected)
     assert (read_labels(tmp_path / "a" / "raw.label") != expected).any()
+    assert (read_labels(tmp_path / "c" / "raw.label") == expected).mean() > 0.99  # roots round
 
 
 @pytest.mark.parametrize(
@@ -117,6 +124,7 @@ def test_another_sensors_scan_is_scaled_and_shaped_as_told_and_what_does_not_fit
         (("label", "{scan}", "--output", "{out}", "--device", "abacus"), "auto, cuda, cpu"),
         (("label", "{scan}", "--output", "{out}", "--threads", "0"), "threads"),
         (("label", "{scan}", "--output", "{out}", "--intensity-scale", "nan"), "intensity_scale must lie in"),
+        (("label", "{scan}", "--output", "{out}", "--intensity-exponent", "0"), "intensity_exponent must lie in"),
         (("label", "{scan}", "--output", "{out}", "--intensity-field", "i"), "no bag was given"),
         (("inspect", "{missing}"), "no model file"),
         (("paint",), "invalid choice"),

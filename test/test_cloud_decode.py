@@ -141,6 +141,21 @@ def test_invalid_points_are_passed_on_in_place():
     assert np.isfinite(decoded).sum() == decoded.size - 3
 
 
+@pytest.mark.parametrize("name", ["xyzi 16", "velodyne xyzirt 22", "float64 40"])
+@pytest.mark.parametrize(("scale", "exponent"), [(0.085, 0.5), (1.0, 0.5), (0.25, 2.0)])
+def test_intensity_takes_an_exponent_and_then_the_scale(name, scale, exponent, recwarn):
+    points = random_points(LAYOUTS[name], 40)
+    points["intensity"] = np.arange(-4, 36)
+    cloud = message(points)
+    before = bytes(cloud.data)
+    decoded = decode(cloud, CloudSettings(intensity_scale=scale, intensity_exponent=exponent))
+    with np.errstate(invalid="ignore"):
+        expected = scale * np.arange(-4.0, 36.0) ** exponent
+    np.testing.assert_allclose(decoded.points[:, 3], expected, rtol=1e-6)  # NaN, which counts as 0, for roots of less
+    np.testing.assert_array_equal(decoded.points[:, :3], expected_columns(points)[:, :3])
+    assert bytes(cloud.data) == before and not recwarn.list
+
+
 def test_float64_beyond_float32_becomes_inf_without_a_warning(recwarn):
     points = random_points(LAYOUTS["float64 40"], 4)
     points["x"] = [1e300, -1e300, 1e-300, np.pi]
@@ -222,6 +237,8 @@ def test_equal_headers_share_one_layout_and_others_do_not():
         {"intensity_scale": 0},
         {"intensity_scale": float("nan")},
         {"intensity_scale": -1},
+        {"intensity_exponent": 0},
+        {"intensity_exponent": float("inf")},
         {"max_points": 0},
         {"ring_required": True, "ring_field": ""},
     ],

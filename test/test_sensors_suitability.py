@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import DATA, ROOT, needs_shared
 
+from sqsegv3_ros.cloud import CloudSettings, to_remission
 from sqsegv3_ros.mount import Mount
 from sqsegv3_ros.projection import Normalization, ProjectionConfig, project
 from sqsegv3_ros.suitability import Expected, remarks
@@ -45,7 +46,7 @@ def test_a_sensor_whose_upper_beams_meet_nothing_is_not_remarked() -> None:
 
 @pytest.mark.parametrize(
     ("intensity", "remark"),
-    [(60.0, "its median is 60"), (0.001, "hardly exceeds 0.001"), (np.nan, "no intensity is finite"), (0.9, "")],
+    [(60.0, "its median is 60"), (0.001, "hardly exceeds 0.001"), (np.nan, "no intensity is finite"), (0.6, "")],
 )
 def test_intensity_of_another_scale_is_remarked(intensity: float, remark: str) -> None:
     found = of(*scan(PUCK, intensity=intensity), VLP16)
@@ -169,20 +170,21 @@ def recording(name: str) -> tuple[np.ndarray, np.ndarray | None]:
     return points.astype(np.float32), np.repeat(np.arange(height, dtype=np.int32), width)
 
 
-def preset(name: str) -> tuple[ProjectionConfig, float]:
+def preset(name: str) -> tuple[ProjectionConfig, CloudSettings]:
     pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
     from sqsegv3_ros.parameter_files import read_parameters
 
     values = read_parameters(ROOT / "config" / "sensors" / f"{name}.yaml")
     settings = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("projection.")}
     assert "width" not in settings  # the model's own: here that of the one that ships
-    return ProjectionConfig(width=576, **settings), values["intensity_scale"]
+    intensity = {key: value for key, value in values.items() if key in ("intensity_scale", "intensity_exponent")}
+    return ProjectionConfig(width=576, **settings), CloudSettings(**intensity)
 
 
 def remarks_on(name: str, sensor: str) -> str:
     points, rings = recording(name)
-    projection, scale = preset(sensor)
-    points[:, 3] *= scale
+    projection, intensity = preset(sensor)
+    to_remission(points[:, 3], intensity)
     mask = project(torch.from_numpy(points), projection).mask
     return "; ".join(remarks(points, rings, Expected(projection, Normalization()), mask))
 
@@ -220,9 +222,9 @@ def test_kitti_fits_what_the_model_learned_from_and_not_twice_scaled(sequence: s
     points = np.fromfile(path, np.float32).reshape(-1, 4).copy()
     expected = Expected(ProjectionConfig(), Normalization(), Mount(), 1.73)
     assert remarks(points, None, expected, project(torch.from_numpy(points), expected.projection).mask) == ()
-    projection, scale = preset("hdl64e")
+    projection, intensity = preset("hdl64e")
     assert of(points, None, projection) == ""
-    points[:, 3] *= scale
+    to_remission(points[:, 3], intensity)
     assert "intensity does not fit: it hardly exceeds" in of(points, None, projection)
 
 

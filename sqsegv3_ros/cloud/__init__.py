@@ -5,12 +5,13 @@ dataclass). `decode` gives points and rings, `LabelledCloudWriter` and `encode_f
 own class back, `make_cloud` makes one from arrays. What cannot be used raises CloudError with a short `reason`.
 """
 
-from sqsegv3_ros.cloud.decode import CloudSettings, DecodedCloud, decode, read_field
+from sqsegv3_ros.cloud.decode import DEFAULT_SETTINGS, CloudSettings, DecodedCloud, decode, read_field, to_remission
 from sqsegv3_ros.cloud.encode import OUTPUTS, LabelledCloudWriter, encode_filtered, encode_labelled
 from sqsegv3_ros.cloud.layout import REASONS, CloudError, Field, Layout, PointCloudLike, read_layout
 from sqsegv3_ros.cloud.make import make_cloud
 
 __all__ = [
+    "DEFAULT_SETTINGS",
     "OUTPUTS",
     "REASONS",
     "CloudError",
@@ -26,4 +27,5 @@ __all__ = [
     "make_cloud",
     "read_field",
     "read_layout",
+    "to_remission",
 ]

@@ -25,8 +25,9 @@ class CloudSettings:
     """Which fields of a cloud mean what.
 
     intensity_field: the field that holds the intensity; "" for clouds without one, whose intensity is then 0.
-    intensity_scale: what intensities are multiplied by to get the model's remission (1/255 for a Velodyne driver's
-    0..255 and a model trained on KITTI's 0..1).
+    intensity_scale, intensity_exponent: the model's remission is scale * intensity ** exponent (scale 1/255 for a
+    driver that gives 0..255 and a model trained on KITTI's 0..1; exponent 0.5 for calibrated reflectivity, most of
+    which lies near 0, where KITTI's remission does not).
     ring_field: the field that holds the laser's number; "" to read none.
     ring_required: refuse clouds without that field, because rows of the image are taken from it.
     max_points: clouds that declare more are refused, so that no header decides how much memory is used.
@@ -34,6 +35,7 @@ class CloudSettings:
 
     intensity_field: str = "intensity"
     intensity_scale: float = 1.0
+    intensity_exponent: float = 1.0
     ring_field: str = "ring"
     ring_required: bool = False
     max_points: int = 10_000_000
@@ -44,6 +46,8 @@ class CloudSettings:
                 f"intensity_scale is {self.intensity_scale}; expected a positive number "
                 "(set intensity_field to '' to ignore the intensity)"
             )
+        if not (math.isfinite(self.intensity_exponent) and self.intensity_exponent > 0):
+            raise UserError(f"intensity_exponent is {self.intensity_exponent}; expected a positive number")
         if self.max_points < 1:
             raise UserError(f"max_points is {self.max_points}; expected at least 1")
         if self.ring_required and not self.ring_field:
@@ -58,8 +62,8 @@ class DecodedCloud:
     """The columns of a cloud, points in the message's order (row after row where organised).
 
     points: (N, 4) float32, C-contiguous: x, y, z in metres in the sensor frame as stored (NaN stays NaN; float64
-    beyond float32 becomes Inf), and intensity * intensity_scale. Where the message lies exactly so, this is a view of
-    its data: do not write to it, and expect it to be read-only where the message's buffer is.
+    beyond float32 becomes Inf), and the remission (see `to_remission`). Where the message lies exactly so, this is a
+    view of its data: do not write to it, and expect it to be read-only where the message's buffer is.
     rings: (N,) int32, or None where the cloud has no such field; -1 where a value is no whole number in int32's range.
     """
 
@@ -106,7 +110,7 @@ class _Plan:
     row_offset: int | None
     fields: tuple[tuple[int, Field], ...]
     no_intensity: bool
-    scale: float
+    settings: CloudSettings
     ring: Field | None
 
 
@@ -126,7 +130,7 @@ def _plan(layout: Layout, settings: CloudSettings) -> _Plan:
         row_offset=x.offset if whole_row else None,
         fields=tuple((column, field) for column, field in enumerate(columns) if column >= done),
         no_intensity=not settings.intensity_field,
-        scale=settings.intensity_scale,
+        settings=settings,
         ring=ring,
     )
 
@@ -174,15 +178,27 @@ def _read(points: PointBytes, plan: _Plan) -> DecodedCloud:
             target[block] = piece if piece.dtype != _UNALIGNED else np.ascontiguousarray(piece).view(np.float32)
     if plan.no_intensity:
         result[:, 3] = 0
-    elif plan.scale != 1:
-        result[:, 3] *= np.float32(plan.scale)
+    elif view is None:
+        to_remission(result[:, 3], plan.settings)
     return decoded
+
+
+def to_remission(intensity: npt.NDArray[np.float32], settings: CloudSettings) -> None:
+    """(N,) intensities become the model's remission, in place; negative ones NaN where the exponent is not whole."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        if settings.intensity_exponent == 0.5:
+            np.sqrt(intensity, out=intensity)
+        elif settings.intensity_exponent != 1:
+            np.power(intensity, np.float32(settings.intensity_exponent), out=intensity)
+        if settings.intensity_scale != 1:
+            intensity *= np.float32(settings.intensity_scale)
 
 
 def _as_it_lies(points: PointBytes, plan: _Plan) -> npt.NDArray[np.float32] | None:
     """(N, 4) view of the data where it is just what is asked for, else None."""
-    complete = plan.row_offset is not None and not plan.fields and not plan.no_intensity and plan.scale == 1
-    if not complete or points.layout.point_step != _ROW.itemsize or points.rows > 1:
+    complete = plan.row_offset is not None and not plan.fields and not plan.no_intensity
+    as_stored = plan.settings.intensity_scale == 1 and plan.settings.intensity_exponent == 1
+    if not (complete and as_stored) or points.layout.point_step != _ROW.itemsize or points.rows > 1:
         return None
     view = points.buffer[: points.count * _ROW.itemsize].view(np.float32).reshape(-1, 4)
     return view if view.flags.aligned else None

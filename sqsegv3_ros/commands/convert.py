@@ -60,10 +60,11 @@ def _to_sequence(args: argparse.Namespace) -> str:
     from sqsegv3_ros.conversion import FromBag, bag_to_sequence
     from sqsegv3_ros.labels import SEMANTIC_KITTI, LabelSet
 
-    intensity = {"intensity_field": args.intensity_field, "intensity_scale": args.intensity_scale}
+    names = ("intensity_field", "intensity_scale", "intensity_exponent")
+    intensity = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = FromBag(
         topic=args.topic,
-        cloud=CloudSettings(ring_field="", **{name: v for name, v in intensity.items() if v is not None}),
+        cloud=CloudSettings(ring_field="", **intensity),
         truth_field=args.ground_truth_field,
         labels=SEMANTIC_KITTI if args.labels is None else LabelSet.from_yaml(args.labels),
     )

@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="parameters of the node (YAML), to label as it would; may be given again, later files beat earlier ones. "
-        "Their intensity_scale is for clouds: .bin scans hold 0..1 unless --intensity-scale says otherwise",
+        "What they say of the intensity is for clouds: .bin scans hold 0..1 unless --intensity-scale and "
+        "--intensity-exponent say otherwise",
     )
     add_cloud_options(parser)
     add_model_options(parser)
@@ -67,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     jobs = plan(args.input, args.output, args.sequences, options)
     if args.intensity_field is not None and not any(job.is_bag for job in jobs):
         raise UserError("--intensity-field is for bags, but no bag was given")
-    if args.intensity_scale is not None:
-        checked("intensity_scale", args.intensity_scale)
+    for name in ("intensity_scale", "intensity_exponent"):
+        if getattr(args, name) is not None:
+            checked(name, getattr(args, name))
     if args.shard is not None:
         jobs = share(jobs, *_shard(args.shard))
     present = [job for job in jobs if job.target.exists()]
@@ -103,6 +105,7 @@ def _label(
     segmenter: Segmenter, pipeline: Pipeline | None, jobs: list[Job], args: argparse.Namespace
 ) -> Iterator[tuple[Path, str]]:
     """Do the jobs. Yields with every scan the bag or folder where it comes from and the remark on it."""
+    from sqsegv3_ros.cloud import CloudSettings
     from sqsegv3_ros.labelling import label_bag, label_scan
 
     for job in jobs:
@@ -110,7 +113,13 @@ def _label(
             for remark in label_bag(pipeline, job, args.output_topic, force=args.force):
                 yield job.source, remark
         else:
-            yield job.source.parent, label_scan(segmenter, job, args.intensity_scale)
+            yield job.source.parent, label_scan(segmenter, job, CloudSettings(**_intensity(args)))
+
+
+def _intensity(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said of how an intensity becomes the remission."""
+    said = {"intensity_scale": args.intensity_scale, "intensity_exponent": args.intensity_exponent}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _make_pipeline(args: argparse.Namespace) -> Pipeline:
@@ -133,7 +142,7 @@ def _make_pipeline(args: argparse.Namespace) -> Pipeline:
         "knn.k": args.knn_k,
         "knn.search": args.knn_search,
         "intensity_field": args.intensity_field,
-        "intensity_scale": args.intensity_scale,
+        **_intensity(args),
     }
     values.update({name: checked(name, value) for name, value in given.items() if value is not None})
     return Pipeline(Settings(values), warm_up=False)

@@ -27,10 +27,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cloud_options(parser: argparse._ActionsContainer) -> None:
-    """--intensity-field and --intensity-scale: how the clouds of a bag are read. None where not given."""
+    """How the intensity of a bag's clouds is read: field, scale and exponent. None where not given."""
     parser.add_argument("--intensity-field", metavar="F", help="field that holds the intensity; '' for none")
     parser.add_argument(
         "--intensity-scale", type=float, metavar="X", help="factor from it to the remission, 0..1 (0.00392 for 0..255)"
+    )
+    parser.add_argument(
+        "--intensity-exponent", type=float, metavar="E", help="remission = X * intensity ** E (0.5: its square root)"
     )
 
 
