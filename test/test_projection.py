@@ -211,3 +211,20 @@ def test_points_so_near_that_their_squares_underflow_stay_inside_the_image() -> 
     image = project(torch.from_numpy(points), ProjectionConfig())
     assert int(image.pixel.min()) >= 0 and int(image.pixel.max()) < image.height * image.width
     assert bool(image.usable.any())
+
+
+def test_one_projection_leaves_nothing_of_itself_in_another() -> None:
+    """The memory that projection works in is used again, for more and for fewer points."""
+    generator = torch.Generator().manual_seed(0)
+    scans = [torch.randn(n, 4, generator=generator) * 10 for n in (5000, 100, 0, 700_000, 3000)]
+    sizes = [ProjectionConfig(width=width) for width in (512, 64, 64, 2048, 256)]
+    first = [project(points, config) for points, config in zip(scans, sizes, strict=True)]
+    kept = [(image.channels.clone(), image.index.clone(), image.pixel.clone()) for image in first]
+    for i in reversed(range(len(scans))):
+        again = project(scans[i], sizes[i])
+        for image in (first[i], again):
+            found = (image.channels, image.index, image.pixel)
+            assert all(torch.equal(a, b) for a, b in zip(found, kept[i], strict=True))
+    with torch.inference_mode():
+        assert torch.equal(project(scans[0], sizes[0]).index, kept[0][1])
+    assert torch.equal(project(scans[4], sizes[4]).index, kept[4][1])
