@@ -152,9 +152,10 @@ class DeployedBlock(nn.Module):
         """The spatially-adaptive convolution itself: rows [top, bottom) are written into `mixed`, which is returned."""
         batch, width, channels = feature.size(0), feature.size(2), feature.size(3)
         tile_rows, tile_columns = tile_shape(bottom - top, width, tile_pixels * self.tile_scale)
-        # what all tiles share: large pieces that are freed and asked for again would be faulted in anew by the kernel
-        all_factors = new_image(feature, [tile_rows * tile_columns, self.attention.size(1)])
-        all_seen = new_image(feature, [(tile_rows + 2) * (tile_columns + 2) * channels])
+        # what all tiles share, in one piece: what is freed and asked for again would be faulted in anew by the kernel
+        sizes = [tile_rows * tile_columns * self.attention.size(1), (tile_rows + 2) * (tile_columns + 2) * channels]
+        all_factors, all_seen = new_image(feature, [sizes[0] + sizes[1]]).split(sizes)
+        all_factors = all_factors.view(tile_rows * tile_columns, -1)
         for n in range(batch):
             for row in range(top, bottom, tile_rows):
                 rows = min(tile_rows, bottom - row)
