@@ -13,7 +13,7 @@ _LARGEST_INT = 2**31 - 1
 
 
 SWITCH = "SQSEGV3_PROCESS_SETTINGS"
-_SETTINGS = {"OMP_WAIT_POLICY": "passive", "THP_MEM_ALLOC_ENABLE": "1"}
+_SETTINGS = {"OMP_WAIT_POLICY": "passive"}
 _added: set[str] = set()
 _BORDER = 16_000_000
 _LOW_BORDER = 1_000_000
@@ -24,9 +24,7 @@ def prepare(*, training: bool = False) -> None:
     """Apply the settings of this module, before torch is imported. SQSEGV3_PROCESS_SETTINGS=0 switches them off.
 
     OpenMP's threads sleep between the layers instead of spinning (unless OMP_WAIT_POLICY says otherwise): on cores that
-    other processes want too, spinning makes small layers several times slower. torch asks the kernel for huge pages for
-    tensors of 2 MB and more (unless THP_MEM_ALLOC_ENABLE says otherwise), which then are not faulted in page by page;
-    kernels that were told never to give them do not. training: what is freed is kept, which
+    other processes want too, spinning makes small layers several times slower. training: what is freed is kept, which
     is fastest; else large tensors are given back, which the deploy form makes few of.
     """
     if os.environ.get(SWITCH) == "0":
