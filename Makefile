@@ -40,13 +40,13 @@ model: $(INSTALLED)
 
 model-kitti: $(INSTALLED)
 	@test -n "$(KITTI)" || { echo "KITTI=... names the folder of SemanticKITTI (with sequences/NN/velodyne and labels)"; exit 2; }
-	test $(MODEL_DATA) = build/model/scans  # which the configuration names
+	@test $(MODEL_DATA) = build/model/scans || { echo "MODEL_DATA must be build/model/scans, which config/train/ssgv3_kitti.yaml names"; exit 2; }
 	for i in 01 02 03 04 05 11 12 13 14 15; do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
 	$(call simulate,30,9100,06)
 	$(call simulate,100,7100,21,--sensor ouster_os1_128)
 	$(call train,3,ssgv3_kitti,--data.root $(KITTI))
 	$(CLI) export $(MODEL_RUN)/3/last.ckpt --output models/default.pt --width 576 --half \
-		--licence "CC BY-NC-SA 4.0 (trained on SemanticKITTI)" --force
+		--licence "CC BY-NC-SA 4.0 (trained on SemanticKITTI): not for commercial use" --force
 
 # scans, seed, sequence, further options
 simulate = $(CLI) simulate --scans $(1) --seed $(2) --sequence $(3) --output $(MODEL_DATA) --jobs 2 $(4)

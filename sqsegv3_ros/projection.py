@@ -223,7 +223,7 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
 # intermediate result costs several times what the arithmetic does, most of all where the kernel has to map it first.
 
 _kept = threading.local()
-_KEPT_WORDS = 1 << 20  # 8 MB: 300,000 points and the largest images of 64 rows
+_KEPT_WORDS = 1 << 20  # 8 MB: 300,000 points in an image of 64 x 2048
 
 
 def _workspace(points: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

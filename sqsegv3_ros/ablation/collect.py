@@ -47,11 +47,10 @@ def read_scores(runs: Path) -> dict[str, dict[int, Score]]:
 
 
 def _last(history: Path) -> Score:
-    lines = history.read_text().splitlines()
     try:
-        entry = json.loads(lines[-1])
+        entry = json.loads(history.read_text().splitlines()[-1])
         return Score(entry["step"], 100 * entry["val/miou"], 100 * entry["val/accuracy"])
-    except (IndexError, ValueError, KeyError, TypeError) as error:
+    except (OSError, IndexError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{history}: its last line is no validation of a run ({error})") from None
 
 
