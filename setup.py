@@ -55,7 +55,7 @@ setup(
     author="sqsegv3_ros maintainers",
     maintainer="sqsegv3_ros maintainers",
     maintainer_email="maintainers@sqsegv3-ros.example",
-    license="Apache-2.0",
+    license="Apache-2.0 AND CC-BY-NC-SA-4.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: package_data()},
     data_files=shared_files(),

@@ -213,8 +213,8 @@ def shipped_models() -> dict[str, Path]:
 def find_model(given: str | Path | None) -> Path:
     """The file of a model: a path, the name of one that ships ('simulated'), or nothing for the default.
 
-    A file of that name in the working folder goes first. Raises UserError where nothing is given and nothing ships;
-    whether a path leads anywhere is not looked at.
+    A file of that name in the working folder goes first. Raises UserError for a name of none, and where nothing is
+    given and nothing ships; whether a path with a folder or an ending leads anywhere is not looked at.
     """
     shipped = shipped_models()
     if given is None or not str(given):
@@ -222,7 +222,11 @@ def find_model(given: str | Path | None) -> Path:
             raise UserError("no model was given, and none ships with this installation; name a model file")
         return shipped[DEFAULT]
     path = Path(given)
-    return path if path.is_file() else shipped.get(str(given), path)
+    if path.is_file() or path.suffix or path.name != str(path):
+        return path
+    if path.name not in shipped:
+        raise UserError(f"there is no model {path}: no file, and none that ships ({', '.join(shipped) or 'none does'})")
+    return shipped[path.name]
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -235,8 +239,7 @@ def _opened(path: Path) -> BinaryIO:
             raise UserError(f"model {path} has {size} bytes, more than the {MAX_FILE_BYTES} that are accepted")
         return path.open("rb")
     except FileNotFoundError:
-        names = ", ".join(shipped_models()) or "none"
-        raise UserError(f"there is no model file {path}, and no such model ships (those that do: {names})") from None
+        raise UserError(f"there is no model file {path}") from None
     except OSError as error:
         raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.artifact import find_model
 from sqsegv3_ros.cloud import CloudSettings, LabelledCloudWriter, decode, encode_filtered
 from sqsegv3_ros.knn import KnnConfig
 from sqsegv3_ros.mount import Mount
@@ -60,7 +59,7 @@ class Pipeline:
 
     def __init__(self, settings: Settings, mount: Mount | None = None, *, warm_up: bool = True) -> None:
         self.segmenter = Segmenter(
-            find_model(settings["model"]),
+            settings["model"],
             device=settings["device"],
             precision=settings["precision"],
             threads=settings["threads"] or None,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sqsegv3_ros import process
-from sqsegv3_ros.artifact import Artifact, load_artifact
+from sqsegv3_ros.artifact import Artifact, find_model, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig, refine
 from sqsegv3_ros.mount import Mount
@@ -55,10 +55,11 @@ class Segmentation:
 class Segmenter:
     """A model on a device, ready to label scans one after another.
 
-    model: a loaded artifact or the path of a model file. device: 'auto' takes CUDA where there is one.
-    precision: what the network computes in. projection, knn: instead of the model's own. mount: levels the points of a
-    tilted sensor. threads: CPU threads that share a scan's work; None: as many as torch uses. cuda_graph: record the
-    network's work on a CUDA device once and replay it, which spares small networks the launch of every kernel.
+    model: a loaded artifact, or what `find_model` finds: a path, a name, or '' for the default. device: 'auto' takes
+    CUDA where there is one. precision: what the network computes in. projection, knn: instead of the model's own.
+    mount: levels the points of a tilted sensor. threads: CPU threads that share a scan's work; None: as many as torch
+    uses. cuda_graph: record the network's work on a CUDA device once and replay it, which spares small networks the
+    launch of every kernel.
     Raises UserError where the model or a setting cannot be used, so that nothing fails at the first scan.
     """
 
@@ -86,7 +87,7 @@ class Segmenter:
         if isinstance(model, Artifact):
             self.artifact = model
         else:
-            self.artifact = load_artifact(model, self.device, PRECISIONS[precision], sha256)
+            self.artifact = load_artifact(find_model(model), self.device, PRECISIONS[precision], sha256)
         self.info = self.artifact.info
         self.projection = projection or self.info.projection
         self.knn = knn or self.info.knn

@@ -74,10 +74,11 @@ def _intensity(remission: npt.NDArray[np.float32], normalization: Normalization)
             f"intensity does not fit: its median is {typical:.3g}, the model learned from about {mean:g} +- {std:g}; "
             "set intensity_scale (1/255 = 0.00392 for drivers that give 0..255) and intensity_exponent"
         )
-    if highest < mean / 10:
+    if highest < mean / 3:
         return (
             f"intensity does not fit: it hardly exceeds {highest:.3g}, "
-            f"the model learned from about {mean:g} +- {std:g}; set intensity_scale or intensity_field"
+            f"the model learned from about {mean:g} +- {std:g}; "
+            "set intensity_scale, intensity_exponent or intensity_field"
         )
     return ""
 

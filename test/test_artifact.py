@@ -189,5 +189,6 @@ def test_models_that_ship_are_found_by_name_and_files_by_path(
     (tmp_path / "simulated").rmdir()
     (tmp_path / "simulated").write_bytes(model.read_bytes())  # the user's own file goes first
     assert find_model("simulated") == Path("simulated")
-    with pytest.raises(UserError, match=r"no model file smiulated, .* ships \(those that do: default, simulated\)"):
-        read_info(find_model("smiulated"))
+    with pytest.raises(UserError, match=r"no model smiulated: no file, and none that ships \(default, simulated\)"):
+        find_model("smiulated")
+    assert find_model("/nowhere/mine.pt") == Path("/nowhere/mine.pt")  # who reads it says so

@@ -46,7 +46,13 @@ def test_a_sensor_whose_upper_beams_meet_nothing_is_not_remarked() -> None:
 
 @pytest.mark.parametrize(
     ("intensity", "remark"),
-    [(60.0, "its median is 60"), (0.001, "hardly exceeds 0.001"), (np.nan, "no intensity is finite"), (0.6, "")],
+    [
+        (60.0, "its median is 60"),
+        (0.001, "hardly exceeds 0.001"),
+        (0.06, "hardly exceeds 0.06"),
+        (np.nan, "no intensity is finite"),
+        (0.6, ""),
+    ],
 )
 def test_intensity_of_another_scale_is_remarked(intensity: float, remark: str) -> None:
     found = of(*scan(PUCK, intensity=intensity), VLP16)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from sqsegv3_ros.benchmark.networks import NAMES
 
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", type=Path, help="model file (default: the one that ships, else --network 21)")
+    model.add_argument("--model", type=Path, help="model file, or the name of one that ships (default: default)")
     model.add_argument("--network", help=f"random weights instead: {', '.join(NAMES)}, or another width multiplier")
     parser.add_argument("--scan", type=Path, metavar="BIN", help="KITTI .bin (default: a made-up street)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -104,12 +104,17 @@ def _scaling(args: argparse.Namespace) -> int:
 
 
 def _live(args: argparse.Namespace) -> int:
+    from sqsegv3_ros.artifact import find_model, read_info
     from sqsegv3_ros.benchmark.live import measure, text
 
     unused = {"--plot": args.plot, "--height": args.height, "--knn-k": args.knn_k, "--knn-search": args.knn_search}
     _refuse(unused, "--live measures the node as it is")
+    model = None
+    if args.model is not None:
+        model = find_model(args.model)
+        read_info(model)
     result = measure(
-        model=args.model, network=args.network, width=args.width, threads=args.threads, clouds=args.repeat or 60
+        model=model, network=args.network, width=args.width, threads=args.threads, clouds=args.repeat or 60
     )
     print(text(result))
     _write_json(args.json, result)

@@ -57,14 +57,13 @@ def _to_bag(args: argparse.Namespace) -> str:
 def _to_sequence(args: argparse.Namespace) -> str:
     from sqsegv3_ros.cloud import CloudSettings
     from sqsegv3_ros.commands.evaluate import progress_line
+    from sqsegv3_ros.commands.options import intensity_settings
     from sqsegv3_ros.conversion import FromBag, bag_to_sequence
     from sqsegv3_ros.labels import SEMANTIC_KITTI, LabelSet
 
-    names = ("intensity_field", "intensity_scale", "intensity_exponent")
-    intensity = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = FromBag(
         topic=args.topic,
-        cloud=CloudSettings(ring_field="", **intensity),
+        cloud=CloudSettings(ring_field="", **intensity_settings(args)),
         truth_field=args.ground_truth_field,
         labels=SEMANTIC_KITTI if args.labels is None else LabelSet.from_yaml(args.labels),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqsegv3_ros.commands.options import model_path
 from sqsegv3_ros.errors import OperationError, UserError, missing_package
 
 
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate, drive, judge, draw. Returns 0 where every scan was judged, 1 otherwise."""
-    from sqsegv3_ros.artifact import read_info
+    from sqsegv3_ros.artifact import find_model, read_info
 
     if not 2 <= args.scans <= 10_000:
         raise UserError(f"--scans must lie in 2..10000, found {args.scans}")
@@ -30,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
             __import__(package)
         except ImportError as error:
             raise missing_package(package, "the demo", extra) from error
-    model = model_path(args.model)
+    model = find_model(args.model)
     info = read_info(model)
     try:
         args.output.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,20 @@ import hashlib
 import json
 from pathlib import Path
 
-from sqsegv3_ros.artifact import ModelInfo, read_info
-from sqsegv3_ros.commands.options import model_path
+from sqsegv3_ros.artifact import ModelInfo, find_model, read_info
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.kitti import write_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model file (default: the shipped one)")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="model file, or the name of one that ships (default: default)",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--legend", type=Path, metavar="PNG", help="also draw the classes with their colours and ids")
     parser.add_argument("--force", action="store_true", help="replace the legend where it exists")
@@ -23,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the description. The network itself is not loaded."""
-    path = model_path(args.model)
+    path = find_model(args.model)
     info = read_info(path)
     if args.legend is not None:
         from sqsegv3_ros.evaluation.sheet import legend

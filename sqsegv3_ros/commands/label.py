@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqsegv3_ros.commands.options import add_cloud_options, add_model_options, make_segmenter, model_path, progress
+from sqsegv3_ros.commands.options import (
+    add_cloud_options,
+    add_model_options,
+    intensity_settings,
+    make_segmenter,
+    progress,
+)
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,17 +119,12 @@ def _label(
             for remark in label_bag(pipeline, job, args.output_topic, force=args.force):
                 yield job.source, remark
         else:
-            yield job.source.parent, label_scan(segmenter, job, CloudSettings(**_intensity(args)))
-
-
-def _intensity(args: argparse.Namespace) -> dict[str, Any]:
-    """What was said of how an intensity becomes the remission."""
-    said = {"intensity_scale": args.intensity_scale, "intensity_exponent": args.intensity_exponent}
-    return {name: value for name, value in said.items() if value is not None}
+            yield job.source.parent, label_scan(segmenter, job, CloudSettings(**intensity_settings(args)))
 
 
 def _make_pipeline(args: argparse.Namespace) -> Pipeline:
     """The node's way from cloud to labelled cloud, by parameter file and options."""
+    from sqsegv3_ros.artifact import find_model
     from sqsegv3_ros.parameter_files import checked, read_parameters
     from sqsegv3_ros.parameters import SPECS, Settings
     from sqsegv3_ros.pipeline import Pipeline
@@ -134,15 +135,14 @@ def _make_pipeline(args: argparse.Namespace) -> Pipeline:
     if args.threads is not None and args.threads < 1:
         raise UserError(f"threads must lie in 1..1024, found {args.threads}")
     given = {
-        "model": None if args.model is None and values["model"] else str(model_path(args.model)),
+        "model": None if args.model is None and values["model"] else str(find_model(args.model)),
         "device": None if args.device == "auto" else args.device,
         "precision": None if args.precision == "fp32" else args.precision,
         "threads": args.threads,
         "knn.mode": args.knn,
         "knn.k": args.knn_k,
         "knn.search": args.knn_search,
-        "intensity_field": args.intensity_field,
-        **_intensity(args),
+        **intensity_settings(args),
     }
     values.update({name: checked(name, value) for name, value in given.items() if value is not None})
     return Pipeline(Settings(values), warm_up=False)

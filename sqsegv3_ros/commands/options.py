@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from sqsegv3_ros.segmenter import Segmenter
@@ -37,19 +37,18 @@ def add_cloud_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def model_path(given: Path | None) -> Path:
-    """The model file to use (see `find_model`)."""
-    from sqsegv3_ros.artifact import find_model
-
-    return find_model(given)
+def intensity_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said of the intensity, as settings of clouds."""
+    names = ("intensity_field", "intensity_scale", "intensity_exponent")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def make_segmenter(args: argparse.Namespace) -> Segmenter:
     """The segmenter that the options of `add_model_options` describe. Raises UserError for what cannot be used."""
-    from sqsegv3_ros.artifact import read_info
+    from sqsegv3_ros.artifact import find_model, read_info
     from sqsegv3_ros.segmenter import Segmenter
 
-    path = model_path(args.model)
+    path = find_model(args.model)
     changes = {"mode": args.knn, "k": args.knn_k, "search": args.knn_search}
     knn = replace(read_info(path).knn, **{name: value for name, value in changes.items() if value is not None})
     return Segmenter(path, device=args.device, precision=args.precision, knn=knn, threads=args.threads)

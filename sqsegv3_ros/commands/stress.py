@@ -13,7 +13,9 @@ from sqsegv3_ros.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", type=Path, help="model file (default: the random network)")
+    model.add_argument(
+        "--model", type=Path, help="model file, or the name of one that ships (default: the random network)"
+    )
     model.add_argument("--network", default="1/16", help="width of a random network (default: 1/16)")
     parser.add_argument("--width", type=int, default=128, help="columns of the random network's image (default: 128)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the node (default: torch's choice)")
