@@ -16,7 +16,7 @@ SWITCH = "SQSEGV3_PROCESS_SETTINGS"
 _SETTINGS = {"OMP_WAIT_POLICY": "passive"}
 _added: set[str] = set()
 _BORDER = 16_000_000
-_LOW_BORDER = 1_000_000
+_LOW_BORDER = 500_000
 _returning = False
 
 
@@ -72,8 +72,8 @@ def return_large_tensors(border: int = _BORDER) -> bool:
 def expect_features(size: int) -> None:
     """A network whose largest features have so many bytes will run here; does nothing unless `prepare` did.
 
-    Where they lie above the border, so do most of the pieces of a megabyte that they are computed in, and threads that
-    share the work keep theirs apart: 80 MB less with a lower border, at no cost in time.
+    Where they lie above the border, the half megabytes that they are computed in add up, and threads that share the work
+    keep theirs apart: less memory with a lower border, at no cost in time.
     """
     if _returning:
         return_large_tensors(_LOW_BORDER if size >= _BORDER else _BORDER)
