@@ -12,7 +12,7 @@ from sqsegv3_ros.network.deploy import deploy
 from sqsegv3_ros.network.folded import WinogradConv
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.network.tiles import stripe_bounds, take_tile, tile_shape
-from sqsegv3_ros.network.winograd import winograd3x3
+from sqsegv3_ros.network.winograd import scratch_values, transform_weights, winograd3x3
 
 MARGIN = 1e-4
 
@@ -125,7 +125,7 @@ def test_every_tile_is_a_crop_of_the_padded_image(reach, circular):
     padded = torch.nn.functional.pad(padded, (0, 0, reach, reach))[0].permute(1, 2, 0)
     for top, left, rows, cols in ((0, 0, 6, 7), (0, 0, 2, 3), (2, 3, 1, 4), (5, 0, 1, 7), (4, 6, 2, 1)):
         tile = torch.full((rows + 2 * reach, cols + 2 * reach, 2), float("nan"))
-        take_tile(image, top, left, reach, circular, tile)
+        take_tile(image, top - reach, left - reach, circular, tile)
         assert torch.equal(tile, padded[top : top + rows + 2 * reach, left : left + cols + 2 * reach])
 
 
@@ -168,6 +168,14 @@ def test_half_precision_stays_near_the_full_one(dtype):
     assert (found.float().softmax(1) - expected).abs().mean() < (2e-3 if dtype == torch.float16 else 1e-2)
 
 
+def winograd(feature, weight, bias, circular, out, slope, add, top, bottom, band_pixels):
+    kernels = torch.empty(weight.shape[0], 16, weight.shape[1])
+    transform_weights(weight, kernels)
+    size = scratch_values(bottom - top, feature.shape[2], feature.shape[3], weight.shape[0], add, band_pixels)
+    scratch = torch.full((size,), float("nan"))
+    winograd3x3(feature, kernels, bias, circular, out, slope, add, top, bottom, scratch, band_pixels)
+
+
 @pytest.mark.parametrize("band_pixels", [1, 60, 10_000])
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (6, 10), (16, 4)])
 @pytest.mark.parametrize("circular", [False, True])
@@ -178,9 +186,9 @@ def test_winograd_is_a_3x3_convolution_whatever_the_bands(circular, height, widt
     bias = torch.randn(5)
     found = torch.full((2, height, width, 5), float("nan"))
     upper = (height + 2) // 4 * 2  # in two goes, where there are rows enough
-    winograd3x3(feature, weight, bias, circular, found, bottom=upper, band_pixels=band_pixels)
+    winograd(feature, weight, bias, circular, found, 1.0, False, 0, upper, band_pixels)
     if upper < height:
-        winograd3x3(feature, weight, bias, circular, found, top=upper, band_pixels=band_pixels)
+        winograd(feature, weight, bias, circular, found, 1.0, False, upper, height, band_pixels)
     image = feature.permute(0, 3, 1, 2).double()
     image = torch.nn.functional.pad(image, (1, 1, 0, 0), mode="circular" if circular else "constant")
     expected = torch.nn.functional.conv2d(image, weight.double(), bias.double(), padding=(1, 0))
@@ -194,7 +202,7 @@ def test_winograd_activates_and_adds_to_what_it_finds(slope):
     weight = torch.randn(5, 7, 3, 3).contiguous(memory_format=torch.channels_last)
     expected = torch.nn.functional.conv2d(feature.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
     expected = torch.nn.functional.leaky_relu(expected, slope) + out
-    winograd3x3(feature, weight, torch.zeros(5), False, out, slope, add=True, band_pixels=20)
+    winograd(feature, weight, torch.zeros(5), False, out, slope, True, 0, 6, band_pixels=20)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
 
 

@@ -90,4 +90,4 @@ def _deployed(config: NetworkConfig, device: torch.device, height: int, width: i
     feature = torch.randn(1, height, width, CHANNELS, device=device)
     coordinates = torch.randn(1, height, width, 3, device=device)
     tile = TILE_PIXELS if device.type == "cpu" else 0
-    return lambda: cast(Tensor, fast_after(fast(feature, coordinates, None, tile, 1, True), 1))
+    return lambda: cast(Tensor, fast_after(fast(feature, coordinates, None, tile, 1, [], True), 1, []))

@@ -23,9 +23,10 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.network.config import WIDTH_DIVISOR
 from sqsegv3_ros.network.folded import fold, folded_conv, folded_head
 from sqsegv3_ros.network.layers import ConvNorm
+from sqsegv3_ros.network.memory import give, take
 from sqsegv3_ros.network.model import DecoderStage, EncoderStage, Head, SqueezeSegV3, narrow_coordinates
 from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
-from sqsegv3_ros.network.tiles import new_image, stripe_bounds, take_columns, take_tile, tile_shape, windows
+from sqsegv3_ros.network.tiles import stripe_bounds, take_columns, take_tile, tile_shape, windows
 
 TILE_PIXELS = 1024
 """Pixels of a tile until the loader chooses for its device; 0 is the whole image."""
@@ -76,19 +77,18 @@ class DeployedSqueezeSegV3(nn.Module):
                 f"found {image.size(3)}"
             )
         coordinates = image[:, 1:4]
-        feature = self.stem(image.permute(0, 2, 3, 1).contiguous(), self.stripes)
+        spare: list[Tensor] = []
+        feature = self.stem(image.permute(0, 2, 3, 1).contiguous(), self.stripes, spare)
         skips: list[Tensor] = []
         for i, stage in enumerate(self.encoder):
             if i < 3:
                 skips.append(feature)
-            feature = stage(feature, coordinates, self.tile_pixels, self.stripes, i < 3)
+            feature = stage(feature, coordinates, self.tile_pixels, self.stripes, spare, i < 3)
             if i < 3:
                 coordinates = narrow_coordinates(coordinates, self.circular)
         for i, stage in enumerate(self.decoder):
-            feature = stage(feature, self.stripes)
-            if i >= 2:
-                feature = feature.add_(skips.pop())
-        return self.head(feature, self.stripes).permute(0, 3, 1, 2)
+            feature = stage(feature, self.stripes, spare, skips.pop() if i >= 2 else None)
+        return self.head(feature, self.stripes, spare).permute(0, 3, 1, 2)
 
 
 class DeployedBlock(nn.Module):
@@ -122,22 +122,43 @@ class DeployedBlock(nn.Module):
         columns: Tensor | None,
         tile_pixels: int,
         stripes: int,
+        spare: list[Tensor],
         keep: bool,
     ) -> Tensor:
         """feature (N, H, W, C), coordinates (N, H, W, 3) -> (N, H, W, C).
 
         columns: (N, H, W, 3 k k + 1) of the coordinates where somebody has taken them; else every tile takes its own.
-        keep: whether somebody needs the feature afterwards; else it may be overwritten.
+        spare: see `memory`. keep: whether somebody needs the feature afterwards; else it may be overwritten.
         """
-        mixed = new_image(feature, list(feature.shape))
+        mixed = take(spare, feature, list(feature.shape))
         bounds = stripe_bounds(feature.size(1), stripes)
+        sizes = self.tile_sizes(max([bottom - top for top, bottom in bounds]), feature.size(2), tile_pixels)
+        scratch = take(spare, feature, [len(bounds), sum(sizes)])
         tasks: list[torch.jit.Future[Tensor]] = []
-        for top, bottom in bounds[1:]:
-            tasks.append(torch.jit.fork(self.mix_rows, feature, coordinates, columns, tile_pixels, mixed, top, bottom))
-        self.mix_rows(feature, coordinates, columns, tile_pixels, mixed, 0, bounds[0][1])
+        for i in range(1, len(bounds)):
+            top, bottom = bounds[i]
+            tasks.append(
+                torch.jit.fork(
+                    self.mix_rows, feature, coordinates, columns, tile_pixels, mixed, top, bottom, scratch[i]
+                )
+            )
+        self.mix_rows(feature, coordinates, columns, tile_pixels, mixed, 0, bounds[0][1], scratch[0])
         for task in tasks:
             torch.jit.wait(task)
-        return self.conv(mixed, stripes, feature, keep)
+        give(spare, scratch)
+        result: Tensor = self.conv(mixed, stripes, spare, feature, keep)
+        give(spare, mixed)
+        return result
+
+    def tile_sizes(self, rows: int, width: int, tile_pixels: int) -> list[int]:
+        """Values that a thread with so many rows needs in between: factors, features seen, columns of coordinates."""
+        channels = self.mix.size(0)
+        rows, cols = tile_shape(rows, width, tile_pixels * self.tile_scale)
+        return [
+            rows * cols * self.attention.size(1),
+            (rows + 2) * (cols + 2) * channels,
+            rows * cols * self.attention.size(0),
+        ]
 
     def mix_rows(
         self,
@@ -148,13 +169,13 @@ class DeployedBlock(nn.Module):
         mixed: Tensor,
         top: int,
         bottom: int,
+        scratch: Tensor,
     ) -> Tensor:
         """The spatially-adaptive convolution itself: rows [top, bottom) are written into `mixed`, which is returned."""
         batch, width, channels = feature.size(0), feature.size(2), feature.size(3)
         tile_rows, tile_columns = tile_shape(bottom - top, width, tile_pixels * self.tile_scale)
-        # what all tiles share, in one piece: what is freed and asked for again would be faulted in anew by the kernel
-        sizes = [tile_rows * tile_columns * self.attention.size(1), (tile_rows + 2) * (tile_columns + 2) * channels]
-        all_factors, all_seen = new_image(feature, [sizes[0] + sizes[1]]).split(sizes)
+        sizes = self.tile_sizes(bottom - top, width, tile_pixels)
+        all_factors, all_seen, all_columns = scratch[: sum(sizes)].split(sizes)
         all_factors = all_factors.view(tile_rows * tile_columns, -1)
         for n in range(batch):
             for row in range(top, bottom, tile_rows):
@@ -162,16 +183,17 @@ class DeployedBlock(nn.Module):
                 for left in range(0, width, tile_columns):
                     cols = min(tile_columns, width - left)
                     if columns is None:
-                        x = coordinate_columns(coordinates[n], row, left, rows, cols, self.kernel, self.circular)
+                        x = all_columns[: rows * cols * self.attention.size(0)].view(rows, cols, -1)
+                        coordinate_columns(coordinates[n], row, left, self.kernel, self.circular, x)
                     else:
                         x = columns[n, row : row + rows, left : left + cols]
                     factors = all_factors[: rows * cols]
                     torch.mm(x.reshape(rows * cols, -1), self.attention, out=factors)
                     factors.exp2_().add_(1.0)
                     seen = all_seen[: (rows + 2) * (cols + 2) * channels].view(rows + 2, cols + 2, channels)
-                    take_tile(feature[n], row, left, 1, self.circular, seen)
+                    take_tile(feature[n], row - 1, left - 1, self.circular, seen)
                     adapted = factors.view(rows, cols, 3, 3 * channels)
-                    torch.div(windows(seen, 3), adapted, out=adapted)
+                    torch.div(windows(seen, 3, 3), adapted, out=adapted)
                     out = mixed[n, row : row + rows, left : left + cols].view(rows * cols, channels)
                     torch.addmm(self.mix_bias, factors, self.mix.t(), out=out)
                     out.relu_()
@@ -191,20 +213,27 @@ class DeployedEncoderStage(nn.Module):
         self.kernel = first.attention.conv.kernel_size[0]
         self.circular = first.circular
 
-    def forward(self, feature: Tensor, coordinates: Tensor, tile_pixels: int, stripes: int, keep: bool) -> Tensor:
-        """feature (N, H, W, C), coordinates (N, 3, H, W) -> (N, H, W or W / 2, C'). keep: as in `DeployedBlock`."""
+    def forward(
+        self, feature: Tensor, coordinates: Tensor, tile_pixels: int, stripes: int, spare: list[Tensor], keep: bool
+    ) -> Tensor:
+        """feature (N, H, W, C), coordinates (N, 3, H, W) -> (N, H, W or W / 2, C'). The rest as in `DeployedBlock`."""
         height, width = feature.size(1), feature.size(2)
         coordinates = coordinates.permute(0, 2, 3, 1).contiguous()
         columns: Tensor | None = None
         if len(self.blocks) > 1:  # several blocks share what a single one takes tile by tile
-            columns = torch.stack(
-                [coordinate_columns(c, 0, 0, height, width, self.kernel, self.circular) for c in coordinates.unbind()]
-            )
+            batch, depth = coordinates.size(0), 3 * self.kernel * self.kernel + 1
+            columns = take(spare, feature, [batch, height, width, depth])
+            for n in range(batch):
+                coordinate_columns(coordinates[n], 0, 0, self.kernel, self.circular, columns[n])
         for block in self.blocks:
-            feature = block(feature, coordinates, columns, tile_pixels, stripes, keep)
+            feature = block(feature, coordinates, columns, tile_pixels, stripes, spare, keep)
             keep = False
+        if columns is not None:
+            give(spare, columns)
         for narrow in self.narrow:
-            feature = narrow(feature, stripes)
+            narrowed: Tensor = narrow(feature, stripes, spare)
+            give(spare, feature)
+            feature = narrowed
         return feature
 
 
@@ -218,20 +247,25 @@ class DeployedDecoderStage(nn.Module):
         self.expand = folded_conv(stage.expand)
         self.out_channels = stage.conv.conv.out_channels
 
-    def forward(self, feature: Tensor, stripes: int) -> Tensor:
-        """(N, H, W, C) -> (N, H, W or 2 W, C')."""
-        feature = self.conv(feature, stripes)
-        batch, height = feature.size(0), feature.size(1)
-        feature = feature.view(batch, height, -1, self.out_channels)
-        return self.expand(self.squeeze(feature, stripes), stripes, feature)
+    def forward(self, feature: Tensor, stripes: int, spare: list[Tensor], skip: Tensor | None) -> Tensor:
+        """(N, H, W, C) -> (N, H, W or 2 W, C'), with the skip of that shape added."""
+        widened = self.conv(feature, stripes, spare)
+        give(spare, feature)
+        batch, height = widened.size(0), widened.size(1)
+        widened = widened.view(batch, height, -1, self.out_channels)
+        squeezed = self.squeeze(widened, stripes, spare)
+        result: Tensor = self.expand(squeezed, stripes, spare, widened, False, skip)
+        give(spare, squeezed)
+        if skip is not None:
+            give(spare, skip)
+        return result
 
 
 def coordinate_columns(
-    coordinates: Tensor, top: int, left: int, rows: int, cols: int, kernel: int, circular: bool
-) -> Tensor:
-    """(H, W, 3) -> (rows, cols, 3 k k + 1), for the pixels from (top, left) on what the attention sees, and a 1."""
-    seen = coordinates.new_empty([rows + kernel - 1, cols + kernel - 1, 3])
-    take_tile(coordinates, top, left, kernel // 2, circular, seen)
-    columns = coordinates.new_ones([rows, cols, 3 * kernel * kernel + 1])
+    coordinates: Tensor, top: int, left: int, kernel: int, circular: bool, columns: Tensor
+) -> None:
+    """Fill columns (rows, cols, 3 k k + 1) with what the attention sees from (top, left) on of (H, W, 3), and a 1."""
+    seen = coordinates.new_empty([columns.size(0) + kernel - 1, columns.size(1) + kernel - 1, 3])
+    take_tile(coordinates, top - kernel // 2, left - kernel // 2, circular, seen)
     take_columns(seen, columns)
-    return columns
+    columns[:, :, -1].fill_(1.0)

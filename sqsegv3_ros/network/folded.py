@@ -11,16 +11,22 @@ from torch import Tensor, nn
 
 from sqsegv3_ros.network.layers import AzimuthConv2d, AzimuthUpsample2d, ConvNorm
 from sqsegv3_ros.network.model import Head
-from sqsegv3_ros.network.tiles import new_image, stripe_bounds
-from sqsegv3_ros.network.winograd import activate, pays, winograd3x3
+from sqsegv3_ros.network.memory import give, take
+from sqsegv3_ros.network.tiles import stripe_bounds, take_tile, tile_shape, windows
+from sqsegv3_ros.network.winograd import activate, pays, scratch_values, transform_weights, winograd3x3
 
 BAND_VALUES = 1 << 17
 """Values that a convolution computes at a time where threads share it: half a MiB, which fits into a core's cache, and
 which the C library keeps for the next piece instead of giving it back to the kernel."""
+TILE_PIXELS = 1024
+"""Pixels that a product of matrices computes at a time."""
 
 
 class FoldedConv(nn.Module):
-    """A convolution with whatever followed it folded in, features (N, H, W, C) -> (N, H', W', C')."""
+    """A convolution with whatever followed it folded in, features (N, H, W, C) -> (N, H', W', C').
+
+    Here by the device's own library. A subclass has a better way for float32 on a CPU, and this one for the rest.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -35,46 +41,97 @@ class FoldedConv(nn.Module):
         self.slope = slope
         self.band_values = BAND_VALUES
 
-    def forward(self, feature: Tensor, stripes: int, onto: Tensor | None = None, keep: bool = False) -> Tensor:
+    def forward(
+        self,
+        feature: Tensor,
+        stripes: int,
+        spare: list[Tensor],
+        onto: Tensor | None = None,
+        keep: bool = False,
+        also: Tensor | None = None,
+    ) -> Tensor:
         """(N, H, W, C) -> (N, H', W', C'), contiguous.
 
-        stripes: how many threads share the rows. onto: the result is added to it, in place unless it is to be kept.
+        stripes: how many threads share the rows. spare: see `memory`. onto: the result is added to it, in place unless
+        it is to be kept. also: and this to the sum.
         """
         batch, height, width = feature.size(0), feature.size(1), feature.size(2)
         bounds = stripe_bounds(height, stripes)
-        if len(bounds) == 1 and not self.prefers_rows(feature):
+        special = self.has_own_way(feature)
+        if len(bounds) == 1 and not special:
             # contiguous as it already is where the device's library keeps the layout
             result = self._convolve(feature, 0, height).contiguous()
-            if onto is None:
-                return result
-            return result.add_(onto) if keep else onto.add_(result)
+            if onto is not None:
+                result = result.add_(onto) if keep else onto.add_(result)
+            return result if also is None else result.add_(also)
         if onto is not None and not keep:
             out = onto
         else:
-            out = new_image(feature, [batch, height, width // self.stride[1], self.weight.size(0)])
+            out = take(spare, feature, [batch, height, width // self.stride[1], self.weight.size(0)])
+        shared_size, size = 0, 0
+        if special:
+            rows = max([bottom - top for top, bottom in bounds])
+            shared_size, size = self.scratch_sizes(feature, rows, onto is not None)
+        scratch = take(spare, feature, [shared_size + len(bounds) * size])
+        shared = scratch[:shared_size]
+        if special:
+            self.prepare(shared)
+        pieces = scratch[shared_size:].view(len(bounds), size)
         tasks: list[torch.jit.Future[Tensor]] = []
-        for top, bottom in bounds[1:]:
-            tasks.append(torch.jit.fork(self.fill_rows, feature, onto, out, top, bottom))
-        self.fill_rows(feature, onto, out, 0, bounds[0][1])
+        for i in range(1, len(bounds)):
+            top, bottom = bounds[i]
+            tasks.append(
+                torch.jit.fork(self.fill_rows, feature, onto, also, out, top, bottom, special, shared, pieces[i])
+            )
+        self.fill_rows(feature, onto, also, out, 0, bounds[0][1], special, shared, pieces[0])
         for task in tasks:
             torch.jit.wait(task)
+        give(spare, scratch)
         return out
 
-    def prefers_rows(self, feature: Tensor) -> bool:
-        """Whether `fill_rows` is the better way also for the whole image."""
+    def has_own_way(self, feature: Tensor) -> bool:
+        """Whether this class has a better way for this feature than the device's library."""
         return False
 
-    def fill_rows(self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int) -> Tensor:
+    def scratch_sizes(self, feature: Tensor, rows: int, add: bool) -> tuple[int, int]:
+        """Values that the own way needs in between: for all stripes together, and for each of so many rows."""
+        return 0, 0
+
+    def prepare(self, shared: Tensor) -> None:
+        """Compute what all stripes share."""
+
+    def fill_own_way(
+        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, scratch: Tensor
+    ) -> None:
+        """Rows [top, bottom) of the result, with `onto`, are written into `out`, which may be `onto`."""
+
+    def fill_rows(
+        self,
+        feature: Tensor,
+        onto: Tensor | None,
+        also: Tensor | None,
+        out: Tensor,
+        top: int,
+        bottom: int,
+        special: bool,
+        shared: Tensor,
+        scratch: Tensor,
+    ) -> Tensor:
         """Rows [top, bottom) of the result are written into `out`, which is returned and may be `onto`."""
-        # few rows at a time: what lies between the operations then stays small and in the cache
-        band = max(1, self.band_values // (out.size(2) * out.size(3)))
-        for first in range(top, bottom, band):
-            last = min(first + band, bottom)
-            result = self._convolve(feature, first, last)
-            if onto is None:
-                out[:, first:last].copy_(result)
-            else:
-                torch.add(result, onto[:, first:last], out=out[:, first:last])
+        if special:
+            self.fill_own_way(feature, onto, out, top, bottom, shared, scratch)
+        else:
+            # few rows at a time: what lies between the operations then stays small and in the cache
+            band = max(1, self.band_values // (out.size(2) * out.size(3)))
+            for first in range(top, bottom, band):
+                last = min(first + band, bottom)
+                result = self._convolve(feature, first, last)
+                if onto is None:
+                    out[:, first:last].copy_(result)
+                else:
+                    torch.add(result, onto[:, first:last], out=out[:, first:last])
+        if also is not None:
+            out[:, top:bottom].add_(also[:, top:bottom])
         return out
 
     def _convolve(self, feature: Tensor, top: int, bottom: int) -> Tensor:
@@ -93,26 +150,116 @@ class FoldedConv(nn.Module):
         return activate(out.permute(0, 2, 3, 1), self.slope)
 
 
+class ProductConv(FoldedConv):
+    """A convolution of many channels, which on a CPU is best a product of matrices: windows of a tile times weights.
+
+    In front of it lies a copy of what each pixel sees, unless that is the pixel alone. Nothing is allocated, and of an
+    upsampling convolution the third of the weights that is zero is left out.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        stride: tuple[int, int],
+        circular: bool,
+        *,
+        slope: float,
+        upsampling: bool = False,
+    ):
+        super().__init__(weight, bias, stride, circular, slope=slope)
+        self.upsampling = upsampling
+        self.tile_pixels = TILE_PIXELS
+
+    def has_own_way(self, feature: Tensor) -> bool:
+        """Whether it is on the CPU and in float32, for which the libraries are made."""
+        return feature.device.type == "cpu" and feature.dtype == torch.float32
+
+    def scratch_sizes(self, feature: Tensor, rows: int, add: bool) -> tuple[int, int]:
+        """As `FoldedConv.scratch_sizes`."""
+        return 0, sum(self._sizes(feature, rows, add))
+
+    def fill_own_way(
+        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, scratch: Tensor
+    ) -> None:
+        """As `FoldedConv.fill_own_way`."""
+        (reach, pad), step = self.reach, self.stride[1]
+        batch, width, channels, out_channels = out.size(0), out.size(2), feature.size(3), out.size(3)
+        tile_rows, tile_columns = tile_shape(bottom - top, width, self.tile_pixels)
+        sizes = self._sizes(feature, bottom - top, onto is not None)
+        all_seen, all_columns, all_results = scratch[: sum(sizes)].split(sizes)
+        weight = self.weight.permute(0, 2, 3, 1).reshape(out_channels, -1).t()
+        for n in range(batch):
+            for row in range(top, bottom, tile_rows):
+                rows = min(tile_rows, bottom - row)
+                for left in range(0, width, tile_columns):
+                    cols = min(tile_columns, width - left)
+                    pixels = rows * cols
+                    if reach + pad == 0 and step == 1:
+                        columns = feature[n, row : row + rows, left : left + cols].reshape(pixels, channels)
+                    else:
+                        shape = [rows + 2 * reach, (cols - 1) * step + 1 + 2 * pad, channels]
+                        seen = all_seen[: shape[0] * shape[1] * channels].view(shape)
+                        take_tile(feature[n], row - reach, left * step - pad, self.circular, seen)
+                        seen = windows(seen, 2 * reach + 1, 2 * pad + 1, step)
+                        columns = all_columns[: pixels * weight.size(0)]
+                        columns.view(seen.size()).copy_(seen)
+                        columns = columns.view(pixels, -1)
+                    target = out[n, row : row + rows, left : left + cols].view(pixels, out_channels)
+                    result = target
+                    if onto is not None:
+                        result = all_results[: pixels * out_channels].view(pixels, out_channels)
+                    if self.upsampling:  # see `_upsampling_as_conv`
+                        half, seen_twice = out_channels // 2, 2 * channels
+                        even, odd = result[:, :half], result[:, half:]
+                        torch.addmm(self.bias[:half], columns[:, :seen_twice], weight[:seen_twice, :half], out=even)
+                        torch.addmm(self.bias[half:], columns[:, channels:], weight[channels:, half:], out=odd)
+                    else:
+                        torch.addmm(self.bias, columns, weight, out=result)
+                    activate(result, self.slope)
+                    if onto is not None:
+                        added = onto[n, row : row + rows, left : left + cols].view(pixels, out_channels)
+                        torch.add(result, added, out=target)
+
+    def _sizes(self, feature: Tensor, rows: int, add: bool) -> list[int]:
+        """Values of a tile with what lies around it, of its windows, and of results to be added."""
+        (reach, pad), step = self.reach, self.stride[1]
+        channels, out_channels = feature.size(3), self.weight.size(0)
+        tile_rows, cols = tile_shape(rows, feature.size(2) // step, self.tile_pixels)
+        pixels = tile_rows * cols
+        results = pixels * out_channels if add else 0
+        if reach + pad == 0 and step == 1:
+            return [0, 0, results]
+        seen = (tile_rows + 2 * reach) * ((cols - 1) * step + 1 + 2 * pad) * channels
+        return [seen, pixels * (2 * reach + 1) * (2 * pad + 1) * channels, results]
+
+
 class WinogradConv(FoldedConv):
     """A 3x3 convolution of many channels, which on a CPU takes fewer multiplications (see `winograd3x3`)."""
 
-    def prefers_rows(self, feature: Tensor) -> bool:
+    def has_own_way(self, feature: Tensor) -> bool:
         """Whether the image can be computed so: its sides are even, it is float32 and on the CPU."""
         even = feature.size(1) % 2 == 0 and feature.size(2) % 2 == 0
         return even and feature.device.type == "cpu" and feature.dtype == torch.float32
 
-    def fill_rows(self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int) -> Tensor:
-        """As `FoldedConv.fill_rows`."""
-        if not self.prefers_rows(feature):
-            result = self._convolve(feature, top, bottom)
-            if onto is not None:
-                result = result.add_(onto[:, top:bottom])
-            out[:, top:bottom].copy_(result)
-            return out
+    def scratch_sizes(self, feature: Tensor, rows: int, add: bool) -> tuple[int, int]:
+        """As `FoldedConv.scratch_sizes`."""
+        out_channels, channels = self.weight.size(0), self.weight.size(1)
+        return 16 * channels * out_channels, scratch_values(rows, feature.size(2), channels, out_channels, add)
+
+    def prepare(self, shared: Tensor) -> None:
+        """As `FoldedConv.prepare`: the transformed weights."""
+        transform_weights(self.weight, shared.view(self.weight.size(0), 16, self.weight.size(1)))
+
+    def fill_own_way(
+        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, scratch: Tensor
+    ) -> None:
+        """As `FoldedConv.fill_own_way`."""
         if onto is not None and onto is not out:
             out[:, top:bottom].copy_(onto[:, top:bottom])
-        winograd3x3(feature, self.weight, self.bias, self.circular, out, self.slope, onto is not None, top, bottom)
-        return out
+        kernels = shared.view(self.weight.size(0), 16, self.weight.size(1))
+        add = onto is not None
+        winograd3x3(feature, kernels, self.bias, self.circular, out, self.slope, add, top, bottom, scratch)
 
 
 def folded_conv(layer: ConvNorm) -> FoldedConv:
@@ -120,11 +267,16 @@ def folded_conv(layer: ConvNorm) -> FoldedConv:
     weight, bias = fold(layer.conv, layer.norm)
     conv = layer.conv
     if isinstance(conv, AzimuthUpsample2d):
-        return FoldedConv(_upsampling_as_conv(weight), bias.repeat(2), (1, 1), conv.circular, slope=layer.slope)
+        wide, bias = _upsampling_as_conv(weight), bias.repeat(2)
+        if _is_product(weight.shape[0]):
+            return ProductConv(wide, bias, (1, 1), conv.circular, slope=layer.slope, upsampling=True)
+        return FoldedConv(wide, bias, (1, 1), conv.circular, slope=layer.slope)
     assert isinstance(conv, AzimuthConv2d)
     stride = (conv.stride[0], conv.stride[1])
-    cheaper = stride == (1, 1) and conv.kernel_size == (3, 3) and pays(weight.shape[1], weight.shape[0])
-    return (WinogradConv if cheaper else FoldedConv)(weight, bias, stride, conv.circular, slope=layer.slope)
+    way = ProductConv if _is_product(weight.shape[1]) else FoldedConv
+    if stride == (1, 1) and conv.kernel_size == (3, 3) and pays(weight.shape[1], weight.shape[0]):
+        way = WinogradConv
+    return way(weight, bias, stride, conv.circular, slope=layer.slope)
 
 
 def folded_head(head: Head) -> FoldedConv:
@@ -142,6 +294,11 @@ def fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> tuple[Te
     bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.detach().double()
     bias = (bias - norm.running_mean.double()) * scale + norm.bias.detach().double()
     return (weight * scale.view(shape)).float(), bias.float()
+
+
+def _is_product(in_channels: int) -> bool:
+    """Whether `ProductConv` is faster than oneDNN's convolution: measured on AVX-512, for kernels 1x1, 1x3 and 3x3."""
+    return in_channels >= 64
 
 
 def _upsampling_as_conv(weight: Tensor) -> Tensor:

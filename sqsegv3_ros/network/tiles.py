@@ -28,15 +28,15 @@ def stripe_bounds(height: int, stripes: int) -> list[tuple[int, int]]:
     return [(unit * (units * i // stripes), unit * (units * (i + 1) // stripes)) for i in range(stripes)]
 
 
-def take_tile(image: Tensor, top: int, left: int, reach: int, circular: bool, tile: Tensor) -> None:
-    """Fill a tile (rows + 2 reach, cols + 2 reach, C) with the pixels from (top, left) on and `reach` around them.
+def take_tile(image: Tensor, top: int, left: int, circular: bool, tile: Tensor) -> None:
+    """Fill a tile (rows, cols, C) with the pixels from (top, left) on, which may lie outside the image (H, W, C).
 
     Above and below the image lies zero, beside it zero or, where circular, the other edge.
     """
     height, width = image.size(0), image.size(1)
-    first_row, last_row = max(top - reach, 0), min(top - reach + tile.size(0), height)
-    first_column, last_column = max(left - reach, 0), min(left - reach + tile.size(1), width)
-    above, beside = first_row - (top - reach), first_column - (left - reach)
+    first_row, last_row = max(top, 0), min(top + tile.size(0), height)
+    first_column, last_column = max(left, 0), min(left + tile.size(1), width)
+    above, beside = first_row - top, first_column - left
     below = tile.size(0) - above - (last_row - first_row)
     beyond = tile.size(1) - beside - (last_column - first_column)
     rows = image[first_row:last_row]
@@ -60,29 +60,18 @@ def take_tile(image: Tensor, top: int, left: int, reach: int, circular: bool, ti
             edge.zero_()
 
 
-def windows(tile: Tensor, kernel: int) -> Tensor:
-    """What each pixel of a tile (rows + k - 1, cols + k - 1, C), contiguous, sees: a view (rows, cols, k, k C)."""
-    rows, cols, channels = tile.size(0) - kernel + 1, tile.size(1) - kernel + 1, tile.size(2)
-    return tile.as_strided([rows, cols, kernel, kernel * channels], [tile.stride(0), channels, tile.stride(0), 1])
+def windows(tile: Tensor, kernel_rows: int, kernel_columns: int, step: int = 1) -> Tensor:
+    """What the pixels of a contiguous tile (rows + ky - 1, columns, C) see: a view (rows, cols, ky, kx C).
+
+    step: columns from one of these pixels to the next.
+    """
+    rows, cols = tile.size(0) - kernel_rows + 1, (tile.size(1) - kernel_columns) // step + 1
+    line, channels = tile.stride(0), tile.size(2)
+    return tile.as_strided([rows, cols, kernel_rows, kernel_columns * channels], [line, step * channels, line, 1])
 
 
 def take_columns(tile: Tensor, columns: Tensor) -> None:
     """Fill all but the last of columns (rows, cols, 3 k k + 1) with the windows of coordinates, as ky, kx, xyz."""
     rows, cols, last = columns.size(0), columns.size(1), columns.size(2) - 1
     kernel = int(math.sqrt(last // 3))
-    columns[:, :, :last].view(rows, cols, kernel, 3 * kernel).copy_(windows(tile, kernel))
-
-
-def new_image(like: Tensor, shape: list[int]) -> Tensor:
-    """An uninitialised tensor of the device and type of `like`, made so that freeing it gives its memory back.
-
-    glibc fragments its heap with pieces of up to 32 MB. Larger ones come from the system and return there; what is
-    reserved but never touched costs nothing. A 64 x 2048 image of the 21 thus needs 100 MB less at its peak.
-    """
-    size = 1
-    for length in shape:
-        size *= length
-    reserved = size
-    if like.device.type == "cpu" and size * like.element_size() > 4_000_000:
-        reserved = max(size, 34_000_000 // like.element_size())
-    return like.new_empty([reserved])[:size].view(shape)
+    columns[:, :, :last].view(rows, cols, kernel, 3 * kernel).copy_(windows(tile, kernel, kernel))

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sqsegv3_ros.network.tiles import new_image, take_tile
+from sqsegv3_ros.network.tiles import take_tile
+
+BAND_PIXELS = 1024
 
 
 def pays(in_channels: int, out_channels: int) -> bool:
@@ -20,53 +22,53 @@ def pays(in_channels: int, out_channels: int) -> bool:
     return min(in_channels, out_channels) >= 64 and max(in_channels, out_channels) >= 128
 
 
+def scratch_values(
+    rows: int, width: int, channels: int, out_channels: int, add: bool, band_pixels: int = BAND_PIXELS
+) -> int:
+    """How many values `winograd3x3` needs in between for so many rows of an image."""
+    return sum(_scratch_sizes(min(rows, _band(width, band_pixels)), width, channels, out_channels, add))
+
+
+def transform_weights(weight: Tensor, kernels: Tensor) -> None:
+    """G g G' of every kernel of (C', C, 3, 3), channels last in memory, is written into kernels (C', 16, C)."""
+    g = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
+    torch.matmul(torch.kron(g, g), weight.permute(0, 2, 3, 1).flatten(1, 2), out=kernels)
+
+
 def winograd3x3(
     feature: Tensor,
-    weight: Tensor,
+    kernels: Tensor,
     bias: Tensor,
     circular: bool,
     out: Tensor,
-    slope: float = 1.0,
-    add: bool = False,
-    top: int = 0,
-    bottom: int = -1,
-    band_pixels: int = 1024,
+    slope: float,
+    add: bool,
+    top: int,
+    bottom: int,
+    scratch: Tensor,
+    band_pixels: int = BAND_PIXELS,
 ) -> None:
     """Convolve on the CPU, in float32. Beyond the image lies zero or, to its left and right, the other edge (circular).
 
-    feature: (N, H, W, C), contiguous; H and W even. weight: (C', C, 3, 3), channels last in memory. bias: (C',).
+    feature: (N, H, W, C), contiguous; H and W even. kernels: (C', 16, C), see `transform_weights`. bias: (C',).
     out: (N, H, W, C'), contiguous, not `feature` itself. slope: of the activation for negative values (0: ReLU,
         1: none).
-    add: the result is added to what `out` holds. top, bottom: only these rows of the result are computed, both even;
-        bottom -1: to the last. band_pixels: outputs that are computed together, so few that what lies between the
-        transforms stays in the cache.
+    add: the result is added to what `out` holds. top, bottom: only these rows of the result are computed, both even.
+    scratch: `scratch_values` for these rows, flat. band_pixels: outputs that are computed together, so few that what
+        lies between the transforms stays in the cache.
     """
-    batch, height, width, channels = feature.size()
-    bottom = height if bottom < 0 else bottom
-    out_channels = weight.size(0)
-    g = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
-    kernels = new_image(feature, [out_channels, 16, channels])
-    torch.matmul(torch.kron(g, g), weight.permute(0, 2, 3, 1).reshape(out_channels, 9, channels), out=kernels)
+    batch, width, channels = feature.size(0), feature.size(2), feature.size(3)
+    out_channels = kernels.size(0)
     kernels = kernels.permute(1, 2, 0)  # (16, C, C')
-    band = min(bottom - top, 2 * max(1, band_pixels // (2 * width)))
-    tiles = (band // 2) * (width // 2)
-    # what the bands share, in one piece of memory: pixels with their edges, rows transformed, tiles transformed,
-    # products, rows transformed back, outputs that are yet to be added
-    sizes = [
-        (band + 2) * (width + 2) * channels,
-        2 * band * (width + 2) * channels,
-        16 * tiles * channels,
-        16 * tiles * out_channels,
-        8 * tiles * out_channels,
-        4 * tiles * out_channels if add else 0,
-    ]
-    pixels, rows, spectrum, products, halves, addend = new_image(feature, [sum(sizes)]).split(sizes)
+    band = min(bottom - top, _band(width, band_pixels))
+    sizes = _scratch_sizes(band, width, channels, out_channels, add)
+    pixels, rows, spectrum, products, halves, addend = scratch[: sum(sizes)].split(sizes)
     pixels = pixels.view(band + 2, width + 2, channels)
     for n in range(batch):
         for row in range(top, bottom, band):
             count = min(band, bottom - row) // 2
             image = pixels[: 2 * count + 2]
-            take_tile(feature[n], row, 0, 1, circular, image)
+            take_tile(feature[n], row - 1, -1, circular, image)
             v = _transform(image, count, rows, spectrum)
             m = products[: 16 * v.size(1) * out_channels].view(16, v.size(1), out_channels)
             torch.bmm(v, kernels, out=m)
@@ -119,3 +121,20 @@ def _transform_back(m: Tensor, halves: Tensor, out: Tensor) -> None:
     y = out.view(rows, 2, columns, 2, channels).permute(1, 3, 0, 2, 4)
     torch.add(s[:, 1], s[:, 2], out=y[:, 0]).add_(s[:, 0])
     torch.sub(s[:, 1], s[:, 2], out=y[:, 1]).sub_(s[:, 3])
+
+
+def _band(width: int, band_pixels: int) -> int:
+    return 2 * max(1, band_pixels // (2 * width))
+
+
+def _scratch_sizes(band: int, width: int, channels: int, out_channels: int, add: bool) -> list[int]:
+    """Pixels with their edges, rows transformed, tiles transformed, products, rows transformed back, outputs to add."""
+    tiles = (band // 2) * (width // 2)
+    return [
+        (band + 2) * (width + 2) * channels,
+        2 * band * (width + 2) * channels,
+        16 * tiles * channels,
+        16 * tiles * out_channels,
+        8 * tiles * out_channels,
+        4 * tiles * out_channels if add else 0,
+    ]
