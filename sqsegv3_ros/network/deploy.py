@@ -23,7 +23,7 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.network.config import WIDTH_DIVISOR
 from sqsegv3_ros.network.folded import fold, folded_conv, folded_head
 from sqsegv3_ros.network.layers import ConvNorm
-from sqsegv3_ros.network.memory import give, take
+from sqsegv3_ros.network.memory import give, memory_for, scratch, take
 from sqsegv3_ros.network.model import DecoderStage, EncoderStage, Head, SqueezeSegV3, narrow_coordinates
 from sqsegv3_ros.network.sac import TAPS, SpatiallyAdaptiveBlock
 from sqsegv3_ros.network.tiles import stripe_bounds, take_columns, take_tile, tile_shape, windows
@@ -77,7 +77,7 @@ class DeployedSqueezeSegV3(nn.Module):
                 f"found {image.size(3)}"
             )
         coordinates = image[:, 1:4]
-        spare: list[Tensor] = []
+        spare = memory_for(image)
         feature = self.stem(image.permute(0, 2, 3, 1).contiguous(), self.stripes, spare)
         skips: list[Tensor] = []
         for i, stage in enumerate(self.encoder):
@@ -133,19 +133,18 @@ class DeployedBlock(nn.Module):
         mixed = take(spare, feature, list(feature.shape))
         bounds = stripe_bounds(feature.size(1), stripes)
         sizes = self.tile_sizes(max([bottom - top for top, bottom in bounds]), feature.size(2), tile_pixels)
-        scratch = take(spare, feature, [len(bounds), sum(sizes)])
+        pieces = scratch(spare, feature, len(bounds) * sum(sizes)).view(len(bounds), sum(sizes))
         tasks: list[torch.jit.Future[Tensor]] = []
         for i in range(1, len(bounds)):
             top, bottom = bounds[i]
             tasks.append(
                 torch.jit.fork(
-                    self.mix_rows, feature, coordinates, columns, tile_pixels, mixed, top, bottom, scratch[i]
+                    self.mix_rows, feature, coordinates, columns, tile_pixels, mixed, top, bottom, pieces[i]
                 )
             )
-        self.mix_rows(feature, coordinates, columns, tile_pixels, mixed, 0, bounds[0][1], scratch[0])
+        self.mix_rows(feature, coordinates, columns, tile_pixels, mixed, 0, bounds[0][1], pieces[0])
         for task in tasks:
             torch.jit.wait(task)
-        give(spare, scratch)
         result: Tensor = self.conv(mixed, stripes, spare, feature, keep)
         give(spare, mixed)
         return result
@@ -169,13 +168,13 @@ class DeployedBlock(nn.Module):
         mixed: Tensor,
         top: int,
         bottom: int,
-        scratch: Tensor,
+        piece: Tensor,
     ) -> Tensor:
         """The spatially-adaptive convolution itself: rows [top, bottom) are written into `mixed`, which is returned."""
         batch, width, channels = feature.size(0), feature.size(2), feature.size(3)
         tile_rows, tile_columns = tile_shape(bottom - top, width, tile_pixels * self.tile_scale)
         sizes = self.tile_sizes(bottom - top, width, tile_pixels)
-        all_factors, all_seen, all_columns = scratch[: sum(sizes)].split(sizes)
+        all_factors, all_seen, all_columns = piece[: sum(sizes)].split(sizes)
         all_factors = all_factors.view(tile_rows * tile_columns, -1)
         for n in range(batch):
             for row in range(top, bottom, tile_rows):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sqsegv3_ros.network.layers import AzimuthConv2d, AzimuthUpsample2d, ConvNorm
 from sqsegv3_ros.network.model import Head
-from sqsegv3_ros.network.memory import give, take
+from sqsegv3_ros.network.memory import scratch, take
 from sqsegv3_ros.network.tiles import stripe_bounds, take_tile, tile_shape, windows
 from sqsegv3_ros.network.winograd import activate, pays, scratch_values, transform_weights, winograd3x3
 
@@ -72,11 +72,12 @@ class FoldedConv(nn.Module):
         if special:
             rows = max([bottom - top for top, bottom in bounds])
             shared_size, size = self.scratch_sizes(feature, rows, onto is not None)
-        scratch = take(spare, feature, [shared_size + len(bounds) * size])
-        shared = scratch[:shared_size]
+        shared, between = scratch(spare, feature, shared_size + len(bounds) * size).split(
+            [shared_size, len(bounds) * size]
+        )
         if special:
             self.prepare(shared)
-        pieces = scratch[shared_size:].view(len(bounds), size)
+        pieces = between.view(len(bounds), size)
         tasks: list[torch.jit.Future[Tensor]] = []
         for i in range(1, len(bounds)):
             top, bottom = bounds[i]
@@ -86,7 +87,6 @@ class FoldedConv(nn.Module):
         self.fill_rows(feature, onto, also, out, 0, bounds[0][1], special, shared, pieces[0])
         for task in tasks:
             torch.jit.wait(task)
-        give(spare, scratch)
         return out
 
     def has_own_way(self, feature: Tensor) -> bool:
@@ -101,7 +101,7 @@ class FoldedConv(nn.Module):
         """Compute what all stripes share."""
 
     def fill_own_way(
-        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, scratch: Tensor
+        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, piece: Tensor
     ) -> None:
         """Rows [top, bottom) of the result, with `onto`, are written into `out`, which may be `onto`."""
 
@@ -115,11 +115,11 @@ class FoldedConv(nn.Module):
         bottom: int,
         special: bool,
         shared: Tensor,
-        scratch: Tensor,
+        piece: Tensor,
     ) -> Tensor:
         """Rows [top, bottom) of the result are written into `out`, which is returned and may be `onto`."""
         if special:
-            self.fill_own_way(feature, onto, out, top, bottom, shared, scratch)
+            self.fill_own_way(feature, onto, out, top, bottom, shared, piece)
         else:
             # few rows at a time: what lies between the operations then stays small and in the cache
             band = max(1, self.band_values // (out.size(2) * out.size(3)))
@@ -180,14 +180,14 @@ class ProductConv(FoldedConv):
         return 0, sum(self._sizes(feature, rows, add))
 
     def fill_own_way(
-        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, scratch: Tensor
+        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, piece: Tensor
     ) -> None:
         """As `FoldedConv.fill_own_way`."""
         (reach, pad), step = self.reach, self.stride[1]
         batch, width, channels, out_channels = out.size(0), out.size(2), feature.size(3), out.size(3)
         tile_rows, tile_columns = tile_shape(bottom - top, width, self.tile_pixels)
         sizes = self._sizes(feature, bottom - top, onto is not None)
-        all_seen, all_columns, all_results = scratch[: sum(sizes)].split(sizes)
+        all_seen, all_columns, all_results = piece[: sum(sizes)].split(sizes)
         weight = self.weight.permute(0, 2, 3, 1).reshape(out_channels, -1).t()
         for n in range(batch):
             for row in range(top, bottom, tile_rows):
@@ -252,14 +252,14 @@ class WinogradConv(FoldedConv):
         transform_weights(self.weight, shared.view(self.weight.size(0), 16, self.weight.size(1)))
 
     def fill_own_way(
-        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, scratch: Tensor
+        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, piece: Tensor
     ) -> None:
         """As `FoldedConv.fill_own_way`."""
         if onto is not None and onto is not out:
             out[:, top:bottom].copy_(onto[:, top:bottom])
         kernels = shared.view(self.weight.size(0), 16, self.weight.size(1))
         add = onto is not None
-        winograd3x3(feature, kernels, self.bias, self.circular, out, self.slope, add, top, bottom, scratch)
+        winograd3x3(feature, kernels, self.bias, self.circular, out, self.slope, add, top, bottom, piece)
 
 
 def folded_conv(layer: ConvNorm) -> FoldedConv:
