@@ -20,6 +20,8 @@ BAND_VALUES = 1 << 17
 which the C library keeps for the next piece instead of giving it back to the kernel."""
 TILE_PIXELS = 1024
 """Pixels that a product of matrices computes at a time."""
+PRODUCT_CHANNELS = 64
+"""From so many channels on, or for single pixels, a product of matrices is faster than oneDNN's convolution (AVX-512)."""
 
 
 class FoldedConv(nn.Module):
@@ -52,53 +54,46 @@ class FoldedConv(nn.Module):
     ) -> Tensor:
         """(N, H, W, C) -> (N, H', W', C'), contiguous.
 
-        stripes: how many threads share the rows. spare: see `memory`. onto: the result is added to it, in place unless
-        it is to be kept. also: and this to the sum.
+        stripes: how many threads share the rows on a CPU. spare: see `memory`. onto: the result is added to it, in
+        place unless it is to be kept. also: and this to the sum.
         """
         batch, height, width = feature.size(0), feature.size(1), feature.size(2)
-        bounds = stripe_bounds(height, stripes)
-        special = self.has_own_way(feature)
-        if len(bounds) == 1 and not special:
-            # contiguous as it already is where the device's library keeps the layout
-            result = self._convolve(feature, 0, height).contiguous()
-            if onto is not None:
-                result = result.add_(onto) if keep else onto.add_(result)
-            return result if also is None else result.add_(also)
+        own_way = self.has_own_way(feature)
+        alone = stripes <= 1 and feature.numel() <= 8 * self.band_values
+        if feature.device.type != "cpu" or (alone and not own_way):
+            return self._at_once(feature, onto, keep, also)
         if onto is not None and not keep:
             out = onto
         else:
             out = take(spare, feature, [batch, height, width // self.stride[1], self.weight.size(0)])
-        shared_size, size = 0, 0
-        if special:
-            rows = max([bottom - top for top, bottom in bounds])
-            shared_size, size = self.scratch_sizes(feature, rows, onto is not None)
-        shared, between = scratch(spare, feature, shared_size + len(bounds) * size).split(
-            [shared_size, len(bounds) * size]
-        )
-        if special:
+        bounds = stripe_bounds(height, stripes)
+        rows = max([bottom - top for top, bottom in bounds])
+        common, each = self.own_sizes(feature, rows, onto is not None) if own_way else (0, self._band_size(out, rows))
+        shared, pieces = scratch(spare, feature, common + len(bounds) * each).split([common, len(bounds) * each])
+        pieces = pieces.view(len(bounds), each)
+        if own_way:
             self.prepare(shared)
-        pieces = between.view(len(bounds), size)
         tasks: list[torch.jit.Future[Tensor]] = []
         for i in range(1, len(bounds)):
             top, bottom = bounds[i]
             tasks.append(
-                torch.jit.fork(self.fill_rows, feature, onto, also, out, top, bottom, special, shared, pieces[i])
+                torch.jit.fork(self.fill_rows, feature, onto, also, out, top, bottom, own_way, shared, pieces[i])
             )
-        self.fill_rows(feature, onto, also, out, 0, bounds[0][1], special, shared, pieces[0])
+        self.fill_rows(feature, onto, also, out, 0, bounds[0][1], own_way, shared, pieces[0])
         for task in tasks:
             torch.jit.wait(task)
         return out
 
     def has_own_way(self, feature: Tensor) -> bool:
-        """Whether this class has a better way for this feature than the device's library."""
+        """Whether this class has a better way for this feature on the CPU than torch's library."""
         return False
 
-    def scratch_sizes(self, feature: Tensor, rows: int, add: bool) -> tuple[int, int]:
-        """Values that the own way needs in between: for all stripes together, and for each of so many rows."""
+    def own_sizes(self, feature: Tensor, rows: int, add: bool) -> tuple[int, int]:
+        """Values that the own way needs in between: all threads together, and each of them for so many rows."""
         return 0, 0
 
     def prepare(self, shared: Tensor) -> None:
-        """Compute what all stripes share."""
+        """Compute what all threads share."""
 
     def fill_own_way(
         self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, shared: Tensor, piece: Tensor
@@ -113,41 +108,61 @@ class FoldedConv(nn.Module):
         out: Tensor,
         top: int,
         bottom: int,
-        special: bool,
+        own_way: bool,
         shared: Tensor,
         piece: Tensor,
     ) -> Tensor:
         """Rows [top, bottom) of the result are written into `out`, which is returned and may be `onto`."""
-        if special:
+        if own_way:
             self.fill_own_way(feature, onto, out, top, bottom, shared, piece)
         else:
-            # few rows at a time: what lies between the operations then stays small and in the cache
-            band = max(1, self.band_values // (out.size(2) * out.size(3)))
-            for first in range(top, bottom, band):
-                last = min(first + band, bottom)
-                result = self._convolve(feature, first, last)
-                if onto is None:
-                    out[:, first:last].copy_(result)
-                else:
-                    torch.add(result, onto[:, first:last], out=out[:, first:last])
+            self._fill_bands(feature, onto, out, top, bottom, piece)
         if also is not None:
             out[:, top:bottom].add_(also[:, top:bottom])
         return out
 
-    def _convolve(self, feature: Tensor, top: int, bottom: int) -> Tensor:
-        """(N, H, W, C) -> (N, bottom - top, W', C'): these rows of the result."""
+    def _fill_bands(
+        self, feature: Tensor, onto: Tensor | None, out: Tensor, top: int, bottom: int, piece: Tensor
+    ) -> None:
+        # few rows at a time: what lies between the operations then stays small and in the cache
+        (reach, pad), band = self.reach, self._band(out)
+        columns, channels = feature.size(2) + 2 * pad, feature.size(3)
+        for n in range(out.size(0)):
+            for first in range(top, bottom, band):
+                last = min(first + band, bottom)
+                rows = last - first + 2 * reach
+                seen = piece[: rows * columns * channels].view(rows, columns, channels)
+                take_tile(feature[n], first - reach, -pad, self.circular, seen)
+                result = F.conv2d(seen.permute(2, 0, 1).unsqueeze(0), self.weight, self.bias, self.stride)
+                result = activate(result.squeeze(0).permute(1, 2, 0), self.slope)
+                if onto is None:
+                    out[n, first:last].copy_(result)
+                else:
+                    torch.add(result, onto[n, first:last], out=out[n, first:last])
+
+    def _band(self, out: Tensor) -> int:
+        return max(1, self.band_values // (out.size(2) * out.size(3)))
+
+    def _band_size(self, out: Tensor, rows: int) -> int:
         reach, pad = self.reach
-        height = feature.size(1)
-        rows = feature[:, max(top - reach, 0) : min(bottom + reach, height)]
-        above, below = max(reach - top, 0), max(bottom + reach - height, 0)
-        if above != below:  # an edge of the image; on the other side lie the rows of another stripe
-            rows = F.pad(rows, [0, 0, 0, 0, above, below])
-            above = 0
+        columns = out.size(2) * self.stride[1] + 2 * pad
+        return (min(rows, self._band(out)) + 2 * reach) * columns * self.weight.size(1)
+
+    def _at_once(self, feature: Tensor, onto: Tensor | None, keep: bool, also: Tensor | None) -> Tensor:
+        reach, pad = self.reach
         if self.circular and pad > 0:
-            rows = torch.cat((rows[:, :, -pad:], rows, rows[:, :, :pad]), dim=2)
-            pad = 0
-        out = F.conv2d(rows.permute(0, 3, 1, 2), self.weight, self.bias, self.stride, (above, pad))
-        return activate(out.permute(0, 2, 3, 1), self.slope)
+            batch, height, width, channels = feature.size()
+            padded = feature.new_empty([batch, height, width + 2 * pad, channels])
+            padded[:, :, pad:-pad].copy_(feature)
+            padded[:, :, :pad].copy_(feature[:, :, -pad:])
+            padded[:, :, -pad:].copy_(feature[:, :, :pad])
+            feature, pad = padded, 0
+        result = F.conv2d(feature.permute(0, 3, 1, 2), self.weight, self.bias, self.stride, (reach, pad))
+        # contiguous as it already is where the device's library keeps the layout
+        result = activate(result.permute(0, 2, 3, 1), self.slope).contiguous()
+        if onto is not None:
+            result = result.add_(onto) if keep else onto.add_(result)
+        return result if also is None else result.add_(also)
 
 
 class ProductConv(FoldedConv):
@@ -170,13 +185,14 @@ class ProductConv(FoldedConv):
         super().__init__(weight, bias, stride, circular, slope=slope)
         self.upsampling = upsampling
         self.tile_pixels = TILE_PIXELS
+        self.tile_scale = max(1, PRODUCT_CHANNELS // weight.shape[1])
 
     def has_own_way(self, feature: Tensor) -> bool:
         """Whether it is on the CPU and in float32, for which the libraries are made."""
         return feature.device.type == "cpu" and feature.dtype == torch.float32
 
-    def scratch_sizes(self, feature: Tensor, rows: int, add: bool) -> tuple[int, int]:
-        """As `FoldedConv.scratch_sizes`."""
+    def own_sizes(self, feature: Tensor, rows: int, add: bool) -> tuple[int, int]:
+        """As `FoldedConv.own_sizes`."""
         return 0, sum(self._sizes(feature, rows, add))
 
     def fill_own_way(
@@ -185,7 +201,7 @@ class ProductConv(FoldedConv):
         """As `FoldedConv.fill_own_way`."""
         (reach, pad), step = self.reach, self.stride[1]
         batch, width, channels, out_channels = out.size(0), out.size(2), feature.size(3), out.size(3)
-        tile_rows, tile_columns = tile_shape(bottom - top, width, self.tile_pixels)
+        tile_rows, tile_columns = tile_shape(bottom - top, width, self.tile_pixels * self.tile_scale)
         sizes = self._sizes(feature, bottom - top, onto is not None)
         all_seen, all_columns, all_results = piece[: sum(sizes)].split(sizes)
         weight = self.weight.permute(0, 2, 3, 1).reshape(out_channels, -1).t()
@@ -225,7 +241,7 @@ class ProductConv(FoldedConv):
         """Values of a tile with what lies around it, of its windows, and of results to be added."""
         (reach, pad), step = self.reach, self.stride[1]
         channels, out_channels = feature.size(3), self.weight.size(0)
-        tile_rows, cols = tile_shape(rows, feature.size(2) // step, self.tile_pixels)
+        tile_rows, cols = tile_shape(rows, feature.size(2) // step, self.tile_pixels * self.tile_scale)
         pixels = tile_rows * cols
         results = pixels * out_channels if add else 0
         if reach + pad == 0 and step == 1:
@@ -242,8 +258,8 @@ class WinogradConv(FoldedConv):
         even = feature.size(1) % 2 == 0 and feature.size(2) % 2 == 0
         return even and feature.device.type == "cpu" and feature.dtype == torch.float32
 
-    def scratch_sizes(self, feature: Tensor, rows: int, add: bool) -> tuple[int, int]:
-        """As `FoldedConv.scratch_sizes`."""
+    def own_sizes(self, feature: Tensor, rows: int, add: bool) -> tuple[int, int]:
+        """As `FoldedConv.own_sizes`."""
         out_channels, channels = self.weight.size(0), self.weight.size(1)
         return 16 * channels * out_channels, scratch_values(rows, feature.size(2), channels, out_channels, add)
 
@@ -268,12 +284,14 @@ def folded_conv(layer: ConvNorm) -> FoldedConv:
     conv = layer.conv
     if isinstance(conv, AzimuthUpsample2d):
         wide, bias = _upsampling_as_conv(weight), bias.repeat(2)
-        if _is_product(weight.shape[0]):
+        if weight.shape[0] >= PRODUCT_CHANNELS:
             return ProductConv(wide, bias, (1, 1), conv.circular, slope=layer.slope, upsampling=True)
         return FoldedConv(wide, bias, (1, 1), conv.circular, slope=layer.slope)
     assert isinstance(conv, AzimuthConv2d)
     stride = (conv.stride[0], conv.stride[1])
-    way = ProductConv if _is_product(weight.shape[1]) else FoldedConv
+    way = FoldedConv
+    if weight.shape[1] >= PRODUCT_CHANNELS or (stride == (1, 1) and conv.kernel_size == (1, 1)):
+        way = ProductConv
     if stride == (1, 1) and conv.kernel_size == (3, 3) and pays(weight.shape[1], weight.shape[0]):
         way = WinogradConv
     return way(weight, bias, stride, conv.circular, slope=layer.slope)
@@ -294,11 +312,6 @@ def fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> tuple[Te
     bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.detach().double()
     bias = (bias - norm.running_mean.double()) * scale + norm.bias.detach().double()
     return (weight * scale.view(shape)).float(), bias.float()
-
-
-def _is_product(in_channels: int) -> bool:
-    """Whether `ProductConv` is faster than oneDNN's convolution: measured on AVX-512, for kernels 1x1, 1x3 and 3x3."""
-    return in_channels >= 64
 
 
 def _upsampling_as_conv(weight: Tensor) -> Tensor:
