@@ -16,8 +16,6 @@ SWITCH = "SQSEGV3_PROCESS_SETTINGS"
 _SETTINGS = {"OMP_WAIT_POLICY": "passive"}
 _added: set[str] = set()
 _BORDER = 16_000_000
-_LOW_BORDER = 500_000
-_returning = False
 
 
 def prepare(*, training: bool = False) -> None:
@@ -55,8 +53,8 @@ def keep_freed_memory() -> bool:
     return _mallopt(_M_MMAP_THRESHOLD, 1 << 30) and _mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
 
 
-def return_large_tensors(border: int = _BORDER) -> bool:
-    """Have the C library keep what is freed, up to `border` bytes a piece, and hand larger pieces back to the kernel.
+def return_large_tensors() -> bool:
+    """Have the C library keep what is freed, up to 16 MB a piece, and hand larger pieces back to the kernel.
 
     By default glibc moves that border up to 32 MB as a process goes on, and what is freed below it stays resident in
     pieces that the next tensor does not fit in: 150 MB of them for a 64 x 2048 image of SqueezeSegV3-21, whose features
@@ -64,19 +62,7 @@ def return_large_tensors(border: int = _BORDER) -> bool:
     and fault them in anew for every scan would cost time.
     Returns whether it took effect; False, and harmless, where the C library is not glibc.
     """
-    global _returning
-    _returning = _mallopt(_M_MMAP_THRESHOLD, border) and _mallopt(_M_TRIM_THRESHOLD, 4 * border)
-    return _returning
-
-
-def expect_features(size: int) -> None:
-    """A network whose largest features have so many bytes will run here; does nothing unless `prepare` did.
-
-    Where they lie above the border, the half megabytes that they are computed in add up, and threads that share the work
-    keep theirs apart: less memory with a lower border, at no cost in time.
-    """
-    if _returning:
-        return_large_tensors(_LOW_BORDER if size >= _BORDER else _BORDER)
+    return _mallopt(_M_MMAP_THRESHOLD, _BORDER) and _mallopt(_M_TRIM_THRESHOLD, 4 * _BORDER)
 
 
 def _mallopt(parameter: int, value: int) -> bool:

@@ -7,6 +7,7 @@ belongs to the lower limit).
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,6 +25,7 @@ EMPTY = -1.0  # what every channel of a pixel without a point holds
 _FARTHEST = float(np.finfo(np.float32).max)  # metres; beyond lies infinity
 _NO_POINT = 2**63 - 1  # larger than the key of any point
 _WORTH_A_THREAD = 100_000  # points or pixels: 125,000 take one thread 4 ms, and two no less
+_TURNED_TOGETHER = 4096  # points whose columns are taken apart at a time: they stay in the innermost cache meanwhile
 
 KEEP = ("nearest", "farthest")
 OUTSIDE_FOV = ("clamp", "drop")
@@ -198,7 +200,9 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
 
     def aim(begin: int, end: int) -> None:
         part = columns[:, 1 + begin : 1 + end]
-        part[1:].copy_(points[begin:end].t())
+        for first in range(begin, end, _TURNED_TOGETHER):
+            last = min(first + _TURNED_TOGETHER, end)
+            _copy(points[first:last].t(), columns[1:, 1 + first : 1 + last])
         part_rings = None if rings is None else rings[begin:end]
         _aim(part, config, part_rings, pixel[begin:end], usable[begin:end], scratch[:, begin:end])
         _order(part[0], usable[begin:end], len(points) - 1 - begin, config, key[begin:end])
@@ -269,6 +273,14 @@ def _aim(
     # float32 holds every pixel's number: there are at most 1024 x 16384 = 2**24
     row.mul_(config.width).add_(column)
     pixel.copy_(row if _all(usable) else row.masked_fill_(~usable, 0))
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    """On a CPU by numpy, which takes half of torch's time where one of them lies scattered."""
+    if target.device.type == "cpu":
+        np.copyto(target.numpy(), source.numpy())
+    else:
+        target.copy_(source)
 
 
 def _greater(values: Tensor, bound: float) -> Tensor:
@@ -395,11 +407,13 @@ def _order(point_range: Tensor, usable: Tensor, later: int, config: ProjectionCo
     """
     # A positive float orders like its bits: range and index in one integer make the minimum exact, free of the
     # order of writing and equal on every device. The later of equally near points wins, as in the release.
-    key.copy_(point_range.view(torch.int32))
+    bits = point_range.view(torch.int32)
     if config.keep == "farthest":
-        key.neg_().add_(0x7F800000)
-    number = torch.arange(later, later - len(key), -1, device=key.device)
-    key.bitwise_left_shift_(32).bitwise_or_(number)
+        bits = 0x7F800000 - bits
+    halves = key.view(torch.int32).view(-1, 2)
+    lower, upper = (halves[:, 0], halves[:, 1]) if sys.byteorder == "little" else (halves[:, 1], halves[:, 0])
+    _copy(torch.arange(later, later - len(key), -1, dtype=torch.int32, device=key.device), lower)
+    _copy(bits, upper)
     if not _all(usable):
         key.masked_fill_(~usable, _NO_POINT)
 

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sqsegv3_ros import process
 from sqsegv3_ros.artifact import Artifact, find_model, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig, refine
@@ -98,9 +97,6 @@ class Segmenter:
         self._striped = self.device.type == "cpu" and hasattr(self.artifact.module, "stripes")
         if self._striped:
             _end_calmly()
-        channels = self.info.architecture.get("channels", (0,))
-        size = self.projection.height * self.projection.width
-        process.expect_features(4 * size * max(channels[0], len(self.info.labels)))
         if cuda_graph:
             if self.device.type != "cuda":
                 raise UserError(f"a CUDA graph needs a CUDA device, found {self.device}")
