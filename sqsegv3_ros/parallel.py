@@ -27,7 +27,7 @@ def threads_share(count: int) -> Iterator[None]:
 
     Holds for the calling thread; afterwards torch uses as many as before.
     """
-    before, count_before = torch.get_num_threads(), _count()
+    before, count_before = torch.get_num_threads(), thread_count()
     torch.set_num_threads(1)
     _local.count = count
     try:
@@ -41,11 +41,29 @@ def threads_share(count: int) -> Iterator[None]:
 def torch_shares() -> Iterator[None]:
     """Within `threads_share`, for work that does not divide itself: torch divides operations, as it usually does."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(before, _count()))
+    torch.set_num_threads(max(before, thread_count()))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Within it, TorchScript runs networks as they are written.
+
+    On a CPU its optimiser finds nothing in them, and takes seconds of the first scans and 150 MB for the 21. Of the two
+    switches the documented one holds for the calling thread alone; the threads that a network starts ask the other one
+    when they first come to a piece of it. Where a later torch has no such switch, they optimise in vain.
+    """
+    switch = getattr(torch._C, "_jit_set_profiling_mode", None)
+    before = switch(False) if switch else None
+    try:
+        with torch.jit.optimized_execution(False):
+            yield
+    finally:
+        if switch:
+            switch(before)
 
 
 def share(work: Callable[[int, int], T], length: int, least: int = 1) -> list[T]:
@@ -53,7 +71,7 @@ def share(work: Callable[[int, int], T], length: int, least: int = 1) -> list[T]
 
     least: rows that are worth a thread of their own. What `work` raises is raised here, when all pieces have ended.
     """
-    count = max(1, min(_count(), length // least))
+    count = max(1, min(thread_count(), length // least))
     bounds = [(length * i // count, length * (i + 1) // count) for i in range(count)]
     if count == 1:
         return [work(*bounds[0])]
@@ -74,7 +92,8 @@ def share(work: Callable[[int, int], T], length: int, least: int = 1) -> list[T]
     return [first, *(task.result() for task in tasks)]
 
 
-def _count() -> int:
+def thread_count() -> int:
+    """How many threads share the calling thread's work: 1 outside `threads_share`."""
     return getattr(_local, "count", 1)
 
 

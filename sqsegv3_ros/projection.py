@@ -14,18 +14,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sqsegv3_ros.aiming import Image, Points, View, aim_all, no_point, take_all
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.parallel import share
 
 EMPTY = -1.0  # what every channel of a pixel without a point holds
-_FARTHEST = float(np.finfo(np.float32).max)  # metres; beyond lies infinity
-_NO_POINT = 2**63 - 1  # larger than the key of any point
-_WORTH_A_THREAD = 100_000  # points or pixels: 125,000 take one thread 4 ms, and two no less
-_TURNED_TOGETHER = 4096  # points whose columns are taken apart at a time: they stay in the innermost cache meanwhile
+_WORTH_A_THREAD = 60_000  # pixels
 
 KEEP = ("nearest", "farthest")
 OUTSIDE_FOV = ("clamp", "drop")
@@ -190,41 +187,34 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
         raise UserError(f"points must be (N, 4) float32, found {tuple(points.shape)} {points.dtype}")
     if config.needs_rings:
         _check_rings(rings, len(points), config)
+    count, pixels, device = len(points), config.height * config.width, points.device
     # by channel, each contiguous: range, x, y, z, remission; the first column is what empty pixels hold
-    columns = points.new_empty((5, len(points) + 1))
+    columns = points.new_empty((5, count + 1))
     columns[:, 0] = EMPTY
-    point_range = columns[0, 1:]
-    usable = torch.empty(len(points), dtype=torch.bool, device=points.device)
-    pixel = torch.empty(len(points), dtype=torch.int64, device=points.device)
-    key, winner, scratch = _workspace(len(points), config.height * config.width, points.device)
+    usable = torch.empty(count, dtype=torch.bool, device=device)
+    pixel = torch.empty(count, dtype=torch.int64, device=device)
+    key, best, scratch = _workspace(count, pixels, device)
+    given_row, known = (None, None) if rings is None or not config.needs_rings else _row_from_ring(rings, config)
+    bits = columns.view(torch.int32)[0, 1:]
+    view = _view(config, device.type == "cpu")
+    aimed = Points(points, columns, bits, *_halves(key), pixel, usable, scratch, given_row, known)
+    aim_all(aimed, view)
 
-    def aim(begin: int, end: int) -> None:
-        part = columns[:, 1 + begin : 1 + end]
-        for first in range(begin, end, _TURNED_TOGETHER):
-            last = min(first + _TURNED_TOGETHER, end)
-            _copy(points[first:last].t(), columns[1:, 1 + first : 1 + last])
-        part_rings = None if rings is None else rings[begin:end]
-        _aim(part, config, part_rings, pixel[begin:end], usable[begin:end], scratch[:, begin:end])
-        _order(part[0], usable[begin:end], len(points) - 1 - begin, config, key[begin:end])
-
-    share(aim, len(points), _WORTH_A_THREAD)
-    index = _winners(pixel, key, config)
-    mask = _greater(index, -1)
-    torch.add(index, 1, out=winner)
-    channels = columns.new_empty((5, len(index)))
-
-    def take(begin: int, end: int) -> None:
-        for channel, column in zip(channels, columns, strict=True):
-            torch.index_select(column, 0, winner[begin:end], out=channel[begin:end])
-
-    share(take, len(index), _WORTH_A_THREAD)
-    shape = (config.height, config.width)
-    network_mask = _greater(index, 0) if config.official_mask else mask
-    return RangeImage(channels.view(5, *shape), index.view(shape), network_mask.view(shape), pixel, point_range, usable)
+    best.fill_(no_point(count)).scatter_reduce_(0, pixel, key, "amin")
+    image = Image(
+        _halves(best)[0],
+        torch.empty(pixels, dtype=torch.int64, device=device),
+        torch.empty(pixels, dtype=torch.bool, device=device),
+        columns.new_empty((5, pixels)),
+    )
+    take_all(image, aimed, view)
+    index, mask = (values.view(config.height, config.width) for values in (image.point, image.mask))
+    channels = image.channels.view(5, config.height, config.width)
+    return RangeImage(channels, index, index > 0 if config.official_mask else mask, pixel, columns[0, 1:], usable)
 
 
-# What follows writes into a few pieces of memory again and again, which stay in a core's cache: fresh memory for every
-# intermediate result costs several times what the arithmetic does, most of all where the kernel has to map it first.
+# What lies between points and image is written into memory that its thread keeps: fresh memory for every intermediate
+# result costs several times what the arithmetic does, most of all where the kernel has to map it first.
 
 _kept = threading.local()
 _KEPT_WORDS = 1 << 20  # 8 MB: 300,000 points in an image of 64 x 2048
@@ -241,66 +231,25 @@ def _workspace(points: int, pixels: int, device: torch.device) -> tuple[Tensor, 
         kept: Tensor = _kept.words
     else:
         kept = torch.empty(words, dtype=torch.int64, device=device)
-    key, winner, rest = kept[:words].split([points, pixels, 2 * points])
-    return key, winner, rest.view(torch.float32)[: 3 * points].view(3, points)
+    key, best, rest = kept[:words].split([points, pixels, 2 * points])
+    return key, best, rest.view(torch.float32)[: 3 * points].view(3, points)
 
 
-def _aim(
-    columns: Tensor, config: ProjectionConfig, rings: Tensor | None, pixel: Tensor, usable: Tensor, scratch: Tensor
-) -> None:
-    """(5, M) range, x, y, z, remission of points -> their ranges, their pixels, (M,) int64, and whether they can be
-    used, (M,) bool. All but `rings` are written to; of the columns x, y and z stay as they are. scratch: (3, M)."""
-    point_range, x, y, z, remission = columns.unbind(0)
-    row, column, scratch = scratch.unbind(0)
-    torch.mul(x, x, out=point_range)
-    for axis in (y, z):
-        point_range.add_(torch.mul(axis, axis, out=scratch))
-    _sqrt(point_range)
-    remission.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    usable.copy_(_greater(point_range, 0)).logical_and_(~_greater(point_range, _FARTHEST))
-    # squares of less than 1e-19 m lose digits, so that a range may come out shorter than its z
-    elevation = torch.div(z, point_range, out=row).clamp_(-1, 1).asin_()
-    if config.outside_fov == "drop":
-        up, down = math.radians(config.fov_up_deg), math.radians(config.fov_down_deg)
-        usable.logical_and_(elevation <= up).logical_and_(elevation >= down)
-    if config.needs_rings:
-        assert rings is not None
-        row, known = _row_from_ring(rings, config)
-        usable.logical_and_(known)
-    else:
-        _to_row(elevation, config)
-    _column(x, y, config.width, column, scratch)
-    # float32 holds every pixel's number: there are at most 1024 x 16384 = 2**24
-    row.mul_(config.width).add_(column)
-    pixel.copy_(row if _all(usable) else row.masked_fill_(~usable, 0))
+def _halves(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """(M,) int64 -> their lower and their upper halves, (M,) int32, as views."""
+    lower, upper = keys.view(torch.int32).view(-1, 2).unbind(1)
+    return (lower, upper) if sys.byteorder == "little" else (upper, lower)
 
 
-def _copy(source: Tensor, target: Tensor) -> None:
-    """On a CPU by numpy, which takes half of torch's time where one of them lies scattered."""
-    if target.device.type == "cpu":
-        np.copyto(target.numpy(), source.numpy())
-    else:
-        target.copy_(source)
-
-
-def _greater(values: Tensor, bound: float) -> Tensor:
-    """values > bound; False for NaN. On a CPU by numpy, which takes a tenth of torch's time to compare."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.greater(values.numpy(), values.numpy().dtype.type(bound)))
-    return values > bound
-
-
-def _all(flags: Tensor) -> bool:
-    """Whether all are known to be True; a GPU is not asked, because the host would wait for it."""
-    return flags.device.type == "cpu" and bool(flags.numpy().all())
-
-
-def _sqrt(squares: Tensor) -> None:
-    """In place, correctly rounded, as the release's numpy does and torch's float32 does not everywhere."""
-    if squares.device.type == "cpu":
-        np.sqrt(squares.numpy(), out=squares.numpy())
-    else:
-        squares.copy_(squares.double().sqrt_())
+def _view(config: ProjectionConfig, on_cpu: bool) -> View:
+    lowest, highest = math.radians(config.fov_down_deg), math.radians(config.fov_up_deg)
+    down = abs(lowest)
+    fov = abs(highest) + down
+    if config.fov_up_deg < 0 or config.fov_down_deg > 0:  # one-sided: the release's magnitudes would not hold
+        down, fov = -lowest, math.radians(config.fov_up_deg - config.fov_down_deg)
+    if config.outside_fov != "drop":
+        lowest, highest = -math.inf, math.inf
+    return View(config.height, config.width, down, fov, lowest, highest, config.keep == "farthest", on_cpu)
 
 
 def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
@@ -351,39 +300,6 @@ def restore(image_values: Tensor, image: RangeImage, fill: float = 0) -> Tensor:
     return values.masked_fill(~image.usable, fill)
 
 
-# Rows and columns are whole numbers in float32, in the release's order of operations; NaN where a point is unusable.
-
-
-def _column(x: Tensor, y: Tensor, width: int, column: Tensor, scratch: Tensor) -> None:
-    """The columns of points at x, y, written into `column`."""
-    u = _azimuth_position(torch.atan2(y, x, out=scratch), width)
-    torch.floor(u, out=column)
-    if u.device.type == "cpu":
-        # The release rounds as the C library does, torch's quick arctangent in the last bit otherwise. That matters for
-        # the few points at a column's edge; for those that lie apart in memory torch calls the C library too.
-        near_edge = _greater(u.sub_(column).sub_(0.5).abs_(), 0.5 - 1e-6 * width)
-        at_edge = torch.from_numpy(np.flatnonzero(near_edge.numpy()))
-        apart = torch.stack([y[at_edge], x[at_edge]], 1)
-        column.index_copy_(0, at_edge, _azimuth_position(torch.atan2(apart[:, 0], apart[:, 1]), width).floor_())
-    column.clamp_(0, width - 1)
-
-
-def _azimuth_position(azimuth: Tensor, width: int) -> Tensor:
-    """In place."""
-    return azimuth.div_(-math.pi).add_(1.0).mul_(0.5 * width)  # a factor of 0.5 does not round
-
-
-def _to_row(elevation: Tensor, config: ProjectionConfig) -> None:
-    """In place."""
-    down = abs(math.radians(config.fov_down_deg))
-    fov = abs(math.radians(config.fov_up_deg)) + down
-    if config.fov_up_deg < 0 or config.fov_down_deg > 0:  # one-sided: the release's magnitudes would not hold
-        down = -math.radians(config.fov_down_deg)
-        fov = math.radians(config.fov_up_deg - config.fov_down_deg)
-    from_top = elevation.add_(down).div_(-fov).add_(1.0)
-    from_top.mul_(config.height).floor_().clamp_(0, config.height - 1)
-
-
 def _check_rings(rings: Tensor | None, count: int, config: ProjectionConfig) -> None:
     if rings is None:
         raise UserError(f"rows '{config.rows}' need the points' ring numbers, found none; set rows to 'elevation'")
@@ -398,32 +314,6 @@ def _row_from_ring(rings: Tensor, config: ProjectionConfig) -> tuple[Tensor, Ten
     from_top = rings if config.rows == "ring_from_top" else ring_count - 1 - rings
     row = torch.div(from_top * config.height, ring_count, rounding_mode="floor")
     return row.clamp_(0, config.height - 1).to(torch.float32), known
-
-
-def _order(point_range: Tensor, usable: Tensor, later: int, config: ProjectionConfig, key: Tensor) -> None:
-    """Of the points in a pixel the one with the smallest key keeps it: (M,) int64, written into `key`.
-
-    later: how many points come after the first of these.
-    """
-    # A positive float orders like its bits: range and index in one integer make the minimum exact, free of the
-    # order of writing and equal on every device. The later of equally near points wins, as in the release.
-    bits = point_range.view(torch.int32)
-    if config.keep == "farthest":
-        bits = 0x7F800000 - bits
-    halves = key.view(torch.int32).view(-1, 2)
-    lower, upper = (halves[:, 0], halves[:, 1]) if sys.byteorder == "little" else (halves[:, 1], halves[:, 0])
-    _copy(torch.arange(later, later - len(key), -1, dtype=torch.int32, device=key.device), lower)
-    _copy(bits, upper)
-    if not _all(usable):
-        key.masked_fill_(~usable, _NO_POINT)
-
-
-def _winners(pixel: Tensor, key: Tensor, config: ProjectionConfig) -> Tensor:
-    """(H * W,) int64: the point that keeps each pixel, -1 where there is none."""
-    best = torch.full((config.height * config.width,), _NO_POINT, dtype=torch.int64, device=pixel.device)
-    best.scatter_reduce_(0, pixel, key, "amin")
-    # the lower half of _NO_POINT is larger than any count
-    return best.bitwise_and_(0xFFFFFFFF).neg_().add_(len(pixel) - 1).clamp_(min=-1)
 
 
 def _from_dict(cls: type, data: Mapping[str, Any], what: str) -> Any:

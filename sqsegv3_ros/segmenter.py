@@ -8,8 +8,8 @@ from __future__ import annotations
 import atexit
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from sqsegv3_ros.artifact import Artifact, find_model, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig, refine
 from sqsegv3_ros.mount import Mount
-from sqsegv3_ros.parallel import share, threads_share, torch_shares
+from sqsegv3_ros.parallel import as_written, share, threads_share, torch_shares
 from sqsegv3_ros.projection import ProjectionConfig, RangeImage, fill_gaps, normalize, project
 
 DEVICES = ("auto", "cuda", "cpu")
@@ -138,7 +138,7 @@ class Segmenter:
         dividing = nullcontext() if self._striped else torch_shares()
         if self._striped:
             self.artifact.module.stripes = self.threads  # another segmenter of this artifact may have other ones
-        with _as_written() if self.device.type == "cpu" else nullcontext(), dividing:
+        with as_written() if self.device.type == "cpu" else nullcontext(), dividing:
             logits = self._network(network_input)[0].float()
         clock.stop("network")
 
@@ -248,24 +248,6 @@ def _end_calmly() -> None:
     waited for; 2 ms were enough 40 times of 40 where without them 4 of 30 aborted.
     """
     atexit.register(time.sleep, 0.05)
-
-
-@contextmanager
-def _as_written() -> Iterator[None]:
-    """Within it, TorchScript runs networks as they are written.
-
-    On a CPU its optimiser finds nothing in them, and takes seconds of the first scans and 150 MB for the 21. Of the two
-    switches the documented one holds for the calling thread alone; the threads that a network starts ask the other one
-    when they first come to a piece of it. Where a later torch has no such switch, they optimise in vain.
-    """
-    switch = getattr(torch._C, "_jit_set_profiling_mode", None)
-    before = switch(False) if switch else None
-    try:
-        with torch.jit.optimized_execution(False):
-            yield
-    finally:
-        if switch:
-            switch(before)
 
 
 def resolve_device(device: str) -> torch.device:

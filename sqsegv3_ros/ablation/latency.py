@@ -18,8 +18,8 @@ from sqsegv3_ros.network.blocks import make_block
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.deploy import TILE_PIXELS, DeployedBlock
 from sqsegv3_ros.network.folded import folded_conv
-from sqsegv3_ros.network.memory import memory_for
 from sqsegv3_ros.network.layers import AzimuthConv2d, ConvNorm
+from sqsegv3_ros.network.memory import memory_for
 from sqsegv3_ros.network.sac import SpatiallyAdaptiveBlock
 
 CHANNELS, OUT_CHANNELS = 32, 64
@@ -91,4 +91,6 @@ def _deployed(config: NetworkConfig, device: torch.device, height: int, width: i
     feature = torch.randn(1, height, width, CHANNELS, device=device)
     coordinates = torch.randn(1, height, width, 3, device=device)
     tile = TILE_PIXELS if device.type == "cpu" else 0
-    return lambda: cast(Tensor, fast_after(fast(feature, coordinates, None, tile, 1, memory_for(feature), True), 1, memory_for(feature)))
+    return lambda: cast(
+        Tensor, fast_after(fast(feature, coordinates, None, tile, 1, memory_for(feature), True), 1, memory_for(feature))
+    )

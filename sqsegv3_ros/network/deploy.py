@@ -138,9 +138,7 @@ class DeployedBlock(nn.Module):
         for i in range(1, len(bounds)):
             top, bottom = bounds[i]
             tasks.append(
-                torch.jit.fork(
-                    self.mix_rows, feature, coordinates, columns, tile_pixels, mixed, top, bottom, pieces[i]
-                )
+                torch.jit.fork(self.mix_rows, feature, coordinates, columns, tile_pixels, mixed, top, bottom, pieces[i])
             )
         self.mix_rows(feature, coordinates, columns, tile_pixels, mixed, 0, bounds[0][1], pieces[0])
         for task in tasks:
@@ -260,9 +258,7 @@ class DeployedDecoderStage(nn.Module):
         return result
 
 
-def coordinate_columns(
-    coordinates: Tensor, top: int, left: int, kernel: int, circular: bool, columns: Tensor
-) -> None:
+def coordinate_columns(coordinates: Tensor, top: int, left: int, kernel: int, circular: bool, columns: Tensor) -> None:
     """Fill columns (rows, cols, 3 k k + 1) with what the attention sees from (top, left) on of (H, W, 3), and a 1."""
     seen = coordinates.new_empty([columns.size(0) + kernel - 1, columns.size(1) + kernel - 1, 3])
     take_tile(coordinates, top - kernel // 2, left - kernel // 2, circular, seen)

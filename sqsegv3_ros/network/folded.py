@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqsegv3_ros.network.layers import AzimuthConv2d, AzimuthUpsample2d, ConvNorm
-from sqsegv3_ros.network.model import Head
 from sqsegv3_ros.network.memory import scratch, take
+from sqsegv3_ros.network.model import Head
 from sqsegv3_ros.network.tiles import stripe_bounds, take_tile, tile_shape, windows
 from sqsegv3_ros.network.winograd import activate, pays, scratch_values, transform_weights, winograd3x3
 
@@ -21,7 +21,7 @@ which the C library keeps for the next piece instead of giving it back to the ke
 TILE_PIXELS = 1024
 """Pixels that a product of matrices computes at a time."""
 PRODUCT_CHANNELS = 64
-"""From so many channels on, or for single pixels, a product of matrices is faster than oneDNN's convolution (AVX-512)."""
+"""From so many channels on, or for single pixels, a product of matrices is faster than oneDNN's convolution."""
 
 
 class FoldedConv(nn.Module):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+
 def memory_for(image: Tensor) -> list[Tensor]:
     """What the layers of a scan hand on: first what each may write to until it ends, then images to spare."""
     return [image.new_empty([0])]
 
 
 def scratch(spare: list[Tensor], like: Tensor, size: int) -> Tensor:
-    """So many uninitialised values for one layer, of the device and type of `like`. The next layer gets the same ones."""
+    """So many uninitialised values, of the device and type of `like`, until the next layer asks for them."""
     if spare[0].numel() < size:
         spare[0] = _new(like, size)
     return spare[0][:size]
