@@ -57,7 +57,8 @@ class Points(NamedTuple):
 class Image(NamedTuple):
     """What is known of an image of P pixels. All but the first is written to.
 
-    best: (P,) int32, the lower half of the smallest key. point: (P,) int64, -1 where there is none. mask: (P,) bool. channels: (5, P) float32.
+    best: (P,) int32, the lower half of the smallest key. point: (P,) int64, -1 where there is none. mask: (P,) bool.
+    channels: (5, P) float32.
     """
 
     best: Tensor

@@ -182,7 +182,7 @@ def preset(name: str) -> tuple[ProjectionConfig, CloudSettings]:
 
     values = read_parameters(ROOT / "config" / "sensors" / f"{name}.yaml")
     settings = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("projection.")}
-    assert "width" not in settings  # the model's own: here that of the one that ships
+    assert "width" not in settings  # the model's own: here that of those that ship
     intensity = {key: value for key, value in values.items() if key in ("intensity_scale", "intensity_exponent")}
     return ProjectionConfig(width=576, **settings), CloudSettings(**intensity)
 

@@ -11,6 +11,7 @@ from sqsegv3_ros.network.deploy import deploy
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.network.unfold import measure_statistics, unfold
 from sqsegv3_ros.training.checkpoint import is_model_file, load_weights
+from sqsegv3_ros.training.module import SegmentationModule
 
 NO_DROPOUT = {"dropout": 0.0, "decoder_dropout": 0.0, "head_dropout": 0.0}
 CONFIGS = [
@@ -76,3 +77,7 @@ def test_training_can_start_from_the_model_that_ships():
         torch.testing.assert_close(found, module(image).softmax(1), rtol=0, atol=1e-4)
     with pytest.raises(UserError, match="do not fit the network"):
         load_weights(SqueezeSegV3(fitting.scaled(0.5)), path)
+    by_name = SegmentationModule(network=fitting, start_from="default")
+    assert torch.equal(by_name.network.stem.conv.weight, network.stem.conv.weight)
+    with pytest.raises(UserError, match="there is no model defualt: no file, and none that ships"):
+        SegmentationModule(network=fitting, start_from="defualt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from sqsegv3_ros.artifact import find_model
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
 from sqsegv3_ros.knn import KnnConfig
@@ -47,8 +49,8 @@ class SegmentationModule(LightningModule):
         knn: how an exported model restores labels to points.
         loss: what is minimised.
         optimizer: how, and with which learning rate.
-        start_from: weights to begin with: a checkpoint of this command, a model file, or a checkpoint folder of the
-            official release.
+        start_from: weights to begin with: a checkpoint of this command, a model file, the name of a model that ships,
+            or a checkpoint folder of the official release.
         channels_last: keep images with their channels together, which is quicker on some machines.
         sensor_height_m: over the ground, of the sensor that recorded the training data; robots are warned by it.
         seed: of dropout.
@@ -91,9 +93,12 @@ class SegmentationModule(LightningModule):
         self.confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
         self.validation_loss = MeanMetric()
         self.scores: dict[str, float] = {}
+        self._without_statistics = False
         if start_from is not None:
-            rank_zero_info(load_weights(self.network, start_from))
-        self._without_statistics = start_from is not None and is_model_file(start_from)
+            source = Path(start_from).expanduser()
+            source = source if source.is_dir() else find_model(source)
+            rank_zero_info(load_weights(self.network, source))
+            self._without_statistics = is_model_file(source)
 
     def setup(self, stage: str) -> None:
         """Take from the training data what is known of it alone: class frequencies where the label set has none, and
