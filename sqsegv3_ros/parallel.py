@@ -19,6 +19,8 @@ import torch
 T = TypeVar("T")
 
 _local = threading.local()
+_switching = threading.Lock()  # the two below
+_within, _before = 0, True  # threads in `as_written`, and how it was before the first
 
 
 @contextmanager
@@ -54,16 +56,23 @@ def as_written() -> Iterator[None]:
 
     On a CPU its optimiser finds nothing in them, and takes seconds of the first scans and 150 MB for the 21. Of the two
     switches the documented one holds for the calling thread alone; the threads that a network starts ask the other one
-    when they first come to a piece of it. Where a later torch has no such switch, they optimise in vain.
+    when they first come to a piece of it. That one is the whole process's, and goes back when no thread is within any
+    more. Where a later torch has no such switch, they optimise in vain.
     """
-    switch = getattr(torch._C, "_jit_set_profiling_mode", None)
-    before = switch(False) if switch else None
+    global _within, _before
+    switch = getattr(torch._C, "_jit_set_profiling_mode", lambda on: on)
+    with _switching:
+        _within += 1
+        if _within == 1:
+            _before = switch(False)
     try:
         with torch.jit.optimized_execution(False):
             yield
     finally:
-        if switch:
-            switch(before)
+        with _switching:
+            _within -= 1
+            if _within == 0:
+                switch(_before)
 
 
 def share(work: Callable[[int, int], T], length: int, least: int = 1) -> list[T]:

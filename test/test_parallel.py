@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from sqsegv3_ros.parallel import share, threads_share, torch_shares
+from sqsegv3_ros.parallel import as_written, share, threads_share, torch_shares
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
@@ -69,3 +69,39 @@ def test_an_inner_one_leaves_the_outer_one_as_it_was():
             assert len(share(lambda begin, end: None, 10)) == 2
         assert len(share(lambda begin, end: None, 10)) == 3
         assert torch.get_num_threads() == 1
+
+
+def optimises():
+    """The two switches of TorchScript's optimiser: of this thread, and of all."""
+    of_all = torch._C._jit_set_profiling_mode(False)
+    torch._C._jit_set_profiling_mode(of_all)
+    return torch._C._get_graph_executor_optimize(), of_all
+
+
+def test_networks_run_as_written_within_and_as_before_afterwards():
+    before = optimises()
+    assert before == (True, True)
+    with as_written():
+        assert optimises() == (False, False)
+        with as_written():
+            pass
+        assert optimises() == (False, False)
+    assert optimises() == before
+
+
+def test_the_switch_for_all_goes_back_when_the_last_of_several_threads_is_done():
+    inside, leave = threading.Event(), threading.Event()
+
+    def work():
+        with as_written():
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=work)
+    with as_written():
+        thread.start()
+        assert inside.wait(30)
+    assert optimises() == (True, False)  # the other thread is still at it
+    leave.set()
+    thread.join()
+    assert optimises() == (True, True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.kitti import read_scan
+from sqsegv3_ros.parallel import threads_share
 from sqsegv3_ros.projection import Normalization, ProjectionConfig, normalize, project, restore
 
 SMALL = ProjectionConfig(height=8, width=32, fov_up_deg=10.0, fov_down_deg=-10.0)
@@ -53,6 +54,35 @@ def test_only_the_pixel_of_point_0_differs_between_the_correct_and_the_official_
     correct = project(points, ProjectionConfig()).mask
     official = project(points, ProjectionConfig(official_mask=True)).mask
     assert (correct != official).nonzero().tolist() == [[1, 1023]]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ProjectionConfig(),
+        ProjectionConfig(width=512, outside_fov="drop", keep="farthest"),
+        ProjectionConfig(rows="ring_from_bottom", ring_count=40),
+        ProjectionConfig(height=16, fov_up_deg=20.0, fov_down_deg=2.0, official_mask=True),
+    ],
+    ids=["default", "drop, farthest", "rings", "one-sided"],
+)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_threads_that_share_the_points_change_nothing(config: ProjectionConfig, damaged: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn((100_000, 4), generator=generator) * torch.tensor([20.0, 20.0, 3.0, 0.3])
+    points = points.repeat(2, 1)  # twice, so that points tie
+    if damaged:
+        for value, every in ((math.nan, 97), (math.inf, 101), (0.0, 103)):
+            points[::every, :3] = value
+        points[::89, 3] = math.nan
+    rings = torch.arange(len(points)) % 42 if config.needs_rings else None
+    alone = project(points, config, rings)
+    for count in (2, 5):
+        with threads_share(count):
+            shared = project(points, config, rings)
+        for name, values in vars(alone).items():
+            torch.testing.assert_close(vars(shared)[name], values, rtol=0, atol=0, equal_nan=True, msg=name)
+    assert bool(alone.usable.all()) != (damaged or config.outside_fov == "drop" or config.needs_rings)
 
 
 def test_forward_is_the_middle_left_lies_at_lower_columns_and_up_at_lower_rows() -> None:

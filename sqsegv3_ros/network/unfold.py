@@ -53,8 +53,11 @@ def measure_statistics(network: nn.Module, images: Iterable[Tensor]) -> None:
     sums: dict[nn.Module, Tensor] = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
 
     def count(norm: nn.Module, arguments: tuple[Tensor]) -> None:
-        values = arguments[0].detach().double().transpose(0, 1).flatten(1).cpu()
-        sums[norm] += torch.stack([torch.full_like(values[:, 0], values.shape[1]), values.sum(1), (values**2).sum(1)])
+        # a few channels at a time: all in float64 would be gigabytes for the attention of the 21
+        for channels, part in zip(arguments[0].detach().split(16, 1), sums[norm].split(16, 1), strict=True):
+            values = channels.double().transpose(0, 1).flatten(1).cpu()
+            number = torch.full_like(values[:, 0], values.shape[1])
+            part += torch.stack([number, values.sum(1), (values**2).sum(1)])
 
     hooks = [norm.register_forward_pre_hook(count) for norm in norms]
     try:
