@@ -144,6 +144,25 @@ def test_the_reference_votes_as_the_release(name: str, size: int) -> None:
     np.testing.assert_array_equal(labels, golden["labels"])
 
 
+def test_a_point_is_tied_where_one_of_two_equally_far_neighbours_votes() -> None:
+    config = KnnConfig("official", 3, 3)
+    ranges = np.array([[20, 30, 40], [50, 10, 60], [70, 80, 90]], np.float32)  # all at other distances of the middle
+
+    def middle(ranges: np.ndarray) -> reference.ReferenceImage:
+        one, empty = np.array([1], np.int32), np.zeros((3, 3), np.float32)
+        return reference.ReferenceImage(ranges, empty, empty, empty, one, one, ranges[1, 1:2])
+
+    assert not reference.tied(middle(ranges), config)
+    ranges[0, 2] = 20  # a corner as the nearest one, and both nearer than the third
+    assert not reference.tied(middle(ranges), config)  # the middle and these two vote
+    ranges[0, 1], ranges[0, 0] = 15, 20  # the middle, 15, and one of two corners
+    assert reference.tied(middle(ranges), config)
+    ranges[:] = -1  # nothing but empty pixels around it
+    ranges[1, 1] = 10
+    assert not reference.tied(middle(ranges), config)
+    assert not reference.tied(middle(ranges), KnnConfig("official", 9, 3))
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_reference_and_package_agree_on_made_up_scans_and_patches_of_labels(seed: int) -> None:
     points = made_up_scan(20_000, seed)

@@ -91,6 +91,29 @@ def normalize(image: ReferenceImage, normalization: Normalization, official_mask
 
 def vote(label_image: Tensor, image: ReferenceImage, config: KnnConfig, num_classes: int) -> Tensor:
     """(H, W) int64 labels -> (N,) int64 labels by KNN in the release's own mode (fact sheet 5)."""
+    distance, pixel = _distances(image, config)
+    nearest = distance.topk(config.k, dim=0, largest=False, sorted=False).indices
+
+    size = config.search
+    labels = F.unfold(label_image[None, None].float(), (size, size), padding=size // 2)[0][:, pixel]
+    labels = labels.gather(0, nearest).long()
+    if config.cutoff_m > 0:
+        labels[distance.gather(0, nearest) > config.cutoff_m] = num_classes
+    ballots = torch.zeros(num_classes + 1, len(pixel))
+    ballots.scatter_add_(0, labels, torch.ones_like(labels, dtype=torch.float32))
+    return ballots[1:-1].argmax(0) + 1
+
+
+def tied(image: ReferenceImage, config: KnnConfig) -> Tensor:
+    """(N,) bool: whether the last neighbour that votes and the first that does not are equally far: either may vote."""
+    if config.k >= config.search**2:
+        return torch.zeros(len(image.px), dtype=torch.bool)
+    last, next_ = _distances(image, config)[0].topk(config.k + 1, dim=0, largest=False).values[-2:]
+    return next_.isfinite() & (next_ <= last * (1 + 1e-6))
+
+
+def _distances(image: ReferenceImage, config: KnnConfig) -> tuple[Tensor, Tensor]:
+    """(search ** 2, N) weighted distances of the pixels around each point, and (N,) the points' own pixels."""
     size, half = config.search, config.search // 2
     own_range = torch.from_numpy(image.point_range)
     pixel = torch.from_numpy(image.py).long() * image.range.shape[1] + torch.from_numpy(image.px).long()
@@ -98,16 +121,7 @@ def vote(label_image: Tensor, image: ReferenceImage, config: KnnConfig, num_clas
     ranges = F.unfold(torch.from_numpy(image.range)[None, None], (size, size), padding=half)[0][:, pixel]
     ranges[ranges < 0] = float("inf")
     ranges[size * size // 2] = own_range
-    distance = (ranges - own_range).abs() * inverse_gaussian(size, config.sigma)[:, None]
-    nearest = distance.topk(config.k, dim=0, largest=False, sorted=False).indices
-
-    labels = F.unfold(label_image[None, None].float(), (size, size), padding=half)[0][:, pixel]
-    labels = labels.gather(0, nearest).long()
-    if config.cutoff_m > 0:
-        labels[distance.gather(0, nearest) > config.cutoff_m] = num_classes
-    ballots = torch.zeros(num_classes + 1, len(own_range))
-    ballots.scatter_add_(0, labels, torch.ones_like(labels, dtype=torch.float32))
-    return ballots[1:-1].argmax(0) + 1
+    return (ranges - own_range).abs() * inverse_gaussian(size, config.sigma)[:, None], pixel
 
 
 class ReferenceSegmenter:

@@ -74,7 +74,8 @@ def _comparison(result: Mapping[str, Any]) -> str:
         f"peak memory {result['peak_rss_mb']:.0f} MB against {reference['peak_rss_mb']:.0f} MB "
         f"({result['rss_ratio']:.2f}). Total compares project to knn, which both do.",
         f"{'Equal' if equal['all'] else 'NOT EQUAL'}: {equal['pixels_differ']} pixels of the projection differ, "
-        f"{equal['knn_labels_differ']} labels of KNN on one label image",
+        f"{equal['knn_labels_differ']} labels of KNN on one label image, and {equal['knn_ties_differ']} where two "
+        "neighbours are equally far",
     ]
     if "labels_differ" in equal:
         lines[-1] += (
