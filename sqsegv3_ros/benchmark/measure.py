@@ -272,8 +272,8 @@ def off_the_edges(points: npt.NDArray[np.float32], projection: Mapping[str, Any]
 def _agreement(folder: Path, end: Mapping[str, Any], *, same_weights: bool) -> dict[str, Any]:
     """Whether the release's way gives the same: pixels, KNN given one label image, and the networks where they are one.
 
-    Where the two best classes of a pixel lie within MARGIN, rounding may choose either; where two neighbours are equally
-    far and one of them votes, each KNN takes one.
+    Where the two best classes of a pixel lie within MARGIN, rounding may choose either; where two neighbours are
+    equally far and one of them votes, each KNN takes one.
     """
     own, reference = np.load(folder / "ours.npz"), np.load(folder / "reference.npz")
     result = {name: end[name] for name in ("pixels_differ", "knn_labels_differ", "knn_ties_differ")}

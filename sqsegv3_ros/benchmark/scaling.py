@@ -146,7 +146,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         line = [total[0] * x[0] / v for v in x] if name == "threads" else [total[-1] * v / x[-1] for v in x]
         panel.plot(x, line, color="grey", ls=":", label="in proportion")
         panel.set(xscale="log", yscale="log", xlabel=SWEEPS[name], ylabel="milliseconds (median)")
-        panel.set_xticks(x, [f"{v / 1000:.0f} k" if v >= 10_000 else f"{v:.3g}" if v < 100 else f"{v:.0f}" for v in x])
+        panel.set_xticks(x, [f"{v / 1000:.0f} k" if v >= 10_000 else f"{v:.2g}" if v < 100 else f"{v:.0f}" for v in x])
         panel.xaxis.set_minor_locator(NullLocator())
     axes.flat[-1].axis("off")
     axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
