@@ -57,9 +57,9 @@ def return_large_tensors() -> bool:
     """Have the C library keep what is freed, up to 16 MB a piece, and hand larger pieces back to the kernel.
 
     By default glibc moves that border up to 32 MB as a process goes on, and what is freed below it stays resident in
-    pieces that the next tensor does not fit in: 150 MB of them for a 64 x 2048 image of SqueezeSegV3-21, whose features
-    have 17 MB each. Clouds, and the features of networks that keep pace with a sensor, lie below the border: to map
-    and fault them in anew for every scan would cost time.
+    pieces that the next tensor does not fit in: 700 MB of them for a 64 x 2048 image and a network without deploy form,
+    whose layers do not hand their memory on. Clouds, and the features of networks that keep pace with a sensor, lie
+    below the border: to map and fault them in anew for every scan would cost time.
     Returns whether it took effect; False, and harmless, where the C library is not glibc.
     """
     return _mallopt(_M_MMAP_THRESHOLD, _BORDER) and _mallopt(_M_TRIM_THRESHOLD, 4 * _BORDER)

@@ -95,7 +95,7 @@ class Segmenter:
         if self.device.type != "cpu" and hasattr(self.artifact.module, "tile_pixels"):
             self.artifact.module.tile_pixels = _LARGE_TILE
         self._striped = self.device.type == "cpu" and hasattr(self.artifact.module, "stripes")
-        if self._striped:
+        if self.device.type == "cpu":
             _end_calmly()
         if cuda_graph:
             if self.device.type != "cuda":
@@ -243,9 +243,9 @@ class _GraphedNetwork:
 def _end_calmly() -> None:
     """Have Python wait a moment before it ends.
 
-    A thread that helped with a network lets go of Python objects just after its result has arrived; should Python end
-    in that instant, the process would abort (https://github.com/pytorch/pytorch/issues/38228). The thread cannot be
-    waited for; 2 ms were enough 40 times of 40 where without them 4 of 30 aborted.
+    A thread that helped with a network or a projection lets go of Python objects just after its result has arrived;
+    should Python end in that instant, the process would abort (https://github.com/pytorch/pytorch/issues/38228). The
+    thread cannot be waited for; 2 ms were enough 40 times of 40 where without them 4 of 30 aborted.
     """
     atexit.register(time.sleep, 0.05)
 

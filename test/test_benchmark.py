@@ -145,7 +145,7 @@ def test_the_reference_votes_as_the_release(name: str, size: int) -> None:
 
 
 def test_a_point_is_tied_where_one_of_two_equally_far_neighbours_votes() -> None:
-    config = KnnConfig("official", 3, 3)
+    config = KnnConfig("official", 3, 3, cutoff_m=0.0)
     ranges = np.array([[20, 30, 40], [50, 10, 60], [70, 80, 90]], np.float32)  # all at other distances of the middle
 
     def middle(ranges: np.ndarray) -> reference.ReferenceImage:
@@ -157,6 +157,7 @@ def test_a_point_is_tied_where_one_of_two_equally_far_neighbours_votes() -> None
     assert not reference.tied(middle(ranges), config)  # the middle and these two vote
     ranges[0, 1], ranges[0, 0] = 15, 20  # the middle, 15, and one of two corners
     assert reference.tied(middle(ranges), config)
+    assert not reference.tied(middle(ranges), KnnConfig("official", 3, 3, cutoff_m=0.5))  # none but the middle votes
     ranges[:] = -1  # nothing but empty pixels around it
     ranges[1, 1] = 10
     assert not reference.tied(middle(ranges), config)

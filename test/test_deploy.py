@@ -9,7 +9,7 @@ import torch
 
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.deploy import deploy
-from sqsegv3_ros.network.folded import WinogradConv
+from sqsegv3_ros.network.folded import FoldedConv, ProductConv, WinogradConv
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.network.tiles import stripe_bounds, take_tile, tile_shape
 from sqsegv3_ros.network.winograd import scratch_values, transform_weights, winograd3x3
@@ -75,6 +75,25 @@ def test_tiles_of_any_size_give_the_same(tile_pixels):
     deployed = deploy(model)
     deployed.tile_pixels = tile_pixels
     assert_agree(model, deployed, torch.randn(1, 5, 7, 72))
+
+
+@pytest.mark.parametrize("pieces", [(1, 1), (50, 5), (2000, 200)], ids=["one value", "some", "many"])
+@pytest.mark.parametrize("padding", ["zero", "circular"])
+@pytest.mark.parametrize("factor", [1 / 2, 1 / 8])
+def test_convolutions_piece_by_piece_give_the_same(factor, padding, pieces):
+    """As in live images, which are many bands and tiles large."""
+    model = lively(NetworkConfig.ssgv3_21(attention_kernel=3, azimuth_padding=padding).scaled(factor))
+    deployed = deploy(model)
+    deployed.stripes = 2  # not scripted, one after the other
+    products = 0
+    for layer in deployed.modules():
+        if isinstance(layer, FoldedConv):
+            layer.band_values = pieces[0]
+        if isinstance(layer, ProductConv):
+            layer.tile_pixels, layer.tile_scale = pieces[1], 1
+            products += 1
+    assert products >= 5
+    assert_agree(model, deployed, torch.randn(2, 5, 5, 72))
 
 
 @pytest.mark.parametrize("stripes", [2, 3, 100])

@@ -109,7 +109,8 @@ def tied(image: ReferenceImage, config: KnnConfig) -> Tensor:
     if config.k >= config.search**2:
         return torch.zeros(len(image.px), dtype=torch.bool)
     last, next_ = _distances(image, config)[0].topk(config.k + 1, dim=0, largest=False).values[-2:]
-    return next_.isfinite() & (next_ <= last * (1 + 1e-6))
+    votes = last <= config.cutoff_m if config.cutoff_m > 0 else next_.isfinite()
+    return votes & (next_ <= last * (1 + 1e-6))
 
 
 def _distances(image: ReferenceImage, config: KnnConfig) -> tuple[Tensor, Tensor]:
