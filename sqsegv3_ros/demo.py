@@ -90,7 +90,9 @@ def drive_live(model: Path, files: DemoFiles, scans: int, keeps_pace: bool) -> b
     environment.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 100)))
     use_profile(environment)
     files.evaluation.unlink(missing_ok=True)
-    parameters = {"output": str(files.evaluation.resolve()), "scans": scans, "quiet_s": 20.0, "start_timeout_s": 180.0}
+    quiet_s = 5.0 if keeps_pace else 20.0  # without a scan: the drive is over
+    evaluation = str(files.evaluation.resolve())
+    parameters = {"output": evaluation, "scans": scans, "quiet_s": quiet_s, "start_timeout_s": 180.0}
     replay = ["sqsegv3_ros.cli", "replay", str(files.bag), "--topic", INPUT_TOPIC, "--wait-for-subscribers", "2"]
     with ExitStack() as stack:
         node_arguments = _ros_arguments({"model": str(model.resolve())}, {"~/input/points": INPUT_TOPIC})

@@ -144,6 +144,17 @@ def test_the_reference_votes_as_the_release(name: str, size: int) -> None:
     np.testing.assert_array_equal(labels, golden["labels"])
 
 
+@pytest.mark.parametrize(
+    ("name", "agree"), [("knn_ties_differ", True), ("knn_labels_differ", False), ("pixels_differ", False)]
+)
+def test_only_ties_of_knn_may_fall_otherwise_than_with_the_release(tmp_path: Path, name: str, agree: bool) -> None:
+    for variant in ("ours", "reference"):
+        np.savez(tmp_path / f"{variant}.npz", range=np.ones((2, 2)))
+    counts = {"pixels_differ": 0, "knn_labels_differ": 0, "knn_ties_differ": 0, name: 1}
+    found = measure._agreement(tmp_path, counts, same_weights=False)
+    assert found["all"] is agree and found[name] == 1
+
+
 def test_a_point_is_tied_where_one_of_two_equally_far_neighbours_votes() -> None:
     config = KnnConfig("official", 3, 3, cutoff_m=0.0)
     ranges = np.array([[20, 30, 40], [50, 10, 60], [70, 80, 90]], np.float32)  # all at other distances of the middle

@@ -133,9 +133,10 @@ def test_a_node_with_other_classes_is_not_judged_by_the_wrong_ones(client: Clien
 
 
 def test_it_gives_up_where_nothing_comes_and_says_what_is_missing() -> None:
-    with running("evaluate_node", *parameters(start_timeout_s=0.5), "-r", "/velodyne_points:=/nowhere") as judge:
+    remaps = ["-r", "~/input/ground_truth:=/nowhere", "-r", "~/input/labelled:=/nobody"]
+    with running("evaluate_node", *parameters(start_timeout_s=0.5), *remaps) as judge:
         assert judge.result(30) == 1
-    assert "nobody publishes /nowhere nor /sqsegv3/output/points" in judge.log
+    assert "nobody publishes /nowhere nor /nobody" in judge.log
 
 
 def test_a_wrong_parameter_ends_it_with_a_message() -> None:

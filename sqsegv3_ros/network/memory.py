@@ -44,7 +44,10 @@ def take(spare: list[Tensor], like: Tensor, shape: list[int]) -> Tensor:
 
 
 def give(spare: list[Tensor], tensor: Tensor) -> None:
-    """A contiguous tensor is no longer needed, nor is any view of it. More than the layers use at once are not kept."""
+    """A contiguous tensor is no longer needed, nor is any view of it. More than the layers use at once are not kept.
+
+    The next one gets the values that this tensor has, not what was reserved beyond them.
+    """
     if tensor.device.type == "cpu" and len(spare) < 7:
         spare.append(tensor.view(-1))
 
