@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -80,22 +81,23 @@ def test_under_load_no_cloud_is_lost_unexplained_and_nothing_grows(tmp_path: Pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
-def test_the_command_ended_by_a_signal_leaves_no_process_behind() -> None:
+@pytest.mark.parametrize("running", ["sqsegv3_ros.benchmark.child maker", "sqsegv3_ros.node"])
+def test_the_command_ended_by_a_signal_leaves_nothing_behind(running: str, tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
+    from live import wait_until
+
     arguments = ["--width", "64", "--points", "1000", "--rates", "5", "--seconds", "600"]
-    command = subprocess.Popen([sys.executable, "-m", "sqsegv3_ros.cli", "stress", *arguments])
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = subprocess.Popen([sys.executable, "-m", "sqsegv3_ros.cli", "stress", *arguments], env=environment)
     try:
-        end = time.monotonic() + 120
-        while not (nodes := [pid for pid, line in children(command.pid) if "sqsegv3_ros.node" in line]):
-            assert command.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
-        time.sleep(2.0)
+        wait_until(lambda: command.poll() is not None or any(running in line for _, line in children(command.pid)), 120)
+        time.sleep(0.5)
+        started = [pid for pid, _ in children(command.pid)]
+        assert started and list(tmp_path.glob("sqsegv3_stress_*"))
         command.send_signal(signal.SIGTERM)
         assert command.wait(60) == 143
-        end = time.monotonic() + 20
-        while any(Path(f"/proc/{pid}").exists() for pid in nodes):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 20)
+        assert not list(tmp_path.glob("sqsegv3_stress_*"))
     finally:
         command.kill()
 

@@ -290,6 +290,18 @@ def test_early_stopping_ends_a_run_that_does_not_improve(root, tmp_path, monkeyp
     assert 9 <= max(losses) < 27
 
 
+@pytest.mark.parametrize("changes", [{"trainer__max_steps": 2}, {"trainer__limit_val_batches": 0}])
+def test_a_run_that_ends_before_a_validation_keeps_its_weights(root, tmp_path, monkeypatch, capsys, changes):
+    code, losses = train(monkeypatch, options(root, tmp_path, **changes))
+    assert code == 0
+    assert f"no validation was due, so that there is no best.ckpt; the weights are in {tmp_path}/last.ckpt" in (
+        capsys.readouterr().out
+    )
+    description, _ = read_checkpoint(tmp_path / "last.ckpt")
+    assert description["training"]["steps"] == max(losses)
+    assert description["training"]["metrics"] == {}  # no score of the untrained network
+
+
 def refused(capsys, arguments, code=2):
     assert main(arguments) == code
     text = capsys.readouterr().err

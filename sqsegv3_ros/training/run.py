@@ -32,7 +32,7 @@ class RunSettings:
 
     output: folder for best.ckpt, last.ckpt, history.jsonl, config.yaml and TensorBoard's files.
     resume: go on from last.ckpt of that folder, to the same curve.
-    checkpoint_minutes: last.ckpt is written this often, and after every validation.
+    checkpoint_minutes: last.ckpt is written this often, and after every validation and epoch.
     ema_decay: average the weights with this decay and validate and save the average; 0: do not.
     early_stop_patience: end after so many validations without a better mIoU; 0: never.
     """
@@ -143,15 +143,18 @@ def train(options: Sequence[str]) -> int:
     except (OSError, RuntimeError, UserError) as error:
         raise _explained(error) from error
     output = Path(cli.settings.output).expanduser()
-    if cli.model.scores:
-        print(f"done; best mIoU {100 * _best(output):.2f} % in {output / BEST_NAME}.ckpt")
+    best = output / f"{BEST_NAME}.ckpt"
+    if best.is_file():
+        print(f"done; best mIoU {100 * _miou(best):.2f} % in {best}")
+    else:
+        print(f"done; no validation was due, so that there is no {best.name}; the weights are in {cli.last.path}")
     return 0
 
 
-def _best(output: Path) -> float:
+def _miou(checkpoint: Path) -> float:
     from sqsegv3_ros.training.module import BEST
 
-    description, _ = read_checkpoint(output / f"{BEST_NAME}.ckpt")
+    description, _ = read_checkpoint(checkpoint)
     return float(description["training"]["metrics"].get(BEST, 0.0))
 
 
