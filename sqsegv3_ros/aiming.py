@@ -20,7 +20,8 @@ class View(NamedTuple):
 
     down, fov: radians, from the lower edge of the image to the horizon and to the upper edge. lowest, highest: radians,
     the elevations beyond which points are dropped; infinite where none is. farthest_wins: of the points in a pixel.
-    on_cpu: whether values may be asked for; a GPU would make the host wait.
+    first_unseen: whether the pixel of point 0 is masked, as the release does. on_cpu: whether values may be asked for;
+    a GPU would make the host wait.
     """
 
     height: int
@@ -30,6 +31,7 @@ class View(NamedTuple):
     lowest: float
     highest: float
     farthest_wins: bool
+    first_unseen: bool
     on_cpu: bool
 
 
@@ -37,14 +39,15 @@ class Points(NamedTuple):
     """What is known of N points. All but `points`, `given_row` and `known` is written to.
 
     points: (N, 4) float32. columns: (5, N + 1) range, x, y, z, remission; the first column is what empty pixels hold.
-    bits: (N,) int32, the ranges' bits. lower, upper: (N,) int32, halves of the keys: of the points in a pixel, the one
-    with the smallest key keeps it. pixel: (N,) int64. usable: (N,) bool. scratch: (3, N) float32.
+    bits: (N,) int32, the ranges' bits. key: (N,) int64: of the points in a pixel, the one with the smallest key keeps
+    it. lower, upper: (N,) int32, the keys' halves. pixel: (N,) int64. usable: (N,) bool. scratch: (3, N) float32.
     given_row: (N,) float32 rows, where they do not follow from elevation; known: (N,) bool, which of them are right.
     """
 
     points: Tensor
     columns: Tensor
     bits: Tensor
+    key: Tensor
     lower: Tensor
     upper: Tensor
     pixel: Tensor
@@ -55,36 +58,31 @@ class Points(NamedTuple):
 
 
 class Image(NamedTuple):
-    """What is known of an image of P pixels. All but the first is written to.
+    """What is known of an image of P pixels. All but `means` and `stds` is written to.
 
-    best: (P,) int32, the lower half of the smallest key. point: (P,) int64, -1 where there is none. mask: (P,) bool.
-    channels: (5, P) float32.
+    best: (P,) int64, the smallest key. lower: (P,) int32, its lower half. point: (P,) int64, -1 where there is none.
+    mask: (P,) bool. channels: (5, P) float32. normal: (5, P) float32, (channels - means) / stds, 0 in masked pixels;
+    None where nobody asks for it. means, stds: (5,) float32.
     """
 
     best: Tensor
+    lower: Tensor
     point: Tensor
     mask: Tensor
     channels: Tensor
+    normal: Tensor | None
+    means: Tensor
+    stds: Tensor
 
 
-def aim_all(points: Points, view: View) -> None:
-    """Fill in everything that follows from the points."""
-    count, stripes = len(points.pixel), _stripes(len(points.pixel), view)
-    if stripes > 1:
+def fill_in(points: Points, image: Image, view: View) -> None:
+    """Everything that follows from `points.points`."""
+    aiming, taking = (_stripes(length, view) for length in (len(points.pixel), len(image.best) // 2))
+    if max(aiming, taking) > 1:
         with as_written():
-            _script(_aim_side_by_side)(points, view, stripes)
+            _script(_fill_in)(points, image, view, aiming, taking)
     else:
-        aim(points, view, 0, count)
-
-
-def take_all(image: Image, points: Points, view: View) -> None:
-    """Fill in everything that follows from which points keep their pixels."""
-    stripes = _stripes(len(image.best) // 2, view)
-    if stripes > 1:
-        with as_written():
-            _script(_take_side_by_side)(image, points.columns, stripes)
-    else:
-        take(image, points.columns, 0, len(image.best))
+        _fill_in(points, image, view, 1, 1)
 
 
 def no_point(count: int) -> int:
@@ -151,14 +149,17 @@ def aim(points: Points, view: View, begin: int, end: int) -> Tensor:
     return pixel.copy_(row)
 
 
-def take(image: Image, columns: Tensor, begin: int, end: int) -> Tensor:
+def take(image: Image, columns: Tensor, first_unseen: bool, begin: int, end: int) -> Tensor:
     """Pixels [begin, end); returns their channels."""
-    winner = columns.size(1) - 1 - image.best[begin:end]  # of the columns
+    winner = columns.size(1) - 1 - image.lower[begin:end]  # of the columns
     image.point[begin:end].copy_(winner).sub_(1)
-    torch.gt(winner, 0, out=image.mask[begin:end])
-    channels = image.channels[:, begin:end]
-    for channel, column in zip(channels.unbind(0), columns.unbind(0)):  # noqa: B905  TorchScript's zip has no `strict`
-        torch.index_select(column, 0, winner, out=channel)
+    seen = torch.gt(winner, 1 if first_unseen else 0, out=torch.empty(winner.shape, device=columns.device))
+    image.mask[begin:end].copy_(seen)
+    channels, normal = image.channels[:, begin:end], image.normal
+    for i in range(5):
+        torch.index_select(columns[i], 0, winner, out=channels[i])
+        if normal is not None:
+            torch.sub(channels[i], image.means[i], out=normal[i, begin:end]).div_(image.stds[i]).mul_(seen)
     return channels
 
 
@@ -167,24 +168,32 @@ def _position(azimuth: Tensor, width: int) -> Tensor:
     return azimuth.div_(-math.pi).add_(1.0).mul_(0.5 * width)  # a factor of 0.5 does not round
 
 
-def _aim_side_by_side(points: Points, view: View, stripes: int) -> None:
-    count = points.pixel.size(0)
+def _fill_in(points: Points, image: Image, view: View, aiming: int, taking: int) -> None:
+    count, pixels = points.pixel.size(0), image.best.size(0)
     tasks: list[torch.jit.Future[Tensor]] = []
-    for i in range(1, stripes):
-        tasks.append(torch.jit.fork(aim, points, view, count * i // stripes, count * (i + 1) // stripes))
-    aim(points, view, 0, count // stripes)
+    for i in range(1, aiming):
+        tasks.append(torch.jit.fork(aim, points, view, _bound(count, i, aiming), _bound(count, i + 1, aiming)))
+    image.best.fill_(no_point(count))
+    aim(points, view, 0, _bound(count, 1, aiming))
+    for task in tasks:
+        torch.jit.wait(task)
+
+    image.best.scatter_reduce_(0, points.pixel, points.key, "amin")
+
+    columns, unseen = points.columns, view.first_unseen
+    tasks.clear()
+    for i in range(1, taking):
+        tasks.append(
+            torch.jit.fork(take, image, columns, unseen, _bound(pixels, i, taking), _bound(pixels, i + 1, taking))
+        )
+    take(image, columns, unseen, 0, _bound(pixels, 1, taking))
     for task in tasks:
         torch.jit.wait(task)
 
 
-def _take_side_by_side(image: Image, columns: Tensor, stripes: int) -> None:
-    count = image.best.size(0)
-    tasks: list[torch.jit.Future[Tensor]] = []
-    for i in range(1, stripes):
-        tasks.append(torch.jit.fork(take, image, columns, count * i // stripes, count * (i + 1) // stripes))
-    take(image, columns, 0, count // stripes)
-    for task in tasks:
-        torch.jit.wait(task)
+def _bound(length: int, i: int, stripes: int) -> int:
+    """Where stripe i begins. The first one is larger: its thread need not be woken."""
+    return length * (5 * i + 1) // (5 * stripes + 1) if i else 0
 
 
 def _stripes(length: int, view: View) -> int:

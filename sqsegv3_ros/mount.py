@@ -59,6 +59,10 @@ class Mount:
             return points
         return torch.cat([points[:, :3] @ points.new_tensor(self.rotation).T, points[:, 3:]], 1)
 
+    def lifts(self, model_height_m: float | None) -> bool:
+        """Whether the sensor is known to be at another height than the model's."""
+        return bool(self.height_m and model_height_m) and self.height_m != model_height_m
+
     def lift(self, image: RangeImage, model_height_m: float | None) -> RangeImage:
         """The image with the coordinates that a sensor at the model's height would measure of the same places.
 
@@ -66,12 +70,12 @@ class Mount:
         pixel of the ray that met it: where the rays leave the sensor at another height, they still are as far apart as
         they are. model_height_m: of the sensor that the model learned from; None where unknown, then nothing changes.
         """
-        if not (self.height_m and model_height_m) or self.height_m == model_height_m:
+        if model_height_m is None or not self.lifts(model_height_m):
             return image
         _, x, y, z, remission = image.channels
         z = z + (self.height_m - model_height_m)
         channels = torch.stack([(x * x + y * y + z * z).sqrt(), x, y, z, remission])
-        return replace(image, channels=channels.masked_fill_(~image.mask, EMPTY))
+        return replace(image, channels=channels.masked_fill_(~image.mask, EMPTY), normalized=None)
 
 
 def _rotation(roll: float, pitch: float, yaw: float) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.aiming import Image, Points, View, aim_all, no_point, take_all
+from sqsegv3_ros.aiming import Image, Points, View, fill_in
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.parallel import share
 
@@ -129,6 +129,7 @@ class RangeImage:
     point_range: (N,) float32, metres.
     usable: (N,) bool, False for NaN, Inf, (0, 0, 0), a ring that the sensor does not have, or, where
         outside_fov is 'drop', a point above or below the field of view.
+    normalized: (5, H, W) float32, what `normalize` makes of `channels`, where `project` was asked for it.
     """
 
     channels: Tensor
@@ -137,6 +138,7 @@ class RangeImage:
     pixel: Tensor
     point_range: Tensor
     usable: Tensor
+    normalized: Tensor | None = None
 
     @property
     def height(self) -> int:
@@ -174,11 +176,14 @@ class RangeImage:
         return self.pixel // self.width
 
 
-def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = None) -> RangeImage:
+def project(
+    points: Tensor, config: ProjectionConfig, rings: Tensor | None = None, normalization: Normalization | None = None
+) -> RangeImage:
     """Project points onto the sphere around the sensor.
 
     points: (N, 4) float32 x, y, z in metres in the sensor frame (x forward, y left, z up), remission; N may be 0.
-    rings: (N,) integer ring numbers, needed where `config.rows` says so.
+    rings: (N,) integer ring numbers, needed where `config.rows` says so. normalization: makes `normalized` in the same
+    pass, which is quicker than `normalize` afterwards.
     The forward direction is the middle column, left lies at lower columns, row 0 is the top. Of several points in a
     pixel the nearest (or farthest) is kept; of equally near ones the later one. A remission that is not finite
     counts as 0. Raises UserError for points of another shape or type.
@@ -196,21 +201,30 @@ def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = Non
     key, best, scratch = _workspace(count, pixels, device)
     given_row, known = (None, None) if rings is None or not config.needs_rings else _row_from_ring(rings, config)
     bits = columns.view(torch.int32)[0, 1:]
-    view = _view(config, device.type == "cpu")
-    aimed = Points(points, columns, bits, *_halves(key), pixel, usable, scratch, given_row, known)
-    aim_all(aimed, view)
+    aimed = Points(points, columns, bits, key, *_halves(key), pixel, usable, scratch, given_row, known)
 
-    best.fill_(no_point(count)).scatter_reduce_(0, pixel, key, "amin")
+    means, stds = _statistics(normalization or Normalization(), device)
     image = Image(
+        best,
         _halves(best)[0],
         torch.empty(pixels, dtype=torch.int64, device=device),
         torch.empty(pixels, dtype=torch.bool, device=device),
         columns.new_empty((5, pixels)),
+        columns.new_empty((5, pixels)) if normalization else None,
+        means,
+        stds,
     )
-    take_all(image, aimed, view)
-    index, mask = (values.view(config.height, config.width) for values in (image.point, image.mask))
-    channels = image.channels.view(5, config.height, config.width)
-    return RangeImage(channels, index, index > 0 if config.official_mask else mask, pixel, columns[0, 1:], usable)
+    fill_in(aimed, image, _view(config, device.type == "cpu"))
+    size = (config.height, config.width)
+    return RangeImage(
+        image.channels.view(5, *size),
+        image.point.view(size),
+        image.mask.view(size),
+        pixel,
+        columns[0, 1:],
+        usable,
+        None if image.normal is None else image.normal.view(5, *size),
+    )
 
 
 # What lies between points and image is written into memory that its thread keeps: fresh memory for every intermediate
@@ -249,7 +263,8 @@ def _view(config: ProjectionConfig, on_cpu: bool) -> View:
         down, fov = -lowest, math.radians(config.fov_up_deg - config.fov_down_deg)
     if config.outside_fov != "drop":
         lowest, highest = -math.inf, math.inf
-    return View(config.height, config.width, down, fov, lowest, highest, config.keep == "farthest", on_cpu)
+    keep_farthest = config.keep == "farthest"
+    return View(config.height, config.width, down, fov, lowest, highest, keep_farthest, config.official_mask, on_cpu)
 
 
 def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
@@ -267,13 +282,13 @@ def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
     source = torch.where(row - above <= below - row, above, below)
     mask = (source - row).abs() <= min(rows, height)
     channels = image.channels.gather(1, source.clamp(0, height - 1).expand_as(image.channels))
-    return replace(image, channels=channels.masked_fill_(~mask, EMPTY), mask=mask)
+    return replace(image, channels=channels.masked_fill_(~mask, EMPTY), mask=mask, normalized=None)
 
 
 def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
     """The network's input: (1, 5, H, W) float32, (value - mean) / std by channel, exactly 0 in masked pixels."""
     channels, mask = image.channels.flatten(1), image.mask.flatten()
-    means, stds = (constant(v, channels.device).view(5, 1) for v in (normalization.means, normalization.stds))
+    means, stds = (v.view(5, 1) for v in _statistics(normalization, channels.device))
     result = torch.empty_like(channels)
 
     def work(begin: int, end: int) -> None:
@@ -282,6 +297,10 @@ def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
 
     share(work, len(mask), _WORTH_A_THREAD)
     return result.view(1, *image.channels.shape)
+
+
+def _statistics(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
+    return constant(normalization.means, device), constant(normalization.stds, device)
 
 
 @lru_cache(64)

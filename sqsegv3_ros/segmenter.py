@@ -130,9 +130,14 @@ class Segmenter:
         self, points: Tensor, rings: Tensor | None, clock: _StageClock
     ) -> tuple[Tensor, Tensor, RangeImage, Tensor]:
         """Labels and confidences of the points, the image and its labels; the host never waits for the device here."""
-        image = project(self.mount.level(points), self.projection, rings)
-        seen = self.mount.lift(fill_gaps(image, self.projection.fill_rows), self.info.sensor_height_m)
-        network_input = normalize(seen, self.info.normalization).to(self.dtype)
+        points, normalization, height_m = self.mount.level(points), self.info.normalization, self.info.sensor_height_m
+        if self.projection.fill_rows or self.mount.lifts(height_m):
+            image = project(points, self.projection, rings)
+            seen = self.mount.lift(fill_gaps(image, self.projection.fill_rows), height_m)
+        else:
+            image = seen = project(points, self.projection, rings, normalization)
+        made = seen.normalized
+        network_input = (normalize(seen, normalization) if made is None else made[None]).to(self.dtype)
         clock.stop("project")
 
         dividing = nullcontext() if self._striped else torch_shares()
