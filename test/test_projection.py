@@ -243,6 +243,20 @@ def test_points_so_near_that_their_squares_underflow_stay_inside_the_image() -> 
     assert bool(image.usable.any())
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("official_mask", [False, True])
+def test_normalizing_in_the_same_pass_is_normalizing_afterwards(threads: int, official_mask: bool) -> None:
+    points = torch.randn(100_000, 4, generator=torch.Generator().manual_seed(0)) * 10
+    points[0] = torch.tensor([0.1, 0.0, 0.0, 0.5])  # the nearest of its pixel, whose pixel the release masks
+    config = ProjectionConfig(official_mask=official_mask)
+    with threads_share(threads):
+        one, two = project(points, config, None, NORMALIZATION_53), project(points, config)
+    assert one.normalized is not None and two.normalized is None
+    assert torch.equal(one.normalized[None], normalize(two, NORMALIZATION_53))
+    assert torch.equal(one.channels, two.channels) and torch.equal(one.mask, two.mask)
+    assert bool(one.mask.flatten()[one.pixel[0]]) is not official_mask
+
+
 def test_one_projection_leaves_nothing_of_itself_in_another() -> None:
     """The memory that projection works in is used again, for more and for fewer points."""
     generator = torch.Generator().manual_seed(0)
