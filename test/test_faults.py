@@ -66,18 +66,24 @@ def test_a_publisher_may_restart_with_another_layout_frame_size_and_reliability(
 
 
 def test_scans_far_faster_than_the_node_are_dropped_for_newer_ones_and_counted(rig: Rig) -> None:
-    rig.recovers()
-    before = rig.counts()
-    sent = 300
-    for _ in range(sent):
-        rig.publish(good_scan())
-    last = good_scan()
-    rig.publish(last)
-    wait_until(lambda: rig.answer(last), 90)  # no queue has to be worked off before it
-    grown = {key: value - before[key] for key, value in rig.counts().items()}
-    assert grown["labelled"] > 1 and grown["superseded by a newer cloud"] > 1
-    assert grown["labelled"] + grown["superseded by a newer cloud"] == grown["received"]
-    assert grown["received"] + grown["lost on the way"] == sent + 1
+    superseded = 0
+    for _ in range(5):  # a busy machine may lose them all on the way
+        rig.recovers()
+        before = rig.counts()
+        sent = 300
+        for _ in range(sent):
+            rig.publish(good_scan())
+        last = good_scan()
+        rig.publish(last)
+        wait_until(lambda last=last: rig.answer(last), 90)  # no queue has to be worked off before it
+        grown = {key: value - before[key] for key, value in rig.counts().items()}
+        assert grown["labelled"] + grown["superseded by a newer cloud"] == grown["received"]
+        assert grown["received"] + grown["lost on the way"] == sent + 1
+        assert 1 < grown["labelled"] <= sent
+        superseded += grown["superseded by a newer cloud"]
+        if superseded > 1:
+            break
+    assert superseded > 1
     rig.recovers()
 
 

@@ -80,24 +80,35 @@ def test_under_load_no_cloud_is_lost_unexplained_and_nothing_grows(tmp_path: Pat
     assert found["threads"][1] - found["threads"][0] <= 2 and found["files"][1] - found["files"][0] <= 4, found
 
 
+STRESS = ["stress", "--width", "64", "--points", "1000", "--rates", "5", "--seconds", "600"]
+BENCHMARK = ["benchmark", "--network", "1/16", "--width", "64", "--repeat", "10000"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
-@pytest.mark.parametrize("running", ["sqsegv3_ros.benchmark.child maker", "sqsegv3_ros.node"])
-def test_the_command_ended_by_a_signal_leaves_nothing_behind(running: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "running"),
+    [
+        (STRESS, "benchmark.child maker"),
+        (STRESS, "sqsegv3_ros.node"),
+        (BENCHMARK, "benchmark.child sgemm"),
+        (["benchmark", "--scaling"], "benchmark.child maker"),
+    ],
+)
+def test_a_command_ended_by_a_signal_leaves_nothing_behind(arguments: list[str], running: str, tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
     from live import wait_until
 
-    arguments = ["--width", "64", "--points", "1000", "--rates", "5", "--seconds", "600"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    command = subprocess.Popen([sys.executable, "-m", "sqsegv3_ros.cli", "stress", *arguments], env=environment)
+    command = subprocess.Popen([sys.executable, "-m", "sqsegv3_ros.cli", *arguments], env=environment)
     try:
         wait_until(lambda: command.poll() is not None or any(running in line for _, line in children(command.pid)), 120)
         time.sleep(0.5)
         started = [pid for pid, _ in children(command.pid)]
-        assert started and list(tmp_path.glob("sqsegv3_stress_*"))
+        assert started and list(tmp_path.glob("sqsegv3_*"))
         command.send_signal(signal.SIGTERM)
         assert command.wait(60) == 143
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 20)
-        assert not list(tmp_path.glob("sqsegv3_stress_*"))
+        assert not list(tmp_path.glob("sqsegv3_*"))
     finally:
         command.kill()
 

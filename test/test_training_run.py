@@ -291,15 +291,29 @@ def test_early_stopping_ends_a_run_that_does_not_improve(root, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("changes", [{"trainer__max_steps": 2}, {"trainer__limit_val_batches": 0}])
-def test_a_run_that_ends_before_a_validation_keeps_its_weights(root, tmp_path, monkeypatch, capsys, changes):
-    code, losses = train(monkeypatch, options(root, tmp_path, **changes))
+@pytest.mark.parametrize("patience", [0, 2])
+def test_a_run_that_ends_before_a_validation_keeps_its_weights(root, tmp_path, monkeypatch, capsys, changes, patience):
+    code, losses = train(monkeypatch, options(root, tmp_path, run__early_stop_patience=patience, **changes))
     assert code == 0
-    assert f"no validation was due, so that there is no best.ckpt; the weights are in {tmp_path}/last.ckpt" in (
-        capsys.readouterr().out
-    )
+    assert f"no validation has chosen a best.ckpt; the weights are in {tmp_path}/last.ckpt" in capsys.readouterr().out
     description, _ = read_checkpoint(tmp_path / "last.ckpt")
     assert description["training"]["steps"] == max(losses)
     assert description["training"]["metrics"] == {}  # no score of the untrained network
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_a_run_that_ended_early_goes_on_to_the_curve_of_one_that_did_not(root, tmp_path, monkeypatch, steps):
+    constant = {"model__optimizer": '{"method": "adamw", "schedule": "constant", "lr": 0.01}'}
+    _, whole = train(monkeypatch, options(root, tmp_path / "whole", **constant))
+    changes = {**constant, "trainer__max_steps": steps}
+    assert train(monkeypatch, options(root, tmp_path / "parts", **changes))[0] == 0
+    changes |= {"trainer__max_steps": -1, "run__resume": "true"}
+    code, rest = train(monkeypatch, options(root, tmp_path / "parts", **changes))
+    assert code == 0
+    assert rest == {step: loss for step, loss in whole.items() if step > steps}
+    assert without_time(history(tmp_path / "parts")) == without_time(history(tmp_path / "whole"))
+    best = [read_checkpoint(tmp_path / run / "best.ckpt")[0]["training"] for run in ("whole", "parts")]
+    assert best[0]["steps"] == best[1]["steps"] and best[0]["metrics"] == best[1]["metrics"]
 
 
 def refused(capsys, arguments, code=2):

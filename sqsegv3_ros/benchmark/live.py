@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sqsegv3_ros.benchmark.child import Child, child_environment
+from sqsegv3_ros.benchmark.child import Child, child_environment, leaving_on_sigterm
 from sqsegv3_ros.benchmark.report import table
 from sqsegv3_ros.benchmark.scene import made_up_scan
 from sqsegv3_ros.errors import OperationError, UserError
@@ -57,7 +57,7 @@ def measure(
     for package in ("rclpy", "sensor_msgs", "diagnostic_msgs"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"there is no {package}: source a ROS 2 installation, or pip install 'sqsegv3_ros[ros]'")
-    with _leaving_on_sigterm(), tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder:
+    with leaving_on_sigterm(), tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder:
         scan = Path(folder) / "scan.npy"
         np.save(scan, made_up_scan())
         rates: dict[tuple[str, str], float | None] = {}
@@ -123,7 +123,7 @@ def _environment(profile: bool) -> dict[str, str]:
 def _running_node(model: str, threads: int | None, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-W", "ignore", "-m", "sqsegv3_ros.node", "--ros-args", "--log-level", "warn"]
     command += ["-p", f"model:={model}", "-p", f"threads:={threads or 0}"]
-    with _leaving_on_sigterm():
+    with leaving_on_sigterm():
         node = subprocess.Popen(command, env=child_environment(environment), text=True)
         try:
             yield node
@@ -136,19 +136,6 @@ def _running_node(model: str, threads: int | None, environment: dict[str, str]) 
             finally:  # also where a second signal ends the waiting
                 node.kill()
                 node.wait()
-
-
-@contextmanager
-def _leaving_on_sigterm() -> Iterator[None]:
-    """SIGTERM leaves the `with` statements in order, so that no process that was started within them is left behind."""
-    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class _Ear:

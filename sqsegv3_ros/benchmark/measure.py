@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.benchmark.child import Child
+from sqsegv3_ros.benchmark.child import Child, leaving_on_sigterm
 from sqsegv3_ros.benchmark.networks import NAMES
 from sqsegv3_ros.benchmark.scene import made_up_street
 from sqsegv3_ros.benchmark.variants import STAGES
@@ -79,7 +79,9 @@ class Options:
 
 def measure(options: Options) -> dict[str, Any]:
     """Measure. The keys of the result are described in docs/performance.md. Raises UserError, OperationError."""
-    with tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder, ExitStack() as stack:
+    with ExitStack() as stack:
+        stack.enter_context(leaving_on_sigterm())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_"))
         scan = Path(folder) / "scan.npy"
         points, labels = made_up_street() if options.scan is None else (options.scan, options.labels)
         np.save(scan, points)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sqsegv3_ros.benchmark.child import Child
+from sqsegv3_ros.benchmark.child import Child, leaving_on_sigterm
 from sqsegv3_ros.benchmark.measure import busy, stage_statistics
 from sqsegv3_ros.benchmark.report import COLORS, import_pyplot, save, table
 from sqsegv3_ros.benchmark.scene import POINTS, made_up_scan
@@ -36,7 +36,11 @@ def measure(network: str, threads: int | None, repeat: int) -> dict[str, Any]:
 
     network: its name (networks.py), for all sweeps but the one over channels.
     """
-    with tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder, Child("maker", {}) as maker:
+    with (
+        leaving_on_sigterm(),
+        tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder,
+        Child("maker", {}) as maker,
+    ):
         bench = _Bench(Path(folder), maker, threads, repeat)
         model = bench.model(network)
         sweeps: dict[str, list[dict[str, Any]]] = {name: [] for name in SWEEPS}

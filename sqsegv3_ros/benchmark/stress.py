@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from sqsegv3_ros.benchmark.child import Child
-from sqsegv3_ros.benchmark.live import STAGES, _environment, _leaving_on_sigterm, _p50, _running_node, _until
+from sqsegv3_ros.benchmark.child import Child, leaving_on_sigterm
+from sqsegv3_ros.benchmark.live import STAGES, _environment, _p50, _running_node, _until
 from sqsegv3_ros.benchmark.report import table
 from sqsegv3_ros.errors import OperationError, UserError
 
@@ -63,7 +63,7 @@ class Bench:
     @contextmanager
     def running(self, profile: bool = True) -> Iterator[Bench]:
         """Start all three, and stop them. profile: whether they use the shipped Fast DDS profile."""
-        with _leaving_on_sigterm(), ExitStack() as stack:
+        with leaving_on_sigterm(), ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_stress_"))
             path = self._model or Path(folder) / "random.pt"
             if self._model is None:

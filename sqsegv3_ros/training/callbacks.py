@@ -78,9 +78,14 @@ class KeepLast(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is time to, unless a validation follows: resumed before it, a run would leave it out."""
+        """Save where it is time to, unless a validation follows: resumed before it, a run would leave it out.
+
+        Training that ends within an epoch is saved here: Lightning takes the epoch for finished when it has left it.
+        """
         if not _validation_follows(trainer, batch_idx):
-            self._save(trainer, due=time.monotonic() - self._saved > self.interval)
+            ends = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+            late = time.monotonic() - self._saved > self.interval
+            self._save(trainer, due=late or (ends and not trainer.is_last_batch))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
@@ -88,8 +93,8 @@ class KeepLast(Checkpoint):
             self._save(trainer, due=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what no validation has saved: one is not due after every epoch, nor where the steps run out."""
-        self._save(trainer, due=trainer.global_step != self._saved_step)
+        """Save a whole epoch that no validation has saved."""
+        self._save(trainer, due=trainer.is_last_batch and trainer.global_step != self._saved_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the signals back."""
@@ -203,11 +208,14 @@ def run_callbacks(
             mode="max",
             auto_insert_metric_name=False,
             enable_version_counter=False,
+            save_on_train_epoch_end=False,  # before last.ckpt, which remembers what the best one was
         ),
         KeepLast(output / f"{LAST_NAME}.ckpt", checkpoint_minutes),
     ]
     if early_stop_patience:
-        callbacks.insert(0, EarlyStopping(BEST, mode="max", patience=early_stop_patience))
+        callbacks.insert(
+            0, EarlyStopping(BEST, mode="max", patience=early_stop_patience, check_on_train_epoch_end=False)
+        )
     if ema_decay:
         callbacks.insert(0, WeightEma(ema_decay))
     return callbacks

@@ -93,6 +93,7 @@ class SegmentationModule(LightningModule):
         self.confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
         self.validation_loss = MeanMetric()
         self.scores: dict[str, float] = {}
+        self._scored_step = -1
         self._without_statistics = False
         if start_from is not None:
             source = Path(start_from).expanduser()
@@ -179,7 +180,7 @@ class SegmentationModule(LightningModule):
         self.validation_loss.reset()
         if self.trainer.sanity_checking:
             return
-        self.scores = found
+        self.scores, self._scored_step = found, self.global_step
         self.log_dict({k: torch.tensor(v, dtype=torch.float32) for k, v in self.scores.items()}, sync_dist=False)
 
     def configure_optimizers(self) -> Any:
@@ -210,6 +211,7 @@ class SegmentationModule(LightningModule):
         """Put into the checkpoint what is needed to run and export the model, in plain JSON types."""
         data = getattr(self.trainer, "datamodule", None)
         steps = self._planned_steps()[1]
+        scores = self.scores if self._scored_step == self.global_step else {}  # not those of other weights
         description = {
             "name": self.model_name,
             "network": self.network_config.to_dict(),
@@ -226,7 +228,7 @@ class SegmentationModule(LightningModule):
                 "start_from": None if self.start_from is None else self.start_from.rstrip("/").rsplit("/", 1)[-1],
                 "steps": self.global_step,
                 "planned_steps": steps if math.isfinite(steps) else None,
-                "metrics": {name: round(value, 6) for name, value in self.scores.items()},
+                "metrics": {name: round(value, 6) for name, value in scores.items()},
             },
         }
         checkpoint[KEY] = json.loads(json.dumps(description))

@@ -146,8 +146,10 @@ def train(options: Sequence[str]) -> int:
     best = output / f"{BEST_NAME}.ckpt"
     if best.is_file():
         print(f"done; best mIoU {100 * _miou(best):.2f} % in {best}")
+    elif cli.last.path.is_file():
+        print(f"done; no validation has chosen a {best.name}; the weights are in {cli.last.path}")
     else:
-        print(f"done; no validation was due, so that there is no {best.name}; the weights are in {cli.last.path}")
+        print("done; there was nothing to train")
     return 0
 
 
