@@ -123,19 +123,18 @@ def _environment(profile: bool) -> dict[str, str]:
 def _running_node(model: str, threads: int | None, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-W", "ignore", "-m", "sqsegv3_ros.node", "--ros-args", "--log-level", "warn"]
     command += ["-p", f"model:={model}", "-p", f"threads:={threads or 0}"]
-    with leaving_on_sigterm():
-        node = subprocess.Popen(command, env=child_environment(environment), text=True)
+    node = subprocess.Popen(command, env=child_environment(environment), text=True)
+    try:
+        yield node
+    finally:
         try:
-            yield node
-        finally:
-            try:
-                node.send_signal(signal.SIGINT)
-                node.wait(10)
-            except subprocess.TimeoutExpired:
-                pass
-            finally:  # also where a second signal ends the waiting
-                node.kill()
-                node.wait()
+            node.send_signal(signal.SIGINT)
+            node.wait(10)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # also where a second signal ends the waiting
+            node.kill()
+            node.wait()
 
 
 class _Ear:
