@@ -1,4 +1,4 @@
-"""`sqsegv3 stress`: paces, sizes and layouts of clouds go in; what a running node labels and loses goes out."""
+"""`sqsegv3 stress`: what a running node labels, drops and loses under load."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print. 1 where a cloud was lost or damaged, or memory, threads or files grow in a soak."""
-    from sqsegv3_ros.artifact import find_model, read_info
     from sqsegv3_ros.benchmark import stress
     from sqsegv3_ros.benchmark.networks import network_config
+    from sqsegv3_ros.model_file import find_model, read_info
 
     for option, values in (("--rates", args.rates), ("--points", args.points), ("--seconds", [args.seconds])):
         if any(not value > 0 for value in values):
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         network_config(args.network)
     wanted = stress.cases(args.rates, args.points, args.bytes, [p == "reliable" for p in args.publisher])
-    bench = stress.Bench(args.model, args.network, args.width, args.threads)
+    bench = stress.Bench(args.model, args.network, args.width, {"threads": args.threads or 0})
     if args.soak:
         with bench.running() as running:
             results = [running.soak(wanted[0], args.seconds)]
