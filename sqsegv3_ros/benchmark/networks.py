@@ -75,12 +75,12 @@ def write_random_model(path: Path, config: NetworkConfig, height: int, width: in
 
 def training_model(path: Path) -> SqueezeSegV3:
     """The training model of a model file, in eval mode and float32: BatchNorm and all five heads."""
-    from sqsegv3_ros.model_file import read_info, training_state
+    from sqsegv3_ros.model_file import read_info, read_training_state
     from sqsegv3_ros.network.config import NetworkConfig
     from sqsegv3_ros.network.model import SqueezeSegV3
 
     model = SqueezeSegV3(NetworkConfig.from_dict(read_info(path).architecture))
-    model.load_state_dict(training_state(path))
+    model.load_state_dict(read_training_state(path))
     return model.eval()
 
 
