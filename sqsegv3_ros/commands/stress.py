@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print. 1 where a cloud was lost or damaged, or memory, threads or files grow in a soak."""
-    from sqsegv3_ros.artifact import find_model, read_info
     from sqsegv3_ros.benchmark import stress
     from sqsegv3_ros.benchmark.networks import network_config
+    from sqsegv3_ros.model_file import find_model, read_info
 
     for option, values in (("--rates", args.rates), ("--points", args.points), ("--seconds", [args.seconds])):
         if any(not value > 0 for value in values):
