@@ -22,7 +22,7 @@ VERBS = {
     "render": "draw a scan and its labels",
     "report": "turn an evaluation into a page to read",
     "simulate": "make labelled scans of made-up streets",
-    "benchmark": "measure what a scan costs, beside the machine's limits and the official release's way",
+    "benchmark": "measure what a scan costs, beside the reference implementation and other runtimes",
     "stress": "load the running node, and account for every cloud",
     "ablate": "what the variants that the paper compares cost, beside its tables; the commands that train them",
     "figures": "draw what lies where in LiDAR images, and where filters are active (the paper's figures 2 and 3)",

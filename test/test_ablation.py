@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from sqsegv3_ros.ablation import latency
 from sqsegv3_ros.ablation.variants import VARIANTS
-from sqsegv3_ros.ablation.work import count
+from sqsegv3_ros.benchmark.work import count
 from sqsegv3_ros.benchmark.networks import count_work
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.network.config import NetworkConfig

@@ -22,8 +22,8 @@ from sqsegv3_ros.benchmark.scene import (
     SIDEWALK,
     TERRAIN,
     VEGETATION,
-    made_up_scan,
-    made_up_street,
+    synthetic_scan,
+    synthetic_scene,
 )
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.errors import OperationError, UserError
@@ -40,7 +40,7 @@ POINTS = 12_000
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], Path]:
     """Exit code, JSON and folder of one whole run of the command."""
     folder = tmp_path_factory.mktemp("benchmark")
-    points, labels = made_up_street(POINTS)
+    points, labels = synthetic_scene(POINTS)
     for name in ("velodyne", "labels"):
         (folder / "00" / name).mkdir(parents=True)
     scan = folder / "00/velodyne/000000.bin"
@@ -101,20 +101,20 @@ def test_work_is_counted_as_in_the_releases_table() -> None:
     assert 1.1e9 < count_work(network_config("21"), 64, 2048).bytes < 1.4e9
 
 
-def test_the_made_up_scan_is_always_the_same_and_has_surfaces_edges_and_hidden_points() -> None:
-    scan = made_up_scan(30_000)
+def test_the_synthetic_scan_is_always_the_same_and_has_surfaces_edges_and_hidden_points() -> None:
+    scan = synthetic_scan(30_000)
     assert scan.shape == (30_000, 4) and scan.dtype == np.float32 and np.isfinite(scan).all()
-    np.testing.assert_array_equal(scan, made_up_scan(30_000))
-    image = project(torch.from_numpy(made_up_scan()), ProjectionConfig())
+    np.testing.assert_array_equal(scan, synthetic_scan(30_000))
+    image = project(torch.from_numpy(synthetic_scan()), ProjectionConfig())
     filled = image.mask.float().mean().item()
     assert 0.6 < filled < 0.9  # real scans: 0.76
     jumps = (image.range[:, 1:] - image.range[:, :-1]).abs()[image.mask[:, 1:] & image.mask[:, :-1]] > 1
     assert 0.005 < jumps.float().mean() < 0.2
-    points, labels = made_up_street(30_000)
+    points, labels = synthetic_scene(30_000)
     assert (points[labels == ROAD, 2] < -1.5).all() and (np.abs(points[labels == BUILDING, 1]) > 7).all()
     assert {ROAD, SIDEWALK, TERRAIN, BUILDING, CAR, POLE, VEGETATION} == set(labels.tolist())
     with pytest.raises(UserError, match="at least 1 point"):
-        made_up_scan(0)
+        synthetic_scan(0)
 
 
 @needs_shared
@@ -176,8 +176,8 @@ def test_a_point_is_tied_where_one_of_two_equally_far_neighbours_votes() -> None
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_reference_and_package_agree_on_made_up_scans_and_patches_of_labels(seed: int) -> None:
-    points = made_up_scan(20_000, seed)
+def test_reference_and_package_agree_on_synthetic_scans_and_patches_of_labels(seed: int) -> None:
+    points = synthetic_scan(20_000, seed)
     config = ProjectionConfig(width=512)
     image, other = project(torch.from_numpy(points), config), reference.project(points, config)
     np.testing.assert_array_equal(image.range, other.range)
@@ -280,7 +280,7 @@ def test_an_empty_scan_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_model_file_is_measured_with_its_own_settings(
     small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_scan(tmp_path / "scan.bin", made_up_scan(5000))
+    write_scan(tmp_path / "scan.bin", synthetic_scan(5000))
     out = tmp_path / "b.json"
     arguments = ["--model", str(small_model), "--scan", str(tmp_path / "scan.bin"), "--repeat", "1"]
     assert main(["benchmark", *arguments, "--knn-k", "3", "--knn-search", "3", "--json", str(out)]) == 0

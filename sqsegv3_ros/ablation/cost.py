@@ -1,4 +1,4 @@
-"""The paper's variants come in; what each costs, beside what the paper says, goes out as plain JSON types."""
+"""What each of the paper's variants costs, beside what the paper says, as plain JSON types."""
 
 from __future__ import annotations
 
@@ -22,38 +22,48 @@ def cost(
     threads: int | None = None,
     variants: Sequence[Variant] = VARIANTS,
 ) -> dict[str, Any]:
-    """Count the work of each variant for one image, and time one block of each.
+    """Count the work of each variant for one image, and time it.
 
-    layers: '21' or '53'. height, width: of the image that the work is counted for; blocks are timed at 64 x 512.
-    repeat: how often each block is timed; 0: not at all. Raises UserError for a device that is not there.
+    Args:
+        layers: '21' or '53'.
+        height: Rows of the image whose work is counted; times are for 64 x 512.
+        width: Columns of that image.
+        repeat: Timings of each; 0: none.
+        device: Where they run.
+        threads: CPU threads; None: one per core.
+        variants: The paper's variants.
+
+    Raises:
+        UserError: There is no such device.
     """
     import torch
 
     from sqsegv3_ros.ablation import latency
-    from sqsegv3_ros.ablation.work import Work, count
-    from sqsegv3_ros.segmenter import resolve_device
+    from sqsegv3_ros.backends import resolve_runtime
+    from sqsegv3_ros.benchmark.work import count
 
-    where = resolve_device(device)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    runtime = resolve_runtime(device=device, precision="fp32", threads=threads)
+    torch.set_num_threads(runtime.threads)
     chosen = {v.name: v for v in variants if v.name not in LIKE_ANOTHER}
-    work: dict[str, Work] = {}
-    for name, variant in chosen.items():
-        work[name] = count(variant.network(layers), height, width)
+    networks = {name: variant.network(layers) for name, variant in chosen.items()}
+    work = {name: count(config, height, width) for name, config in networks.items()}
     rows = {name: _row(variant, work[name], work[BASELINE]) for name, variant in chosen.items()}
     if repeat:
-        blocks = {name: v.network() for name, v in chosen.items() if v.settings.get("halvings", 3) == 3}
-        fast = {name: config for name, config in blocks.items() if config.has_deploy_form}
-        for key, networks in (("block", blocks), ("deployed_block", fast)):
-            times = latency.measure(networks, repeat=repeat, device=where, deployed=key != "block")
-            for name, found in times.items():
-                rows[name][key] = {unit: round(value, 3) for unit, value in found.items()}
+        blocks = {name: config for name, config in networks.items() if config.halvings == 3}
+        times = {
+            "block": latency.measure_blocks(blocks, runtime.device, repeat),
+            "exported_network": latency.measure_exported(networks, runtime, repeat),
+        }
+        for key, found in times.items():
+            for name, units in found.items():
+                rows[name][key] = {unit: round(value, 3) for unit, value in units.items()}
     return {
         "network": layers,
         "height": height,
         "width": width,
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU",
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else "CPU",
+        "backend": runtime.backend,
+        "threads": runtime.threads,
         "torch": torch.__version__,
         "repeat": repeat,
         "load_average": os.getloadavg()[0],

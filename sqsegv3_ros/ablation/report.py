@@ -1,4 +1,4 @@
-"""What `cost` found comes in; tables beside the paper's, as Markdown, and a picture go out."""
+"""Markdown tables and a plot of the ablations' cost, beside the paper's numbers."""
 
 from __future__ import annotations
 
@@ -46,36 +46,38 @@ def _work(result: Mapping[str, Any]) -> str:
 def _latency(result: Mapping[str, Any]) -> str:
     timed = [row for row in result["variants"] if "block" in row]
     base = next(row for row in timed if row["name"] == BASELINE)
-    unit = judged_by(result)
+    unit = compared_unit(result)
     rows = []
-    for row in timed:
-        published, here = row["paper"]["block_ms"], row["block"]
-        fast = row.get("deployed_block")
+    for row in result["variants"]:
+        published, block, exported = row["paper"]["block_ms"], row.get("block"), row["exported_network"]
         rows.append(
             (
                 row["title"],
-                f"{here['median_ms']:.2f}",
-                f"{here['min_ms']:.2f}",
-                _number(here.get("cpu_ms"), 2),
-                f"{here[unit] / base['block'][unit]:.2f}",
-                _number(fast[unit] if fast else None, 2),
+                _number(block and block["median_ms"], 2),
+                _number(block and block["min_ms"], 2),
+                _number(block and block.get("cpu_ms"), 2),
+                _number(block and block[unit] / base["block"][unit], 2),
                 _number(published, 2),
                 _number(published and published / base["paper"]["block_ms"], 2),
+                _number(exported[unit], 1),
+                _number(exported[unit] / base["exported_network"][unit], 2),
             )
         )
     what = "CPU" if unit == "cpu_ms" else "median"
-    header = ["block", "median ms", "min ms", "CPU ms", f"x baseline ({what})", f"deploy form, {what} ms"]
-    header += ["paper, ms", "x baseline"]
+    header = ["block", "median ms", "min ms", "CPU ms", f"x baseline ({what})", "paper, ms", "x baseline"]
+    header += [f"exported network, {what} ms", "x baseline"]
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     return (
-        "One block at 32 channels and a 3x3 convolution 32 -> 64, at 64 x 512, in the form that is trained; the "
-        f"paper's numbers: its table 3.\n{result['device']}, {threads}, torch {result['torch']}, "
-        f"{result['repeat']} times in turn, load average {result['load_average']:.1f}.\n\n" + table(header, rows)
+        "One block at 32 channels and a 3x3 convolution 32 -> 64, at 64 x 512, in its training form; the paper's "
+        "numbers: its table 3.\nBeside it the whole "
+        f"SqueezeSegV3-{result['network']} in its exported form, {result['backend']} fp32, at 64 x 512.\n"
+        f"{result['device']}, {threads}, torch {result['torch']}, {result['repeat']} times in turn, load average "
+        f"{result['load_average']:.1f}.\n\n" + table(header, rows)
     )
 
 
-def judged_by(result: Mapping[str, Any]) -> str:
-    """The time that variants are compared by: CPU time of a single thread where there is one, else the median."""
+def compared_unit(result: Mapping[str, Any]) -> str:
+    """The time that variants are compared by: CPU time of a single thread if there is one, else the median."""
     timed = [row["block"] for row in result["variants"] if "block" in row]
     return "cpu_ms" if result["threads"] == 1 and all("cpu_ms" in block for block in timed) else "median_ms"
 
@@ -87,10 +89,10 @@ def _number(value: float | None, digits: int) -> str:
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Write a PNG: extra parameters and MACs beside the paper's table 1, latency over the baseline beside its table 3.
 
-    Raises UserError where matplotlib is not installed.
+    Raises UserError if matplotlib is not installed.
     """
     pyplot = import_pyplot()
-    unit = judged_by(result) if result["repeat"] else ""
+    unit = compared_unit(result) if result["repeat"] else ""
     figure, axes = pyplot.subplots(1, 3 if unit else 2, figsize=(13 if unit else 9, 3.6), layout="constrained")
     counted = [row for row in result["variants"] if row["paper"]["extra_macs_percent"] is not None]
     for panel, key, name in (

@@ -1,8 +1,8 @@
-"""A process for everything that is measured: one JSON command a line comes in, one JSON answer a line goes out.
+"""Child processes that measure: a JSON command a line in, a JSON answer a line out.
 
-Run as `python -m sqsegv3_ros.benchmark.child KIND SETTINGS`. A process shares its memory, its threads and the state of
-its C library with whatever else runs in it, so each variant gets its own, and each answers one command at a time, so
-that variants can take turns. The parent's side is `Child`.
+Run as `python -m sqsegv3_ros.benchmark.child KIND SETTINGS`. Whatever runs in one process shares memory, threads and
+the state of the C library, so each variant gets a process of its own. Each answers one command at a time, so that
+variants can take turns. `Child` is the parent's side.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +25,10 @@ from sqsegv3_ros.errors import OperationError, UserError
 
 
 class Child:
-    """A child process of a kind. Raises OperationError, with what it said, where it fails. To be used with `with`."""
+    """A child process that runs one kind of variant; use it with `with`.
+
+    Every method raises OperationError, with the last line of its standard error, if the child failed.
+    """
 
     def __init__(self, kind: str, settings: dict[str, Any], environment: dict[str, str] | None = None) -> None:
         self.kind = kind
@@ -54,7 +56,7 @@ class Child:
             raise self._failure() from None
 
     def answer(self) -> dict[str, Any]:
-        """Wait for the next line that the child says."""
+        """Wait for the next answer."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -74,7 +76,7 @@ class Child:
 
     def __enter__(self) -> Child:
         try:
-            self.answer()  # that it is ready
+            self.answer()  # ready
         except BaseException:
             self.close(1)
             raise
@@ -86,7 +88,7 @@ class Child:
         self.close(10 if error is None else 1)
 
     def close(self, patience_s: float) -> None:
-        """End its input, which ends it; kill it where that takes longer than its due."""
+        """End its input, which ends it; kill it if that takes longer than `patience_s`."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.close()
@@ -100,7 +102,7 @@ class Child:
 
 @contextmanager
 def leaving_on_sigterm() -> Iterator[None]:
-    """SIGTERM leaves the `with` statements in order, so that no process that was started within them is left behind."""
+    """SIGTERM unwinds the `with` statements, so that no process started inside them stays behind."""
     if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
         yield
         return
@@ -112,24 +114,15 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment as it came, with changes (empty: without that variable), for a Python process that
-    finds this package."""
+    """The environment this process was started with, plus changes (empty: unset) and the path of this package."""
     changed = {**process.untouched_environment(), **changes}
     paths = [str(Path(__file__).resolve().parents[2]), changed.get("PYTHONPATH", "")]
     changed["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return {name: value for name, value in changed.items() if value or name not in changes}
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What `work` returns, and its `wall_ms` and `cpu_s`, all threads counted."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    result = work()
-    wall_ms = 1e3 * (time.perf_counter() - wall)
-    return result, {"wall_ms": wall_ms, "cpu_s": time.process_time() - cpu}
-
-
 def peak_rss_mb() -> float:
-    """The most memory that this process has ever had resident, in 10**6 bytes."""
+    """Peak resident memory of this process, in 10**6 bytes."""
     try:
         status = Path("/proc/self/status").read_text()
         return 1.024e-3 * float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
@@ -142,18 +135,15 @@ def peak_rss_mb() -> float:
 def main(arguments: list[str]) -> int:
     """Answer commands until the input ends."""
     kind, settings = arguments[0], json.loads(arguments[1])
-    out, sys.stdout = sys.stdout, sys.stderr  # whatever prints must not be taken for an answer
-
-    lock = threading.Lock()
+    out, sys.stdout = sys.stdout, sys.stderr  # a library's prints must not look like answers
 
     def answer(content: dict[str, Any]) -> None:
-        with lock:
-            print(json.dumps(content), file=out, flush=True)
+        print(json.dumps(content), file=out, flush=True)
 
     from sqsegv3_ros.benchmark.variants import make_variant
 
     try:
-        variant = make_variant(kind, settings, answer)
+        variant = make_variant(kind, settings)
         answer({"ready": True})
         for line in sys.stdin:
             command = json.loads(line)

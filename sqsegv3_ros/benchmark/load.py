@@ -1,4 +1,4 @@
-"""The two ends of a node under load: a process that publishes clouds at a pace, and one that notes what comes back.
+"""The two ends of a node under load: a publisher of clouds at a fixed rate, and a receiver of the labelled ones.
 
 Stamps are nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share.
 """
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.benchmark.peer import NODE
-
+NODE = "/sqsegv3"
 _F4, _U2, _U4 = np.float32, np.uint16, np.uint32
 _XYZ = {"x": (0, _F4), "y": (4, _F4), "z": (8, _F4)}
 # what drivers send: KITTI players, Velodyne, PCL's padded points, Ouster
@@ -79,7 +78,7 @@ class Load:
         from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import PointCloud2, PointField
 
-        from sqsegv3_ros.benchmark.scene import made_up_scan
+        from sqsegv3_ros.benchmark.scene import synthetic_scan
         from sqsegv3_ros.cloud import make_cloud
 
         policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
@@ -87,7 +86,7 @@ class Load:
             PointCloud2, f"{NODE}/input/points", QoSProfile(depth=1, reliability=policy)
         )
         try:
-            cloud = make_cloud(structured(made_up_scan(points), step), PointCloud2, PointField)
+            cloud = make_cloud(structured(synthetic_scan(points), step), PointCloud2, PointField)
             cloud.header.frame_id = "velodyne"
             end = time.monotonic() + 30
             while publisher.get_subscription_count() == 0 and time.monotonic() < end:

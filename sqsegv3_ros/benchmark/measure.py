@@ -1,12 +1,11 @@
-"""What to measure comes in; times of all stages, memory, work and the comparison with the release go out as a dict."""
+"""The benchmark of one scan: time by stage, memory and work, beside the reference implementation and other runtimes."""
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +16,38 @@ import numpy.typing as npt
 
 from sqsegv3_ros.benchmark.child import Child, leaving_on_sigterm
 from sqsegv3_ros.benchmark.networks import NAMES
-from sqsegv3_ros.benchmark.scene import made_up_street
-from sqsegv3_ros.benchmark.variants import STAGES
+from sqsegv3_ros.benchmark.scene import synthetic_scene
+from sqsegv3_ros.benchmark.stages import COMPARED, OtherWork, median, stage_statistics
 from sqsegv3_ros.errors import UserError
 
-QUIET_CPU_PER_WALL = 0.95  # of each thread; below it another process had the core
+COMPARABLE = ("reference", "onnxruntime", "openvino")
 CODEC_POINTS = 130_000
 EDGE = 1e-3  # pixels at 2048 columns, in proportion at more; float32 positions are right to half of it
-_KNN_VARIANTS = ("ours", "reference")
 KNN_SIZES = (5, 7)  # RangeNet++'s and the release's: as many neighbours as the window has columns
-_ABOUT = ("model", "device", "precision", "threads", "points", "height", "width", "knn")
-COMPARED = ("project", "network", "restore", "knn")
+_ABOUT = ("model", "backend", "device", "precision", "threads", "cuda_graph", "points", "height", "width", "knn")
+_ABOUT_REFERENCE = ("threads", "projection", "normalization", "knn", "classes")
 
 
 @dataclass(frozen=True)
 class Options:
     """What is measured.
 
-    model: a model file; None: random weights of `network`. scan: (N, 4) float32; None: a made-up street. labels: the
-        scan's true labels (N,), where they are known, on which KNN is compared.
-    height, width: of the image; None: the model's own (64 x 2048). knn_k, knn_search: None: the model's own.
-    threads: CPU threads; None: torch's choice. compare: also measure the release's way.
+    Attributes:
+        model: Model file; None: random weights of `network`.
+        network: Name of a network, see networks.py.
+        scan: (N, 4) float32 x, y, z in metres, remission; None: a synthetic scene.
+        labels: (N,) true labels of the scan, on which KNN is compared; None: unknown.
+        height: Rows of the image; None: the model's own.
+        width: Columns of the image; None: the model's own.
+        knn_k: Neighbours that vote; None: the model's own.
+        knn_search: Side of KNN's window; None: the model's own.
+        backend: 'auto', 'torch' or 'openvino'.
+        device: 'auto', 'cuda', 'cuda:N' or 'cpu'.
+        precision: 'auto', 'fp32', 'fp16' or 'bf16'.
+        threads: CPU threads; None: one per core.
+        cuda_graph: Record the network's kernels once and replay them.
+        repeat: Scans to measure.
+        compare: Which of COMPARABLE are measured too.
     """
 
     model: Path | None = None
@@ -48,91 +58,122 @@ class Options:
     width: int | None = None
     knn_k: int | None = None
     knn_search: int | None = None
+    backend: str = "auto"
     device: str = "auto"
-    precision: str = "fp32"
+    precision: str = "auto"
     threads: int | None = None
+    cuda_graph: bool = False
     repeat: int = 10
-    compare: bool = False
+    compare: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.repeat < 1:
             raise UserError(f"repeat must be at least 1, found {self.repeat}")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise UserError(f"threads must lie in 1..1024, found {self.threads}")
+        unknown = [name for name in self.compare if name not in COMPARABLE]
+        if unknown:
+            raise UserError(f"compare takes any of {', '.join(COMPARABLE)}, found '{', '.join(unknown)}'")
         if self.compare and self.device.startswith("cuda"):
-            raise UserError("the release's way is measured on the CPU only; compare with --device cpu")
+            raise UserError("comparisons run on the CPU; use --device cpu")
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The node's parameters that differ from their defaults."""
+        """Node parameters that differ from their defaults."""
         given = {
             "projection.height": self.height,
             "projection.width": self.width,
             "knn.k": self.knn_k,
             "knn.search": self.knn_search,
-            # the release has no other way, and the result is to be equal
-            "knn.mode": "official" if self.compare else None,
+            # the reference has no other mode, and the results must be equal
+            "knn.mode": "official" if "reference" in self.compare else None,
         }
-        device = "cpu" if self.compare else self.device
-        return {"device": device, "precision": self.precision, **{n: v for n, v in given.items() if v is not None}}
+        return {
+            "backend": self.backend,
+            "device": "cpu" if self.compare else self.device,
+            "precision": self.precision,
+            "threads": self.threads or 0,
+            "cuda_graph": self.cuda_graph,
+            **{name: value for name, value in given.items() if value is not None},
+        }
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Measure. The keys of the result are described in docs/performance.md. Raises UserError, OperationError."""
+    """Measure; docs/performance.md describes the keys of the result. Raises UserError, OperationError."""
+    with (
+        leaving_on_sigterm(),
+        tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder,
+        OtherWork() as others,
+    ):
+        load_before = os.getloadavg()[0]
+        result = _measure(options, Path(folder))
+        result["load_average"] = [load_before, os.getloadavg()[0]]
+    result["other_cores"] = others.cores
+    result["busy"] = others.busy(result["threads"], result["device"])
+    return result
+
+
+def _measure(options: Options, folder: Path) -> dict[str, Any]:
+    points, labels = synthetic_scene() if options.scan is None else (options.scan, options.labels)
+    scan, clear_scan = folder / "scan.npy", folder / "clear.npy"
+    np.save(scan, points)
     with ExitStack() as stack:
-        stack.enter_context(leaving_on_sigterm())
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_"))
-        scan = Path(folder) / "scan.npy"
-        points, labels = made_up_street() if options.scan is None else (options.scan, options.labels)
-        np.save(scan, points)
         maker = stack.enter_context(Child("maker", {}))
-        model = options.model or _random_model(maker, Path(folder), options)
-        common = {"scan": str(scan), "threads": options.threads}
-
-        own = {**common, "model": str(model), "parameters": options.parameters}
-        with Child("startup", own) as child:
-            startup = child.ask()
-        ours = stack.enter_context(Child("ours", own))
-        about = ours.ask("describe")
+        model = options.model or folder / "random.pt"
+        if options.model is None:
+            size = {"height": options.height or 64, "width": options.width or 2048}
+            maker.ask(path=str(model), network=options.network, **size)
+        settings = {"scan": str(scan), "model": str(model)}
+        children = {"ours": stack.enter_context(Child("ours", {**settings, "parameters": options.parameters}))}
+        about = children["ours"].ask("describe")
         work = maker.ask("work", **{name: about[name] for name in ("architecture", "height", "width")})
-        sgemm = stack.enter_context(Child("sgemm", {"threads": options.threads, "device": about["device"]}))
-        variants = {"sgemm": sgemm, "ours": ours}
+        clear_points = off_the_edges(points, about["projection"])
+        np.save(clear_scan, clear_points)
         if options.compare:
-            names = ("architecture", "projection", "normalization", "knn", "classes")
-            settings = {**common, **{name: about[name] for name in names}}
-            variants["reference"] = stack.enter_context(Child("reference", settings))
+            filled = _write_image(points, clear_points, about, folder)
+            network = {"image": str(folder / "image.npy"), "onnx": str(folder / "model.onnx")}
+            maker.ask("expect", model=str(model), image=network["image"], folder=str(folder))
+            if set(options.compare) & {"onnxruntime", "openvino"}:
+                size = {name: about[name] for name in ("height", "width")}
+                maker.ask("onnx", model=str(model), path=network["onnx"], **size)
+            network["threads"] = about["threads"]
+            settings_of = {
+                "reference": {**settings, **{name: about[name] for name in _ABOUT_REFERENCE}},
+                "onnxruntime": network,
+                "openvino": {**network, "precision": about["precision"]},
+            }
+            for name in options.compare:
+                children[name] = stack.enter_context(Child(name, settings_of[name]))
 
-        load_before = os.getloadavg()
-        samples: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+        samples: dict[str, list[dict[str, Any]]] = {name: [] for name in children}
         for _ in range(options.repeat):
-            for name, child in variants.items():
+            for name, child in children.items():
                 samples[name].append(child.ask())
         with Child("codec", {"points": CODEC_POINTS}) as codec:
             layouts = [codec.ask()["layouts"] for _ in range(options.repeat + 2)][2:]
+        knn = {}
+        if "reference" in options.compare and labels is not None:
+            knn = _compare_knn(children, folder, points, labels, about, options.repeat)
+        ends = {name: child.ask("finish", folder=str(folder), scan=str(clear_scan)) for name, child in children.items()}
 
-        knn = _compare_knn(variants, Path(folder), points, labels, about, options.repeat) if options.compare else {}
-        clear = Path(folder) / "clear.npy"
-        np.save(clear, off_the_edges(points, about["projection"]))
-        end_settings = {"folder": folder, "scan": str(clear)}
-        ends = {name: variants[name].ask("finish", **end_settings) for name in variants if name != "sgemm"}
-        result = summarize(about, work, samples, ends)
-        result["codec"] = {
-            name: {
-                "decode_ms": float(np.median([sample[name][0] for sample in layouts])),
-                "encode_ms": float(np.median([sample[name][1] for sample in layouts])),
-            }
-            for name in layouts[0]
+    result = summarize(about, work, samples, ends)
+    result["codec"] = {
+        name: {
+            f"{what}_ms": median([sample[name][column] for sample in layouts])
+            for column, what in enumerate(("decode", "encode"))
         }
-        result["startup"] = startup
-        result["load_average"] = [load_before[0], os.getloadavg()[0]]
-        result["scan"] = "given" if options.scan is not None else "made up"
-        result["weights"] = str(options.model) if options.model else "random"
-        result["repeat"] = options.repeat
-        if options.compare:
-            result["knn_on_true_labels"] = knn
-            result["points_at_edges"] = len(points) - len(np.load(clear))
-            result["equal"] = _agreement(Path(folder), ends["reference"], same_weights=options.model is None)
-        return result
+        for name in layouts[0]
+    }
+    result["scan"] = "synthetic" if options.scan is None else "given"
+    result["weights"] = str(options.model) if options.model else "random"
+    result["repeat"] = options.repeat
+    if options.compare:
+        exact = about["precision"] == "fp32" and about["weights_dtype"] == "float32"
+        result["equal"] = _agreement(folder, filled, result["variants"], ends, exact=exact)
+        result["points_at_edges"] = len(points) - len(clear_points)
+    if "reference" in options.compare:
+        result["knn_on_true_labels"] = knn
+    return result
 
 
 def summarize(
@@ -141,124 +182,114 @@ def summarize(
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
     ends: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The result from what the children have said; see `measure`."""
-    own, rate = samples["ours"], samples["sgemm"]
+    """The result from the answers of the children; see `measure`."""
+    own = samples["ours"]
     stages = stage_statistics(own)
-    cpu_per_wall = _median(s["cpu_s"] for s in rate) / _median(s["wall_ms"] for s in rate) * 1e3
     result: dict[str, Any] = {
         "stages": stages,
-        "cpu_seconds": _median(s["cpu_s"] for s in own),
-        "cpu_per_wall": _median(s["cpu_s"] / s["wall_ms"] * 1e3 for s in own),
+        "cpu_seconds": median([s["cpu_s"] for s in own]),
+        "cpu_per_wall": _cpu_per_wall(own),
         "peak_rss_mb": ends["ours"]["peak_rss_mb"],
         "gmac": work["gmac"],
         "gflops": 2e3 * work["gmac"] / stages["network"]["median_ms"],
-        "sgemm_gflops": _median(s["gflops"] for s in rate),
-        "sgemm_best_gflops": max(s["gflops"] for s in rate),
-        "sgemm_cpu_per_wall": cpu_per_wall,
-        "busy": busy(cpu_per_wall, about["threads"], str(about["device"])),
         "bytes": {
             "cloud_in": about["cloud_in_bytes"],
             "network": work["bytes"],
             "cloud_out": about["cloud_out_bytes"],
         },
         "machine": f"{_processor()}, {os.cpu_count()} cores, torch {about['torch']}",
-        **{
-            name: about[name]
-            for name in ("model", "device", "precision", "threads", "points", "height", "width", "knn")
+        "startup": about["startup"],
+        **{name: about[name] for name in _ABOUT},
+        "variants": {
+            name: {
+                "network_ms": median([s["stages"]["network"] for s in samples[name]]),
+                "peak_rss_mb": ends[name]["peak_rss_mb"],
+                "precision": about["precision"] if name == "ours" else ends[name].get("precision", "fp32"),
+                "cpu_per_wall": _cpu_per_wall(samples[name]),
+            }
+            for name in samples
         },
     }
     if "reference" in samples:
         reference = stage_statistics(samples["reference"], COMPARED)
         result["reference"] = {
             "stages": reference,
-            "cpu_seconds": _median(s["cpu_s"] for s in samples["reference"]),
-            "cpu_per_wall": _median(s["cpu_s"] / s["wall_ms"] * 1e3 for s in samples["reference"]),
+            "cpu_seconds": median([s["cpu_s"] for s in samples["reference"]]),
+            "cpu_per_wall": _cpu_per_wall(samples["reference"]),
             "peak_rss_mb": ends["reference"]["peak_rss_mb"],
         }
         result["speedup"] = {
             stage: reference[stage]["median_ms"] / max(stages[stage]["median_ms"], 1e-6)
             for stage in ("project", "network", "knn")
         }
-        same_part = _median(sum(s["stages"][name] for name in COMPARED) for s in own)
+        same_part = median([sum(s["stages"][name] for name in COMPARED) for s in own])
         result["speedup"]["total"] = reference["total"]["median_ms"] / same_part
         result["rss_ratio"] = result["peak_rss_mb"] / result["reference"]["peak_rss_mb"]
     return result
 
 
-def stage_statistics(
-    samples: Sequence[Mapping[str, Any]], stages: Sequence[str] = STAGES
-) -> dict[str, dict[str, float]]:
-    """min_ms, median_ms and p95_ms of each stage and of the whole, `total`."""
-    columns = {stage: [sample["stages"][stage] for sample in samples] for stage in stages}
-    columns["total"] = [sample["wall_ms"] for sample in samples]
-    return {
-        name: {
-            "min_ms": float(min(values)),
-            "median_ms": float(np.median(values)),
-            "p95_ms": float(np.percentile(values, 95)),
-        }
-        for name, values in columns.items()
-    }
+def _cpu_per_wall(samples: Sequence[Mapping[str, Any]]) -> float:
+    return median([1e3 * s["cpu_s"] / s["wall_ms"] for s in samples])
 
 
-def busy(cpu_per_wall: float, threads: int, device: str = "cpu") -> str | None:
-    """What is wrong with the figures, in words, where other processes had the cores; None where nothing is.
+def _write_image(
+    points: npt.NDArray[np.float32],
+    clear_points: npt.NDArray[np.float32],
+    about: Mapping[str, Any],
+    folder: Path,
+) -> npt.NDArray[np.bool_]:
+    """Write the reference's normalised image of `clear_points`. Returns (H, W), which pixels hold a point."""
+    from sqsegv3_ros.benchmark import reference
+    from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
-    cpu_per_wall: CPU seconds a second of a product of matrices, which keeps all of its threads busy.
-    """
-    cores = min(threads, os.cpu_count() or threads)
-    if device != "cpu" or cpu_per_wall >= QUIET_CPU_PER_WALL * cores:
-        return None
-    return (
-        f"the machine was busy: {cpu_per_wall:.2f} CPU seconds a second of sgemm, expected at least "
-        f"{QUIET_CPU_PER_WALL * cores:.2f} for {cores} thread{'s' * (cores > 1)}; "
-        "times are upper bounds, CPU seconds hold"
-    )
+    unusable = int((~np.isfinite(points).all(1) | (np.abs(points[:, :3]).max(1) == 0)).sum())
+    if unusable:
+        raise UserError(
+            f"{unusable} points of the scan are NaN, infinite or at the origin, which the reference implementation "
+            "cannot project; compare on another scan"
+        )
+    projection = ProjectionConfig.from_dict(about["projection"])
+    image = reference.project(clear_points, projection)
+    normalization = Normalization.from_dict(about["normalization"])
+    np.save(folder / "image.npy", reference.normalize(image, normalization, projection.official_mask).numpy())
+    return image.index >= 0
 
 
 def _compare_knn(
-    variants: Mapping[str, Child],
+    children: Mapping[str, Child],
     folder: Path,
     points: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.uint8] | None,
+    labels: npt.NDArray[np.uint8],
     about: Mapping[str, Any],
     repeat: int,
 ) -> dict[str, Any]:
-    """KNN of both on the scan's true labels: neighbours mostly agree there, as behind a good network."""
-    if labels is None:
-        return {}
+    """KNN of both on the scan's true labels: neighbours mostly agree there, as they do after a good network."""
     from sqsegv3_ros.benchmark.reference import project
     from sqsegv3_ros.projection import ProjectionConfig
 
     image = project(points, ProjectionConfig.from_dict(about["projection"]))
-    np.save(folder / "label_image.npy", np.where(image.index >= 0, labels[image.index], 0).astype(np.int64))
+    label_image = folder / "label_image.npy"
+    np.save(label_image, np.where(image.index >= 0, labels[image.index], 0).astype(np.int64))
     result = {}
     for size in KNN_SIZES:
         runs = [
-            {n: variants[n].ask("vote", label_image=str(folder / "label_image.npy"), size=size) for n in _KNN_VARIANTS}
+            [children[name].ask("vote", label_image=str(label_image), size=size) for name in ("ours", "reference")]
             for _ in range(repeat + 1)
-        ][1:]  # the first warms up
-        own, other = (_median(run[name]["wall_ms"] for run in runs) for name in _KNN_VARIANTS)
-        differ = runs[0]["reference"]["labels_differ"]
+        ]
+        own, other = (median([run[i]["wall_ms"] for run in runs[1:]]) for i in range(2))  # the first run warms up
         result[f"{size}/{size}"] = {
             "median_ms": own,
             "reference_median_ms": other,
             "speedup": other / own,
-            "labels_differ": differ,
+            "labels_differ": runs[0][1]["labels_differ"],
         }
     return result
 
 
-def _random_model(maker: Child, folder: Path, options: Options) -> Path:
-    path = folder / "random.pt"
-    maker.ask("run", path=str(path), network=options.network, height=options.height or 64, width=options.width or 2048)
-    return path
-
-
 def off_the_edges(points: npt.NDArray[np.float32], projection: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-    """The points that lie so far from their pixel's edges that every float32 arithmetic puts them into that pixel.
+    """The points so far from their pixel's edges that every float32 arithmetic puts them into that pixel.
 
-    What an arctangent's last bit is differs between numpy, torch and the C library, and between processors.
+    The last bit of an arctangent differs between numpy, torch and the C library, and between processors.
     """
     x, y, z = points[:, :3].astype(np.float64).T
     with np.errstate(invalid="ignore"):
@@ -271,22 +302,47 @@ def off_the_edges(points: npt.NDArray[np.float32], projection: Mapping[str, Any]
     return points[~at_edge]
 
 
-def _agreement(folder: Path, end: Mapping[str, Any], *, same_weights: bool) -> dict[str, Any]:
-    """Whether the release's way gives the same: pixels, KNN given one label image, and the networks where they are one.
+def _agreement(
+    folder: Path,
+    filled: npt.NDArray[np.bool_],
+    variants: Mapping[str, dict[str, Any]],
+    ends: Mapping[str, Mapping[str, Any]],
+    *,
+    exact: bool,
+) -> dict[str, Any]:
+    """Whether this package gives what the reference implementation gives; fills in `labels_equal` of the variants.
 
-    Where the two best classes of a pixel lie within MARGIN, rounding may choose either; where two neighbours are
-    equally far and one of them votes, each KNN takes one.
+    labels_equal is the share of the pixels with a point whose label is that of the reference network in fp32.
+
+    Args:
+        folder: Where the variants wrote their label images.
+        filled: (H, W), pixels that hold a point.
+        variants: Entries to add `labels_equal` to.
+        ends: The variants' last answers.
+        exact: Whether labels may differ by rounding alone: fp32, and weights not stored in fp16.
+
+    Returns:
+        Counts of pixels, KNN labels (given one label image) and classes that differ; `all`: whether none does that
+        must not. Where the two best classes of a pixel are closer than MARGIN, or one of two equally far neighbours
+        votes, either result is right.
     """
-    own, reference = np.load(folder / "ours.npz"), np.load(folder / "reference.npz")
-    result = {name: end[name] for name in ("pixels_differ", "knn_labels_differ", "knn_ties_differ")}
-    if same_weights:
-        seen = own["range"] >= 0
-        other = (own["label_image"] != reference["label_image"]) & seen
-        result["classes_differ"] = int((other & reference["clear"]).sum())
-        result["classes_within_margin_differ"] = int((other & ~reference["clear"]).sum())
-        result["labels_differ"] = int((own["labels"] != reference["labels"]).sum())
-    result["all"] = not (end["pixels_differ"] or end["knn_labels_differ"] or result.get("classes_differ"))
-    return result
+    expected = np.load(folder / "expected.npz")
+    labelled = {name: np.load(folder / f"{name}.npz") for name in variants}
+    differ = {name: (found["label_image"] != expected["label_image"])[filled] for name, found in labelled.items()}
+    for name, variant in variants.items():
+        variant["labels_equal"] = 1 - float(differ[name].mean())
+    clear = expected["clear"][filled]
+    counts = {
+        "classes_differ": int((differ["ours"] & clear).sum()),
+        "classes_within_margin_differ": int((differ["ours"] & ~clear).sum()),
+    }
+    must_not = ["classes_differ"] if exact else []
+    if "reference" in variants:
+        for name in ("pixels_differ", "knn_labels_differ", "knn_ties_differ"):
+            counts[name] = ends["reference"][name]
+        counts["labels_differ"] = int((labelled["ours"]["labels"] != labelled["reference"]["labels"]).sum())
+        must_not += ["pixels_differ", "knn_labels_differ"]
+    return {**counts, "exact": exact, "all": not any(counts[name] for name in must_not)}
 
 
 def _processor() -> str:
@@ -295,8 +351,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()
-
-
-def _median(values: Iterable[float]) -> float:
-    values = list(values)
-    return float(np.median(values)) if values else math.nan

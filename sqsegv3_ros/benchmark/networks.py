@@ -1,14 +1,15 @@
-"""The name of a network comes in; its settings, its work for one scan, and a model file with random weights go out."""
+"""Networks to measure: by name with random weights, or rebuilt from a model file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
+    from sqsegv3_ros.model_file import ModelInfo
     from sqsegv3_ros.network.config import NetworkConfig
     from sqsegv3_ros.network.model import SqueezeSegV3
 
@@ -17,7 +18,11 @@ NAMES = ("21", "53", "3/16", "1/4")
 
 
 def network_config(name: str) -> NetworkConfig:
-    """The settings of a network of that name; any fraction is a width multiplier. Raises UserError for others."""
+    """The network of that name; any fraction is a width multiplier of the 21.
+
+    Raises:
+        UserError: For any other name.
+    """
     from fractions import Fraction
 
     from sqsegv3_ros.network.config import NetworkConfig
@@ -34,7 +39,7 @@ def network_config(name: str) -> NetworkConfig:
 
 
 def random_network(config: NetworkConfig, seed: int = 0) -> SqueezeSegV3:
-    """The training form with random weights, always the same, whose labels vary over the image."""
+    """A training model in eval mode with random weights, the same for the same seed."""
     import torch
 
     from sqsegv3_ros.network.model import SqueezeSegV3
@@ -43,17 +48,14 @@ def random_network(config: NetworkConfig, seed: int = 0) -> SqueezeSegV3:
     return SqueezeSegV3(config).eval()
 
 
-def write_random_model(path: Path, config: NetworkConfig, height: int, width: int, seed: int = 0) -> None:
-    """Write a model file with `random_network`'s weights and SemanticKITTI's classes; official KNN, as released."""
-    import torch
-
-    from sqsegv3_ros.artifact import ModelInfo, save_artifact
+def random_info(config: NetworkConfig, height: int, width: int) -> ModelInfo:
+    """The description of a model with random weights: SemanticKITTI's classes, official KNN."""
     from sqsegv3_ros.knn import KnnConfig
     from sqsegv3_ros.labels import SEMANTIC_KITTI
-    from sqsegv3_ros.network.deploy import deploy
+    from sqsegv3_ros.model_file import ModelInfo
     from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
-    info = ModelInfo(
+    return ModelInfo(
         name="random weights",
         architecture=config.to_dict(),
         labels=SEMANTIC_KITTI,
@@ -62,66 +64,31 @@ def write_random_model(path: Path, config: NetworkConfig, height: int, width: in
         knn=KnnConfig(),
         provenance={"source": "random weights, for measurements only"},
     )
-    save_artifact(path, torch.jit.script(deploy(random_network(config, seed))), info)
 
 
-_SLIVER = 64  # pixels, in one row
+def write_random_model(path: Path, config: NetworkConfig, height: int, width: int, seed: int = 0) -> None:
+    """Write a model file with random weights, the same for the same seed."""
+    from sqsegv3_ros.network.export import export_model
+
+    export_model(random_network(config, seed), path, info=random_info(config, height, width))
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a network has to do for one scan.
-
-    macs: multiplications with additions, of all heads and of the full-width head alone. bytes: that the deploy form has
-    to move at least, in float32: what every convolution reads and writes, once, where attention, product and 1x1
-    convolution are one step and nothing between them goes to memory, and every weight once.
-    """
-
-    macs_all_heads: int
-    macs: int
-    bytes: int
-
-
-def count_work(config: NetworkConfig, height: int, width: int) -> Work:
-    """Count by running the network on a sliver of the image; all but the weights grows with its pixels.
-
-    MACs are outputs times weights, by convolution, as the fact sheet's table 1.7 has them.
-    """
-    import torch
-    from torch import nn
-
+def training_model(path: Path) -> SqueezeSegV3:
+    """The training model of a model file, in eval mode and float32: BatchNorm and all five heads."""
+    from sqsegv3_ros.model_file import read_info, training_state
+    from sqsegv3_ros.network.config import NetworkConfig
     from sqsegv3_ros.network.model import SqueezeSegV3
-    from sqsegv3_ros.network.sac import Attention, SpatiallyAdaptiveBlock
 
-    network = SqueezeSegV3(config).eval()
-    image = torch.zeros(1, config.in_channels, 1, _SLIVER)
-    scale = height * width / _SLIVER
-    macs: dict[str, float] = {}
-    moved: dict[str, float] = {}
-    inside_attention = {m.conv for m in network.modules() if isinstance(m, Attention)}
-    after_product = {m.mix.conv for m in network.modules() if isinstance(m, SpatiallyAdaptiveBlock)}
+    model = SqueezeSegV3(NetworkConfig.from_dict(read_info(path).architecture))
+    model.load_state_dict(training_state(path))
+    return model.eval()
 
-    def count(name: str) -> Any:
-        def hook(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            source = inputs[0]
-            transposed = isinstance(module, nn.ConvTranspose2d)
-            channels = module.in_channels if transposed else module.out_channels
-            macs[name] = scale * (source if transposed else output).numel() * module.weight.numel() / channels
-            read = source.numel() // 9 if module in after_product else source.numel()
-            written = 0 if module in inside_attention else output.numel()
-            moved[name] = 4 * (scale * (read + written) + module.weight.numel())
 
-        return hook
+def write_onnx(model: Path, path: Path, height: int, width: int) -> None:
+    """Export the weights of a model file to ONNX, for images of that size."""
+    from sqsegv3_ros.model_file import read_info
+    from sqsegv3_ros.network.export import export_onnx
 
-    for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            module.register_forward_hook(count(name))
-    with torch.no_grad():
-        network(image)
-    other_heads = [name for name in macs if name.startswith("heads.") and not name.startswith("heads.0.")]
-    everything = sum(macs.values())
-    return Work(
-        macs_all_heads=round(everything),
-        macs=round(everything - sum(macs[name] for name in other_heads)),
-        bytes=round(sum(moved.values()) - sum(moved[name] for name in other_heads)),
-    )
+    info = read_info(model)
+    projection = replace(info.projection, height=height, width=width)
+    export_onnx(training_model(model), path, replace(info, projection=projection))

@@ -1,7 +1,7 @@
-"""Points come in, their labels go out, computed the way the official release does: what this package is compared with.
+"""The reference implementation: points to labels as the official release computes them.
 
 Written from the release's facts, not from its code: numpy projection that sorts the points and overwrites pixels, an
-eager network whose five heads all run and whose unfolded features exist whole, KNN that unfolds the whole image.
+eager network that runs all five heads and materialises the unfolded features, KNN that unfolds the whole image.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sqsegv3_ros.benchmark.stages import COMPARED
 from sqsegv3_ros.knn import KnnConfig, inverse_gaussian
 from sqsegv3_ros.projection import EMPTY, Normalization, ProjectionConfig
 
 if TYPE_CHECKING:
     from sqsegv3_ros.network.model import SqueezeSegV3
-
-STAGES = ("project", "network", "restore", "knn")
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _distances(image: ReferenceImage, config: KnnConfig) -> tuple[Tensor, Tensor
 
 
 class ReferenceSegmenter:
-    """The release's way from points to labels. `segment` takes what `Segmenter.segment` takes."""
+    """From points to labels; the counterpart of `Segmenter`."""
 
     def __init__(
         self,
@@ -154,5 +153,5 @@ class ReferenceSegmenter:
         if self.knn.mode != "off":
             labels = vote(label_image, image, self.knn, self.num_classes)
         marks.append(time.perf_counter())
-        timings = {s: 1e3 * (after - before) for s, before, after in zip(STAGES, marks, marks[1:], strict=False)}
+        timings = {s: 1e3 * (after - before) for s, before, after in zip(COMPARED, marks, marks[1:], strict=False)}
         return labels.numpy(), label_image, timings

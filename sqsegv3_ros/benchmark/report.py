@@ -1,4 +1,4 @@
-"""The result of `measure` comes in; tables for the terminal and a picture of the stages go out."""
+"""Tables for the terminal, and a plot of the stages."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqsegv3_ros.benchmark.variants import STAGES
+from sqsegv3_ros.benchmark.stages import STAGES
 from sqsegv3_ros.errors import missing_package
 
 COLORS = dict(zip(STAGES, ("#4e79a7", "#59a14f", "#e15759", "#edc948", "#b07aa1", "#76b7b2"), strict=True))
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The whole report for a terminal."""
+    """The whole report as Markdown tables and sentences."""
     parts = [_heading(result), _stages(result), _work(result), _codec(result)]
-    if "reference" in result:
-        parts.insert(2, _comparison(result))
+    if "equal" in result:
+        parts[2:2] = [_variants(result), _equality(result)]
     if result["busy"]:
         parts.append(f"Note: {result['busy']}.")
     return "\n\n".join(parts)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table whose columns are aligned: the first to the left, the others to the right."""
+    """A Markdown table: first column left-aligned, the others right-aligned."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
@@ -39,14 +39,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _heading(result: Mapping[str, Any]) -> str:
     knn = result["knn"]
     vote = "no KNN" if knn["mode"] == "off" else f"KNN {knn['k']} of {knn['search']} x {knn['search']} ({knn['mode']})"
-    load = result["load_average"]
+    load, graph = result["load_average"], ", CUDA graph" if result["cuda_graph"] else ""
     return (
         f"{result['model']} ({result['weights']}), {result['height']} x {result['width']}, {vote}, "
-        f"{result['precision']}\n"
+        f"{result['backend']} {result['precision']}{graph}\n"
         f"{result['points']} points ({result['scan']}), {result['repeat']} times, {result['threads']} threads, "
         f"{result['device']}: {result['machine']}\n"
-        f"CPU seconds a second: {result['sgemm_cpu_per_wall']:.2f} in sgemm, {result['cpu_per_wall']:.2f} in a scan; "
-        f"load average {load[0]:.1f} before, {load[1]:.1f} after"
+        f"CPU seconds a second: {result['cpu_per_wall']:.2f} in a scan; other processes used "
+        f"{result['other_cores']:.2f} cores; load average {load[0]:.1f} before, {load[1]:.1f} after"
     )
 
 
@@ -55,7 +55,7 @@ def _stages(result: Mapping[str, Any]) -> str:
     header = ["stage", "min ms", "median ms", "p95 ms"]
     compare = "reference" in result
     if compare:
-        header += ["release's way, median ms", "times faster"]
+        header += ["reference, median ms", "times faster"]
     rows = []
     for stage in (*STAGES, "total"):
         row = [stage, *(f"{result['stages'][stage][column]:.2f}" for column in columns)]
@@ -67,26 +67,45 @@ def _stages(result: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
-def _comparison(result: Mapping[str, Any]) -> str:
-    reference, equal = result["reference"], result["equal"]
-    lines = [
-        f"Beside the release's way: CPU {result['cpu_seconds']:.2f} s a scan against {reference['cpu_seconds']:.2f} s, "
-        f"peak memory {result['peak_rss_mb']:.0f} MB against {reference['peak_rss_mb']:.0f} MB "
-        f"({result['rss_ratio']:.2f}). Total compares project to knn, which both do.",
-        f"{'Equal' if equal['all'] else 'NOT EQUAL'}: {equal['pixels_differ']} pixels of the projection differ, "
-        f"{equal['knn_labels_differ']} labels of KNN on one label image, and {equal['knn_ties_differ']} where two "
-        "neighbours are equally far",
+def _variants(result: Mapping[str, Any]) -> str:
+    """The network alone, in every runtime."""
+    own = result["variants"]["ours"]
+    rows = [
+        [
+            "this package" if name == "ours" else name,
+            found["precision"],
+            f"{found['network_ms']:.2f}",
+            f"{found['network_ms'] / own['network_ms']:.2f}",
+            f"{found['cpu_per_wall']:.2f}",
+            f"{found['peak_rss_mb']:.0f}",
+            f"{100 * found['labels_equal']:.3f}",
+        ]
+        for name, found in result["variants"].items()
     ]
-    if "labels_differ" in equal:
-        lines[-1] += (
-            f"; classes of {equal['classes_differ']} pixels, and of {equal['classes_within_margin_differ']} whose best "
-            f"two are too close to tell, which leaves {equal['labels_differ']} other labels of "
-            f"{result['points'] - result['points_at_edges']}"
-        )
-    else:
-        lines[-1] += "; the networks have different weights (a model file does not hold those of the training form)"
-    lines[1] += f". Compared without {result['points_at_edges']} points at an edge of a pixel, where rounding decides."
-    for name, knn in result["knn_on_true_labels"].items():
+    header = ["network", "precision", "median ms", "x this package", "CPU s/s", "peak MB", "labels equal %"]
+    return table(header, rows)
+
+
+def _equality(result: Mapping[str, Any]) -> str:
+    equal = result["equal"]
+    classes = (
+        f"{equal['classes_differ']} pixels get another class than by the reference network in fp32, and "
+        f"{equal['classes_within_margin_differ']} whose best two classes are too close to tell"
+    )
+    if not equal["exact"]:
+        classes += " (weights or arithmetic are not fp32, so they may)"
+    lines = [f"{'Equal' if equal['all'] else 'NOT EQUAL'}: {classes}."]
+    if "reference" in result:
+        reference = result["reference"]
+        lines += [
+            f"{equal['pixels_differ']} pixels of the projection differ, {equal['knn_labels_differ']} labels of KNN on "
+            f"one label image, {equal['knn_ties_differ']} where two neighbours are equally far; "
+            f"{equal['labels_differ']} labels of {result['points'] - result['points_at_edges']} points at the end.",
+            f"Beside the reference: {result['cpu_seconds']:.2f} against {reference['cpu_seconds']:.2f} CPU seconds a "
+            f"scan, {result['rss_ratio']:.2f} of its memory. Total compares project to knn, which both have.",
+        ]
+    lines.append(f"Compared without {result['points_at_edges']} points at the edge of a pixel, where rounding decides.")
+    for name, knn in result.get("knn_on_true_labels", {}).items():
         lines.append(
             f"KNN {name} on the scan's true labels: {knn['median_ms']:.1f} ms against "
             f"{knn['reference_median_ms']:.1f} ms, {knn['speedup']:.1f} times faster; "
@@ -98,14 +117,12 @@ def _comparison(result: Mapping[str, Any]) -> str:
 def _work(result: Mapping[str, Any]) -> str:
     moved, startup = result["bytes"], result["startup"]
     return (
-        f"Network: {result['gmac']:.2f} GMAC at {result['gflops']:.1f} GFLOP/s, "
-        f"{result['gflops'] / result['sgemm_gflops']:.2f} of sgemm's {result['sgemm_gflops']:.1f} "
-        f"(best {result['sgemm_best_gflops']:.1f})\n"
+        f"Network: {result['gmac']:.2f} GMAC at {result['gflops']:.1f} GFLOP/s\n"
         f"CPU: {result['cpu_seconds']:.3f} s a scan. Peak memory of the process: {result['peak_rss_mb']:.0f} MB\n"
-        f"Start: {startup['first_cloud_s']:.2f} s ({startup['first_cloud_cpu_s']:.2f} CPU) from torch, imported in "
-        f"{startup['import_torch_s']:.2f} s, to the first labelled cloud, with loading and warm-up\n"
-        f"Bytes a scan moves at least: cloud in {moved['cloud_in'] / 1e6:.1f} MB, "
-        f"network {moved['network'] / 1e6:.0f} MB, cloud out {moved['cloud_out'] / 1e6:.1f} MB"
+        f"Start: torch imported in {startup['import_torch_s']:.2f} s; from there {startup['first_cloud_s']:.2f} s "
+        f"({startup['first_cloud_cpu_s']:.2f} CPU) to the first labelled cloud, with loading and warm-up\n"
+        f"Bytes a scan: cloud in {moved['cloud_in'] / 1e6:.1f} MB, convolutions {moved['network'] / 1e6:.0f} MB "
+        f"(float32), cloud out {moved['cloud_out'] / 1e6:.1f} MB"
     )
 
 
@@ -118,14 +135,14 @@ def _codec(result: Mapping[str, Any]) -> str:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG: the stages of a scan as one bar, and those of the release's way below it.
+    """Write a PNG: the stages of a scan as one bar, and those of the reference implementation below it.
 
-    Raises UserError where matplotlib is not installed.
+    Raises UserError if matplotlib is not installed.
     """
     pyplot = import_pyplot()
     bars = {"this package": result["stages"]}
     if "reference" in result:
-        bars["the release's way"] = result["reference"]["stages"]
+        bars["reference"] = result["reference"]["stages"]
     figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.7 * len(bars)), layout="constrained")
     for row, stages in enumerate(bars.values()):
         left = 0.0
@@ -144,7 +161,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def import_pyplot() -> Any:
-    """matplotlib.pyplot, drawing without a screen."""
+    """matplotlib.pyplot without a display. Raises UserError if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError as error:
@@ -156,7 +173,7 @@ def import_pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     import io
 
     from sqsegv3_ros.kitti import write_whole

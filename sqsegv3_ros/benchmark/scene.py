@@ -1,4 +1,4 @@
-"""A number of points comes in, a made-up scan goes out: a street as a sensor with 64 beams sees it, always the same."""
+"""Synthetic scan with labels: a street seen by a sensor with 64 beams, the same every time."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ POINTS = 125_000
 SENSOR_HEIGHT_M = 1.73
 BEAMS = 64
 _MAX_RANGE_M = 80.0
-_RETURNS = 0.95  # of the rays; the sky and dark things give none
+_RETURNS = 0.95  # share of the rays; the sky and dark surfaces give none
 
 
-# as SemanticKITTI's label set numbers them
+# classes of SemanticKITTI's label set
 CAR, ROAD, SIDEWALK, BUILDING, VEGETATION, TERRAIN, POLE = 1, 9, 11, 13, 15, 17, 18
 
 
-def made_up_scan(points: int = POINTS, seed: int = 0) -> npt.NDArray[np.float32]:
-    """The points of `made_up_street`."""
-    return made_up_street(points, seed)[0]
+def synthetic_scan(points: int = POINTS, seed: int = 0) -> npt.NDArray[np.float32]:
+    """The points of `synthetic_scene`."""
+    return synthetic_scene(points, seed)[0]
 
 
-def made_up_street(points: int = POINTS, seed: int = 0) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+def synthetic_scene(points: int = POINTS, seed: int = 0) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """(N, 4) float32 x, y, z in metres in the sensor frame, remission 0..1, and (N,) uint8 labels of SemanticKITTI.
 
-    Exactly `points` of them, beam by beam: ground, house fronts with recesses, poles, parked cars, trees far away, so
-    that the image has surfaces, edges and points hidden behind others as a real one has, if not its noise.
+    Exactly `points` of them, beam by beam: ground, house fronts with recesses, poles, parked cars, distant trees. The
+    image has surfaces, edges and occluded points like a real one, but less noise.
     """
     if points < 1:
         raise UserError(f"a scan needs at least 1 point, found {points}")
@@ -53,7 +53,7 @@ def made_up_street(points: int = POINTS, seed: int = 0) -> tuple[npt.NDArray[np.
 
 
 def _first_hit(direction: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-    """(R, 3) unit vectors -> distance of what they hit first, metres, and its label."""
+    """(R, 3) unit vectors -> distance of the first hit, metres, and its label."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ground = np.where(direction[:, 2] < 0, SENSOR_HEIGHT_M / -direction[:, 2], np.inf)
         hits = [ground, _fronts(direction), _boxes(direction, _parked_cars()), _boxes(direction, _poles())]
@@ -65,7 +65,7 @@ def _first_hit(direction: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float
 
 
 def _fronts(direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """House fronts to both sides: 8 m away, in every other stretch of 9 m recessed to 13 m."""
+    """House fronts on both sides: 8 m away, every other 9 m recessed to 13 m."""
     near = 8.0 / np.abs(direction[:, 1])
     recessed = np.floor(near * direction[:, 0] / 9.0) % 2 == 1
     return np.where(recessed, 13.0 / np.abs(direction[:, 1]), near)
@@ -87,7 +87,7 @@ def _poles() -> npt.NDArray[np.float64]:
 
 
 def _boxes(direction: npt.NDArray[np.float64], boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Distance at which rays from the origin enter the first of some boxes, infinite where they miss all."""
+    """Distance at which rays from the origin enter the nearest box; infinite if they miss all."""
     nearest = np.full(len(direction), np.inf)
     for box in boxes:
         first, second = box[:3] / direction, box[3:] / direction

@@ -1,13 +1,15 @@
-"""A node and paces, sizes, layouts and reliabilities come in; what it labels, drops and loses, and how late, goes out.
-
-Every cloud is accounted for: labelled, or dropped for a newer one as the node counts it, or else lost.
-"""
+"""Load test of the running node: every cloud is labelled, dropped for a newer one as the node counts it, or lost."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 import os
+import random
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,13 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from sqsegv3_ros.benchmark.child import Child, leaving_on_sigterm
-from sqsegv3_ros.benchmark.live import STAGES, _environment, _p50, _running_node, _until
+from sqsegv3_ros.benchmark.child import Child, child_environment, leaving_on_sigterm
 from sqsegv3_ros.benchmark.report import table
+from sqsegv3_ros.benchmark.stages import NODE_STAGES, distribution
 from sqsegv3_ros.errors import OperationError, UserError
+from sqsegv3_ros.fastdds import PROFILE_VARIABLES, use_profile
 
 _SAMPLE_S = 1.0
+_START_S = 120.0
 _SETTLED_S = 120.0
+_DOMAINS = range(215, 232)  # the upper ones that ROS 2 calls safe on Linux: robots and tests use low numbers
 _UNWANTED = "not labelled for want of subscribers"
 # what becomes of a cloud in the node
 _ENDS = ("labelled", "superseded by a newer cloud", "rejected", "failed", _UNWANTED)
@@ -34,7 +39,7 @@ COUNTED = ("received", "lost on the way", *_ENDS)
 
 @dataclass(frozen=True)
 class Case:
-    """What is published: so many clouds a second, of so many points, of so many bytes each."""
+    """What is published: clouds a second, points in each, bytes of a point, reliability of the publisher."""
 
     hz: float
     points: int
@@ -50,15 +55,23 @@ def cases(
 
 
 class Bench:
-    """A running node between a publisher and a receiver, each a process, with the shipped Fast DDS profile."""
+    """A running node between a publisher and a receiver, each a process.
 
-    def __init__(self, model: Path | None, network: str, width: int, threads: int | None) -> None:
+    Args:
+        model: Model file; None: random weights.
+        network: Name of the random network.
+        width: Columns of its image.
+        parameters: Node parameters that differ from their defaults.
+
+    Raises:
+        UserError: ROS is not installed.
+    """
+
+    def __init__(self, model: Path | None, network: str, width: int, parameters: Mapping[str, Any]) -> None:
         for package in ("rclpy", "sensor_msgs", "diagnostic_msgs"):
             if importlib.util.find_spec(package) is None:
-                raise UserError(
-                    f"there is no {package}: source a ROS 2 installation, or pip install 'sqsegv3_ros[ros]'"
-                )
-        self._model, self._network, self._width, self._threads = model, network, width, threads
+                raise UserError(f"{package} is missing: source a ROS 2 installation, or pip install 'sqsegv3_ros[ros]'")
+        self._model, self._network, self._width, self._parameters = model, network, width, parameters
 
     @contextmanager
     def running(self, profile: bool = True) -> Iterator[Bench]:
@@ -68,15 +81,32 @@ class Bench:
             path = self._model or Path(folder) / "random.pt"
             if self._model is None:
                 with Child("maker", {}) as maker:
-                    maker.ask("run", path=str(path), network=self._network, height=64, width=self._width)
-            environment = _environment(profile)
-            self.node = stack.enter_context(_running_node(str(path), self._threads, environment))
+                    maker.ask(path=str(path), network=self._network, height=64, width=self._width)
+            environment = ros_environment(profile)
+            parameters = {"model": path, **self._parameters}
+            self.node = stack.enter_context(_running_node(parameters, environment))
             self._publisher = stack.enter_context(Child("load", {"role": "publisher"}, environment))
             self._receiver = stack.enter_context(Child("load", {"role": "receiver"}, environment))
-            _until(lambda: self._receiver.ask("connected")["connected"], self.node)
-            time.sleep(1.0)  # the node hears of its subscriber a little later
-            self._publish(Case(5.0, 130_000, 16, True), 1.0)  # whatever the first clouds cost
+            end = time.monotonic() + _START_S
+            while not self._receiver.ask("connected")["connected"]:
+                if self.node.poll() is not None:
+                    raise OperationError(f"the node ended with code {self.node.returncode}")
+                if time.monotonic() > end:
+                    raise OperationError(f"the node was not ready within {_START_S:.0f} s")
+                time.sleep(0.2)
+            time.sleep(1.0)  # the node discovers its subscriber a little later
+            self._publish(Case(5.0, 130_000, 16, True), 1.0)  # the first clouds may be slower
             yield self
+
+    def processing_ms(self) -> float:
+        """Median processing time of the last clouds, without waiting."""
+        return sum(self._stages(self._settled()).values())
+
+    def cpu_percent(self, seconds: float) -> float:
+        """CPU time of the node over some seconds, percent of one core."""
+        before = _cpu_s(self.node.pid)
+        time.sleep(seconds)
+        return 100 * (_cpu_s(self.node.pid) - before) / seconds
 
     def measure(self, case: Case, seconds: float) -> dict[str, Any]:
         """Publish for so long, and account for every cloud."""
@@ -85,6 +115,7 @@ class Bench:
         said = self._settled()
         grown = {key: value - before[key] for key, value in _counts(said["diagnostics"]).items()}
         latencies = [latency for _, latency in said["latencies"]]
+        stages = self._stages(said)
         dropped = grown["superseded by a newer cloud"] + grown["lost on the way"]
         return {
             **asdict(case),
@@ -94,9 +125,10 @@ class Bench:
             "refused": grown["rejected"] + grown["failed"],
             "lost": published["sent"] - len(latencies) - dropped - grown["rejected"] - grown["failed"],
             "damaged": said["damaged"],
-            "latency_ms": _percentiles(latencies),
-            "in_node_ms": _p50(said["diagnostics"].get("processing", {}), "latency"),
-            "processing_ms": sum(_p50(said["diagnostics"].get("processing", {}), stage) for stage in STAGES),
+            "latency_ms": distribution(latencies),
+            "in_node_ms": p50(said["diagnostics"].get("processing", {}), "latency"),
+            "stages_ms": stages,
+            "processing_ms": sum(stages.values()),
             "arrivals": said["latencies"],
         }
 
@@ -130,6 +162,10 @@ class Bench:
             said = {**more, **{key: said[key] + more[key] for key in ("latencies", "damaged")}}
         return said
 
+    def _stages(self, said: Mapping[str, Any]) -> dict[str, float]:
+        processing = said["diagnostics"].get("processing", {})
+        return {stage: p50(processing, stage) for stage in NODE_STAGES}
+
     def _publish(self, case: Case, seconds: float) -> dict[str, Any]:
         return self._publisher.ask("publish", **asdict(case), seconds=seconds)
 
@@ -156,7 +192,7 @@ def trends(samples: Sequence[Sequence[float]], arrivals: Sequence[Sequence[float
         "memory_growth_mib": float(settled[-1, 1] - settled[0, 1]) if len(settled) else float("nan"),
         "threads": [int(table_[:, 2].min()), int(table_[:, 2].max())] if len(table_) else [],
         "files": [int(table_[:, 3].min()), int(table_[:, 3].max())] if len(table_) else [],
-        "p99_ms_by_half": [float(np.percentile(half, 99)) if len(half) else float("nan") for half in halves],
+        "p99_ms_by_half": [distribution(half)["p99"] for half in halves],
     }
 
 
@@ -165,11 +201,45 @@ def _counts(diagnostics: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
     return {key: int(values.get(key, "0")) for key in COUNTED}
 
 
-def _percentiles(latencies: Sequence[float]) -> dict[str, float]:
-    if not latencies:
-        return {}
-    p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
-    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": max(latencies)}
+def p50(said: Mapping[str, str], name: str) -> float:
+    """A median in the node's diagnostics, ms; NaN if they do not have it."""
+    return float(said.get(f"{name} p50/p95/max (ms)", "nan").partition("/")[0])
+
+
+def ros_environment(profile: bool) -> dict[str, str]:
+    """Environment of node and ends: nothing leaves the machine, and no other node is heard."""
+    environment = {
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_DOMAIN_ID": str(random.SystemRandom().choice(_DOMAINS)),
+        **dict.fromkeys(PROFILE_VARIABLES, ""),
+    }
+    if profile and not use_profile(environment):
+        raise OperationError("the Fast DDS profile config/fastdds.xml is not installed with this package")
+    return environment
+
+
+@contextmanager
+def _running_node(parameters: Mapping[str, Any], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-W", "ignore", "-m", "sqsegv3_ros.node", "--ros-args", "--log-level", "warn"]
+    for name, value in parameters.items():
+        command += ["-p", f"{name}:={value}"]
+    node = subprocess.Popen(command, env=child_environment(environment), text=True)
+    try:
+        yield node
+    finally:
+        try:
+            node.send_signal(signal.SIGINT)
+            node.wait(10)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # even if a second signal ends the waiting
+            node.kill()
+            node.wait()
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(bench: Bench, wanted: Sequence[Case], seconds: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -192,7 +262,9 @@ def text(results: Sequence[Mapping[str, Any]]) -> str:
     header += ["p50 ms", "p95 ms", "p99 ms", "in the node", "processing"]
     rows = []
     for result in results:
-        times = [f"{result['latency_ms'][key]:.0f}" if result["latency_ms"] else "" for key in ("p50", "p95", "p99")]
+        times = [
+            "" if math.isnan(t) else f"{t:.0f}" for t in (result["latency_ms"][key] for key in ("median", "p95", "p99"))
+        ]
         publisher = "reliable" if result["reliable"] else "best effort"
         counts = [result[key] for key in ("sent", "labelled", "dropped", "refused", "lost", "damaged")]
         start = [f"{result['hz']:g} Hz", f"{result['points']:,}", result["step"], publisher]

@@ -1,12 +1,12 @@
-"""Settings come in, things to measure go out: this package's pipeline, the release's way, sgemm, the cloud codec.
+"""What the benchmark measures: this package's pipeline, the reference implementation, other runtimes.
 
-They run in child processes (`child.py`), which is why heavy modules are imported where a variant needs them.
+Each runs in a child process (`child.py`), so heavy modules are imported where a variant needs them. Every variant has
+`run`, which labels one scan, and `finish`, which reports peak memory and writes the label image of a given input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros import process
-from sqsegv3_ros.benchmark.child import peak_rss_mb, timed
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.benchmark.child import peak_rss_mb
+from sqsegv3_ros.benchmark.codec import Codec, PointCloud2, PointField
+from sqsegv3_ros.benchmark.stages import STAGES, timed
+from sqsegv3_ros.errors import OperationError, missing_package
 
-STAGES = ("decode", "project", "network", "restore", "knn", "encode")
-MARGIN = 1e-4  # of the two best softmax probabilities; below it rounding decides which is best
+MARGIN = 1e-4
+"""Where the two best softmax probabilities of a pixel are closer than this, rounding decides which is best."""
 _BELONGS_TO = {"upload": "project", "download": "restore"}  # on a CPU next to nothing, and the confidences
-SGEMM_SIZE = 2048
+_OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
-@dataclass
-class PointField:
-    """Stands in for sensor_msgs/PointField, so that no ROS is needed."""
-
-    name: str = ""
-    offset: int = 0
-    datatype: int = 0
-    count: int = 0
-
-
-@dataclass
-class PointCloud2:
-    """Stands in for sensor_msgs/PointCloud2."""
-
-    header: Any = None
-    height: int = 0
-    width: int = 0
-    fields: list[PointField] = field(default_factory=list)
-    is_bigendian: bool = False
-    point_step: int = 0
-    row_step: int = 0
-    data: Any = None
-    is_dense: bool = False
-
-
-def make_variant(kind: str, settings: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> Any:
-    """The variant of that name; every method takes the arguments of a command. answer: for those that speak unasked."""
-    if kind == "peer":
-        from sqsegv3_ros.benchmark.peer import Peer
-
-        return Peer(answer=answer, **settings)
+def make_variant(kind: str, settings: dict[str, Any]) -> Any:
+    """The variant of that kind; its methods take the arguments of commands."""
     if kind == "load":
         from sqsegv3_ros.benchmark.load import Load
 
@@ -64,13 +37,21 @@ def make_variant(kind: str, settings: dict[str, Any], answer: Callable[[dict[str
 class Ours:
     """The node's pipeline, from message to message, without ROS."""
 
-    def __init__(self, scan: str, model: str, threads: int | None, parameters: dict[str, Any]) -> None:
+    def __init__(self, scan: str, model: str, parameters: dict[str, Any]) -> None:
         process.prepare()
+        _, importing = timed(lambda: __import__("torch"))
+        _, starting = timed(lambda: self._start(scan, {"model": model, **parameters}))
+        self._startup = {
+            "import_torch_s": importing["wall_ms"] / 1e3,
+            "first_cloud_s": starting["wall_ms"] / 1e3,
+            "first_cloud_cpu_s": starting["cpu_s"],
+        }
+
+    def _start(self, scan: str, parameters: dict[str, Any]) -> None:
         from sqsegv3_ros.parameters import SPECS, Settings
         from sqsegv3_ros.pipeline import Pipeline
 
-        own = {"model": model, "threads": threads or 0, **parameters}
-        self._pipeline = Pipeline(Settings({spec.name: spec.default for spec in SPECS} | own))
+        self._pipeline = Pipeline(Settings({spec.name: spec.default for spec in SPECS} | parameters))
         self._load(scan)
         self.run()
 
@@ -82,29 +63,36 @@ class Ours:
         self._cloud = make_cloud(self._points, PointCloud2, PointField)
 
     def describe(self) -> dict[str, Any]:
-        """What runs: the model's own words, and how many bytes its clouds have."""
+        """What runs: model, settings and runtime as resolved, seconds of the start, and sizes."""
         import torch
 
         segmenter = self._pipeline.segmenter
+        runtime, info = segmenter.runtime, segmenter.info
         result = self._pipeline.process(self._cloud, ("points",))
         return {
-            **self._pipeline.description(),
-            "architecture": segmenter.info.architecture,
+            "model": info.name,
+            "weights_dtype": info.weights_dtype,
+            "backend": runtime.backend,
+            "device": str(runtime.device),
+            "precision": runtime.precision,
+            "threads": runtime.threads,
+            "cuda_graph": runtime.cuda_graph,
+            "architecture": info.architecture,
             "height": segmenter.projection.height,
             "width": segmenter.projection.width,
             "knn": segmenter.knn.to_dict(),
             "projection": segmenter.projection.to_dict(),
-            "normalization": segmenter.info.normalization.to_dict(),
-            "classes": len(segmenter.info.labels),
-            "threads": segmenter.threads,
+            "normalization": info.normalization.to_dict(),
+            "classes": len(info.labels),
             "torch": torch.__version__,
             "points": len(self._points),
             "cloud_in_bytes": len(self._cloud.data),
             "cloud_out_bytes": len(result.clouds["points"].data),
+            "startup": self._startup,
         }
 
     def run(self, scan: str = "") -> dict[str, Any]:
-        """Label the cloud of a scan (the last one's if none is named): milliseconds by stage."""
+        """Label the cloud of a scan (default: the last one): milliseconds by stage."""
         if scan and scan != self._scan:
             self._load(scan)
             self._pipeline.process(self._cloud, ("points",))
@@ -115,55 +103,36 @@ class Ours:
         return {"stages": stages, **times}
 
     def vote(self, label_image: str, size: int) -> dict[str, float]:
-        """KNN alone, `size` neighbours of a window of that side, on given labels of the pixels."""
+        """KNN alone on given labels of the pixels: `size` neighbours in a window of that side."""
         import torch
 
         from sqsegv3_ros.knn import KnnConfig, refine
         from sqsegv3_ros.projection import project
 
         segmenter = self._pipeline.segmenter
-        labels = torch.from_numpy(np.load(label_image)).to(segmenter.device)
-        config = KnnConfig("official", size, size)
-        with torch.inference_mode(), segmenter.sharing():
-            image = project(torch.from_numpy(self._points).to(segmenter.device), segmenter.projection)
-            return timed(lambda: refine(labels, image, config, len(segmenter.info.labels)).cpu())[1]
+        device, threads = segmenter.runtime.device, segmenter.runtime.threads
+        labels = torch.from_numpy(np.load(label_image)).to(device)
+        config, classes = KnnConfig("official", size, size), len(segmenter.info.labels)
+        with torch.inference_mode():
+            image = project(torch.from_numpy(self._points).to(device), segmenter.projection)
+            return timed(lambda: refine(labels, image, config, classes, threads=threads).cpu())[1]
 
     def finish(self, folder: str, scan: str) -> dict[str, Any]:
-        """Peak memory; the labels of a scan's points and pixels are written into the folder."""
+        """Peak memory; writes labels and label image of `scan`."""
         peak = peak_rss_mb()
         result = self._pipeline.segmenter.segment(np.load(scan))
-        np.savez(
-            Path(folder) / "ours.npz",
-            labels=result.labels,
-            label_image=result.label_image.cpu(),
-            range=result.image.range.cpu(),
-        )
+        _write(folder, "ours", label_image=result.label_image.cpu().numpy(), labels=result.labels)
         return {"peak_rss_mb": peak}
 
 
-class Startup:
-    """What a node does first: load and warm up a model, and label a cloud."""
-
-    def __init__(self, scan: str, model: str, threads: int | None, parameters: dict[str, Any]) -> None:
-        process.prepare()
-        _, importing = timed(lambda: __import__("torch"))
-        _, starting = timed(lambda: Ours(scan, model, threads, parameters))
-        self._times = {"import_torch_s": importing["wall_ms"] / 1e3, "first_cloud_s": starting["wall_ms"] / 1e3}
-        self._times["first_cloud_cpu_s"] = starting["cpu_s"]
-
-    def run(self) -> dict[str, Any]:
-        """Seconds for torch, and from then on to the first labelled cloud."""
-        return self._times
-
-
 class Reference:
-    """The release's way, with the system's default malloc and OpenMP, on the CPU."""
+    """The reference implementation on the CPU, with the system's default malloc and OpenMP."""
 
     def __init__(
         self,
         scan: str,
-        architecture: dict[str, Any],
-        threads: int | None,
+        model: str,
+        threads: int,
         projection: dict[str, Any],
         normalization: dict[str, Any],
         knn: dict[str, Any],
@@ -171,29 +140,20 @@ class Reference:
     ) -> None:
         import torch
 
-        from sqsegv3_ros.benchmark.networks import random_network
+        from sqsegv3_ros.benchmark.networks import training_model
         from sqsegv3_ros.benchmark.reference import ReferenceSegmenter
         from sqsegv3_ros.knn import KnnConfig
-        from sqsegv3_ros.network.config import NetworkConfig
         from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         self._segmenter = ReferenceSegmenter(
-            random_network(NetworkConfig.from_dict(architecture)),
+            training_model(Path(model)),
             ProjectionConfig.from_dict(projection),
             Normalization.from_dict(normalization),
             KnnConfig.from_dict(knn),
             classes,
         )
-        points = np.load(scan)
-        usable = np.isfinite(points).all(1) & (np.abs(points[:, :3]).max(1) > 0)
-        if not usable.all():
-            raise UserError(
-                f"{len(points) - int(usable.sum())} points of the scan are NaN, infinite or at the origin, which the "
-                "release cannot project; compare with another scan"
-            )
-        self._points = points
+        self._points = np.load(scan)
         self.run()
 
     def run(self) -> dict[str, Any]:
@@ -209,18 +169,16 @@ class Reference:
         from sqsegv3_ros.knn import KnnConfig, refine
         from sqsegv3_ros.projection import project
 
-        segmenter = self._segmenter
+        projection, classes = self._segmenter.projection, self._segmenter.num_classes
         labels, config = torch.from_numpy(np.load(label_image)), KnnConfig("official", size, size)
         with torch.inference_mode():
-            image = reference.project(self._points, segmenter.projection)
-            voted, times = timed(lambda: reference.vote(labels, image, config, segmenter.num_classes))
-            own = refine(
-                labels, project(torch.from_numpy(self._points), segmenter.projection), config, segmenter.num_classes
-            )
+            image = reference.project(self._points, projection)
+            voted, times = timed(lambda: reference.vote(labels, image, config, classes))
+            own = refine(labels, project(torch.from_numpy(self._points), projection), config, classes)
         return {**times, "labels_differ": int((own != voted).sum())}
 
     def finish(self, folder: str, scan: str) -> dict[str, Any]:
-        """Peak memory, and how far this package's projection and KNN agree, given the same; the rest is written."""
+        """Peak memory, and where this package's projection and KNN differ, given the same; writes labels of `scan`."""
         import torch
 
         from sqsegv3_ros.benchmark import reference
@@ -230,17 +188,12 @@ class Reference:
         peak = peak_rss_mb()
         segmenter, points = self._segmenter, np.load(scan)
         labels, label_image, _ = segmenter.segment(points)
+        _write(folder, "reference", label_image=label_image.numpy(), labels=labels)
         image = reference.project(points, segmenter.projection)
         own_image = project(torch.from_numpy(points), segmenter.projection)
         own_labels = refine(label_image, own_image, segmenter.knn, segmenter.num_classes)
         differ = own_labels != torch.as_tensor(labels)
         tied = reference.tied(image, segmenter.knn) if bool(differ.any()) else torch.zeros_like(differ)
-        with torch.no_grad():
-            network_input = reference.normalize(image, segmenter.normalization, segmenter.projection.official_mask)
-            best = segmenter.network(network_input)[0].softmax(1)[0].topk(2, 0).values
-        np.savez(
-            Path(folder) / "reference.npz", labels=labels, label_image=label_image, clear=(best[0] - best[1]) > MARGIN
-        )
         return {
             "peak_rss_mb": peak,
             "pixels_differ": int((own_image.range.numpy() != image.range).sum()),
@@ -249,112 +202,138 @@ class Reference:
         }
 
 
-class Sgemm:
-    """The product of two square float32 matrices: what the machine can do at most."""
+class _Runtime:
+    """A runtime that runs the network alone, on one normalised image."""
 
-    def __init__(self, threads: int | None, device: str) -> None:
-        process.prepare()
-        import torch
+    name = ""
+    precision = "fp32"
 
-        if threads:
-            torch.set_num_threads(threads)
-        self._cuda = device.startswith("cuda")
-        self._matrices = [torch.randn(SGEMM_SIZE, SGEMM_SIZE, device=device) for _ in range(3)]
+    def __init__(self, image: str) -> None:
+        self._image: npt.NDArray[np.float32] = np.load(image)
         self.run()
+        self.run()  # the first one also allocates
+
+    def infer(self) -> npt.NDArray[np.float32]:
+        """Logits (1, C, H, W) of the image."""
+        raise NotImplementedError
 
     def run(self) -> dict[str, Any]:
-        """Multiply: GFLOP/s."""
-        _, times = timed(self._multiply)
-        return {"gflops": 2 * SGEMM_SIZE**3 / times["wall_ms"] / 1e6, **times}
+        """Run the network: milliseconds."""
+        _, times = timed(self.infer)
+        return {"stages": {"network": times["wall_ms"]}, **times}
 
-    def _multiply(self) -> None:
-        import torch
-
-        a, b, out = self._matrices
-        torch.mm(a, b, out=out)
-        if self._cuda:
-            torch.cuda.synchronize()
+    def finish(self, folder: str, scan: str) -> dict[str, Any]:
+        """Peak memory, and the precision in force; writes the label image of its own image, which is that of `scan`."""
+        peak = peak_rss_mb()
+        _write(folder, self.name, label_image=self.infer()[0].argmax(0))
+        return {"peak_rss_mb": peak, "precision": self.precision}
 
 
-class Codec:
-    """Reading clouds of all usual layouts and writing the labelled ones."""
+class OnnxRuntime(_Runtime):
+    """ONNX Runtime on the exported ONNX file."""
 
-    def __init__(self, points: int) -> None:
-        process.prepare()
-        from sqsegv3_ros.cloud import make_cloud
-        from sqsegv3_ros.labels import SEMANTIC_KITTI
+    name = "onnxruntime"
 
-        generator = np.random.default_rng(0)
-        self._colors = SEMANTIC_KITTI.colors
-        self._labels = generator.integers(0, len(self._colors), points).astype(np.uint8)
-        self._confidences = generator.random(points, np.float32)
-        values = generator.normal(0, 10, (points, 4)).astype(np.float32)
-        self._clouds = {
-            name: make_cloud(_filled(dtype, values, shape), PointCloud2, PointField)
-            for name, (dtype, shape) in _layouts(points).items()
-        }
+    def __init__(self, onnx: str, image: str, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise missing_package("onnxruntime", "comparing with ONNX Runtime", "onnx") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+        super().__init__(image)
 
-    def run(self) -> dict[str, Any]:
-        """Milliseconds of decoding and encoding by layout."""
-        from sqsegv3_ros.cloud import LabelledCloudWriter, decode
-
-        writer = LabelledCloudWriter(self._colors)
-        result = {}
-        for name, cloud in self._clouds.items():
-            _, reading = timed(lambda cloud=cloud: decode(cloud))  # type: ignore[misc]
-            _, writing = timed(lambda cloud=cloud: writer.write(cloud, self._labels, self._confidences))  # type: ignore[misc]
-            result[name] = [reading["wall_ms"], writing["wall_ms"]]
-        return {"layouts": result}
+    def infer(self) -> npt.NDArray[np.float32]:
+        """Logits (1, C, H, W) of the image."""
+        logits: npt.NDArray[np.float32] = self._session.run(None, {"image": self._image})[0]
+        return logits
 
 
-def _layouts(points: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Layouts of points as sensors and drivers give them, and the shape of the cloud."""
-    flat, rows = (points,), (points // 1000, 1000)
-    xyz = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
-    padded = {"names": ["x", "y", "z", "intensity", "ring", "time"], "formats": ["<f4"] * 4 + ["<u2", "<f4"]}
-    return {
-        "16 B: x y z intensity": ([*xyz, ("intensity", "<f4")], flat),
-        "22 B: velodyne, packed": ([*xyz, ("intensity", "<f4"), ("ring", "<u2"), ("time", "<f4")], flat),
-        "32 B: velodyne, PCL padding": ({**padded, "offsets": [0, 4, 8, 16, 20, 24], "itemsize": 32}, flat),
-        "32 B: organised": ({**padded, "offsets": [0, 4, 8, 16, 20, 24], "itemsize": 32}, rows),
-        "16 B: big-endian": ([(name, ">f4") for name in ("x", "y", "z", "intensity")], flat),
-        "28 B: float64 x y z": ([("x", "<f8"), ("y", "<f8"), ("z", "<f8"), ("intensity", "<f4")], flat),
-        "15 B: intensity uint8, ring uint16": ([*xyz, ("intensity", "u1"), ("ring", "<u2")], flat),
-    }
+class OpenVino(_Runtime):
+    """OpenVINO on the exported ONNX file, without this package: latency hint, no pinned threads."""
 
+    name = "openvino"
 
-def _filled(layout: Any, values: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    dtype = np.dtype(layout)
-    cloud = np.zeros(len(values), dtype)
-    for column, name in enumerate(("x", "y", "z", "intensity")):
-        cloud[name] = np.abs(values[:, column]) if name == "intensity" else values[:, column]
-    return cloud[: int(np.prod(shape))].reshape(shape)
+    def __init__(self, onnx: str, image: str, threads: int, precision: str) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise missing_package("openvino", "comparing with OpenVINO", "openvino") from error
+        core = openvino.Core()
+        model = core.read_model(onnx)
+        model.reshape(list(np.load(image, mmap_mode="r").shape))  # a fixed batch size is quicker
+        compiled = core.compile_model(
+            model,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision],
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        in_force = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.precision = {value: key for key, value in _OPENVINO_PRECISIONS.items()}[in_force]
+        self._request = compiled.create_infer_request()
+        super().__init__(image)
+
+    def infer(self) -> npt.NDArray[np.float32]:
+        """Logits (1, C, H, W) of the image."""
+        logits: npt.NDArray[np.float32] = self._request.infer([self._image], share_inputs=True, share_outputs=True)[0]
+        return logits
 
 
 class Maker:
-    """Writes model files with random weights."""
+    """Writes the files that the other variants read."""
 
     def run(self, path: str, network: str, height: int, width: int) -> dict[str, Any]:
-        """Write one."""
+        """Write a model file with random weights."""
         from sqsegv3_ros.benchmark.networks import network_config, write_random_model
 
         write_random_model(Path(path), network_config(network), height, width)
         return {}
 
+    def onnx(self, model: str, path: str, height: int, width: int) -> dict[str, Any]:
+        """Write an ONNX file with the weights of a model file."""
+        from sqsegv3_ros.benchmark.networks import write_onnx
+
+        write_onnx(Path(model), Path(path), height, width)
+        return {}
+
+    def expect(self, model: str, image: str, folder: str) -> dict[str, Any]:
+        """Write the label image of the reference network in fp32, and which of its pixels rounding cannot change."""
+        import torch
+
+        from sqsegv3_ros.benchmark.networks import training_model
+
+        with torch.inference_mode():
+            probabilities = training_model(Path(model))(torch.from_numpy(np.load(image)))[0][0].softmax(0)
+        if not bool(probabilities.isfinite().all()):
+            raise OperationError(f"the network of {model} gives probabilities that are not finite")
+        best = probabilities.topk(2, 0).values
+        label_image = probabilities.argmax(0).numpy()
+        _write(folder, "expected", label_image=label_image, clear=(best[0] - best[1] > MARGIN).numpy())
+        return {}
+
     def work(self, architecture: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-        """What a network of that architecture has to do for one image."""
-        from sqsegv3_ros.benchmark.networks import count_work
+        """What a network computes for one image."""
+        from sqsegv3_ros.benchmark.work import count
         from sqsegv3_ros.network.config import NetworkConfig
 
-        work = count_work(NetworkConfig.from_dict(architecture), height, width)
-        return {"gmac": work.macs / 1e9, "gmac_all_heads": work.macs_all_heads / 1e9, "bytes": work.bytes}
+        work = count(NetworkConfig.from_dict(architecture), height, width, heads=1)
+        return {"gmac": work.macs / 1e9, "bytes": work.bytes}
 
 
-_VARIANTS: dict[str, Callable[..., Any]] = {
+def _write(folder: str, name: str, **arrays: npt.NDArray[Any]) -> None:
+    np.savez(Path(folder) / f"{name}.npz", **arrays)
+
+
+_VARIANTS: Mapping[str, Callable[..., Any]] = {
     "ours": Ours,
-    "startup": Startup,
     "reference": Reference,
-    "sgemm": Sgemm,
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
     "codec": Codec,
     "maker": Maker,
 }

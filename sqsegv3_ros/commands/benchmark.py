@@ -1,4 +1,4 @@
-"""`sqsegv3 benchmark`: a model, or random weights, and a scan go in; what a scan costs goes out."""
+"""`sqsegv3 benchmark`: what a scan costs, beside the reference implementation and other runtimes."""
 
 from __future__ import annotations
 
@@ -11,36 +11,47 @@ from sqsegv3_ros.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the verb."""
+    from sqsegv3_ros.benchmark.measure import COMPARABLE
     from sqsegv3_ros.benchmark.networks import NAMES
 
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", type=Path, help="model file, or the name of one that ships (default: default)")
     model.add_argument("--network", help=f"random weights instead: {', '.join(NAMES)}, or another width multiplier")
-    parser.add_argument("--scan", type=Path, metavar="BIN", help="KITTI .bin (default: a made-up street)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--scan", type=Path, metavar="BIN", help="KITTI .bin (default: a synthetic scene)")
+    parser.add_argument("--backend", choices=("auto", "torch", "openvino"), default="auto", help="default: auto")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N or cpu (default: auto)")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="default: auto, the fastest"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    parser.add_argument("--cuda-graph", action="store_true", help="replay the network as a CUDA graph")
     parser.add_argument("--repeat", type=int, metavar="N", help="scans to measure (default: 10)")
     parser.add_argument("--height", type=int, metavar="H", help="rows of the image (default: the model's own)")
     parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: the model's own)")
     parser.add_argument("--knn-k", type=int, metavar="K", help="neighbours that vote (default: the model's own)")
     parser.add_argument("--knn-search", type=int, metavar="S", help="side of KNN's window (default: the model's own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the figures (needs matplotlib)")
-    group = parser.add_argument_group("what is measured", "one scan, stage by stage, unless given")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="plot the figures (needs matplotlib)")
+    group = parser.add_argument_group("what is measured", "one scan, stage by stage, unless one of these is given")
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--compare", choices=("reference",), help="also measure the official release's way")
+    what.add_argument(
+        "--compare",
+        type=lambda names: tuple(dict.fromkeys(names.split(","))),
+        default=(),
+        metavar="NAMES",
+        help=f"also measure any of {','.join(COMPARABLE)} on the same weights",
+    )
     what.add_argument("--scaling", action="store_true", help="cost against points, image size, threads, channels")
     what.add_argument("--live", action="store_true", help="latency of the running node (ROS 2)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, and write what is asked for. 1 where the release's way gives another result."""
+    """Measure, print and write. Returns 1 if the reference implementation gives another result."""
     if args.plot is not None:
         from sqsegv3_ros.benchmark.report import import_pyplot
 
-        import_pyplot()  # better missed now than after the measurement
+        import_pyplot()  # fail before the measurement
     if args.scaling:
         return _scaling(args)
     if args.live:
@@ -57,11 +68,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    settings = {
-        name: getattr(args, name)
-        for name in ("height", "width", "knn_k", "knn_search", "device", "precision", "threads", "repeat")
-        if getattr(args, name) is not None
-    }
+    names = ("height", "width", "knn_k", "knn_search", "backend", "device", "precision", "threads", "cuda_graph")
+    given = {name: getattr(args, name) for name in (*names, "repeat", "compare")}
+    settings = {name: value for name, value in given.items() if value is not None}
     if args.scan is not None:
         from sqsegv3_ros.kitti import ScanFile, read_labels, read_scan
         from sqsegv3_ros.labels import SEMANTIC_KITTI
@@ -72,13 +81,13 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         truth = ScanFile(args.scan.parent.parent.name, args.scan.stem, args.scan).labels_path
         if truth.is_file():
             settings["labels"] = SEMANTIC_KITTI.to_labels(read_labels(truth, len(settings["scan"])))
-    return {**settings, "compare": args.compare == "reference"}
+    return settings
 
 
 def _model(args: argparse.Namespace) -> dict[str, Any]:
-    """What runs: a checked model file, or the name of a network."""
-    from sqsegv3_ros.artifact import default_model, find_model, read_info
+    """A checked model file, or the name of a network."""
     from sqsegv3_ros.benchmark.networks import NAMES, network_config
+    from sqsegv3_ros.model_file import default_model, find_model, read_info
 
     if args.network is not None:
         network_config(args.network)
@@ -95,7 +104,7 @@ def _scaling(args: argparse.Namespace) -> int:
 
     unused = {"--model": args.model, "--scan": args.scan, "--height": args.height, "--width": args.width}
     _refuse(unused, "--scaling makes its own scans, images and networks")
-    result = measure(args.network or "3/16", args.threads, args.repeat or 3)
+    result = measure(args.network or "3/16", _runtime(args), args.repeat or 3)
     print(text(result))
     _write_json(args.json, result)
     if args.plot is not None:
@@ -104,8 +113,8 @@ def _scaling(args: argparse.Namespace) -> int:
 
 
 def _live(args: argparse.Namespace) -> int:
-    from sqsegv3_ros.artifact import find_model, read_info
     from sqsegv3_ros.benchmark.live import measure, text
+    from sqsegv3_ros.model_file import find_model, read_info
 
     unused = {"--plot": args.plot, "--height": args.height, "--knn-k": args.knn_k, "--knn-search": args.knn_search}
     _refuse(unused, "--live measures the node as it is")
@@ -113,12 +122,16 @@ def _live(args: argparse.Namespace) -> int:
     if args.model is not None:
         model = find_model(args.model)
         read_info(model)
-    result = measure(
-        model=model, network=args.network, width=args.width, threads=args.threads, clouds=args.repeat or 60
-    )
+    result = measure(model, args.network, args.width or 2048, _runtime(args), args.repeat or 60)
     print(text(result))
     _write_json(args.json, result)
     return 0
+
+
+def _runtime(args: argparse.Namespace) -> dict[str, Any]:
+    """Node parameters of the runtime."""
+    given = {name: getattr(args, name) for name in ("backend", "device", "precision", "cuda_graph")}
+    return {**given, "threads": args.threads or 0}
 
 
 def _refuse(given: dict[str, Any], reason: str) -> None:

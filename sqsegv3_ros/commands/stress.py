@@ -1,4 +1,4 @@
-"""`sqsegv3 stress`: paces, sizes and layouts of clouds go in; what a running node labels and loses goes out."""
+"""`sqsegv3 stress`: what a running node labels, drops and loses under load."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         network_config(args.network)
     wanted = stress.cases(args.rates, args.points, args.bytes, [p == "reliable" for p in args.publisher])
-    bench = stress.Bench(args.model, args.network, args.width, args.threads)
+    bench = stress.Bench(args.model, args.network, args.width, {"threads": args.threads or 0})
     if args.soak:
         with bench.running() as running:
             results = [running.soak(wanted[0], args.seconds)]
