@@ -77,7 +77,7 @@ def _inverse_gaussian(search: int, sigma: float) -> tuple[float, ...]:
     return tuple(inverse_gaussian(search, sigma).tolist())
 
 
-def refine(label_image: Tensor, image: RangeImage, config: KnnConfig, num_classes: int) -> Tensor:
+def refine(label_image: Tensor, image: RangeImage, config: KnnConfig, num_classes: int, threads: int = 1) -> Tensor:
     """Labels of the points from the labels of the pixels.
 
     label_image: (H, W) integer labels on the image's device. Returns (N,) of the same type; points that cannot be

@@ -167,7 +167,7 @@ def label_bag(pipeline: Pipeline, job: Job, output_topic: str | None, *, force: 
     info = pipeline.segmenter.info
     notes = {
         "sqsegv3_model": info.name,
-        "sqsegv3_model_sha256": pipeline.segmenter.artifact.sha256,
+        "sqsegv3_model_sha256": pipeline.segmenter.model.sha256,
         "sqsegv3_label_set": info.labels.name,
     }
     with BagReader(job.source) as reader, BagWriter(job.target, job.storage, force=force, notes=notes) as writer:

@@ -81,10 +81,12 @@ class SegmentNode(LifecycleNode):
         self._configure_error = ""
         segmenter = pipeline.segmenter
         self.get_logger().info(
-            f"model {segmenter.info.name} ({segmenter.artifact.path}) on {segmenter.device} in {segmenter.precision}, "
+            f"model {segmenter.info.name} ({segmenter.model.path}), {segmenter.runtime}, "
             f"{segmenter.projection.height} x {segmenter.projection.width} pixels, warm in {pipeline.warm_up_s:.2f} s; "
             f"licence of its weights: {segmenter.info.licence}"
         )
+        if segmenter.runtime.hint:
+            self.get_logger().info(segmenter.runtime.hint)
         return SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -14,8 +14,8 @@ from sqsegv3_ros.cloud import OUTPUTS, CloudSettings
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.artifact import ModelInfo
     from sqsegv3_ros.knn import KnnConfig
+    from sqsegv3_ros.model_file import ModelInfo
     from sqsegv3_ros.projection import ProjectionConfig
 
 NAN = math.nan  # "the model's own" where every number could be meant
@@ -55,9 +55,22 @@ SPECS: tuple[Spec, ...] = (
         rule="64 hexadecimal digits, or empty: not checked",
         at_configure=True,
     ),
+    Spec(
+        "backend",
+        "auto",
+        "What runs the network. auto: torch on a GPU, else OpenVINO if it is installed, else torch.",
+        rule="auto, torch or openvino",
+        at_configure=True,
+    ),
     Spec("device", "auto", "Where the model runs.", rule="auto, cuda, cuda:N or cpu", at_configure=True),
-    Spec("precision", "fp32", "What the network computes in.", rule="fp32, fp16 or bf16", at_configure=True),
-    Spec("threads", 0, "CPU threads that share a scan; 0: one a core.", 0, 1024, at_configure=True),
+    Spec(
+        "precision",
+        "auto",
+        "What the network computes in. auto: fp16 on a GPU, bf16 with OpenVINO on a CPU that has it, else fp32.",
+        rule="auto, fp32, fp16 or bf16",
+        at_configure=True,
+    ),
+    Spec("threads", 0, "CPU threads that share a scan; 0 = one per core.", 0, 1024, at_configure=True),
     Spec(
         "cuda_graph",
         False,
@@ -74,8 +87,10 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec("projection.fov_up_deg", NAN, "Upper edge of the image, degrees.", rule="-90..90, or NaN: the model's own"),
     Spec("projection.fov_down_deg", NAN, "Lower edge of the image, degrees.", rule="-90..90, or NaN: the model's own"),
-    Spec("projection.height", 0, "Rows of the image; 0: the model's own.", 0, 1024),
-    Spec("projection.width", 0, "Columns of the image, a multiple of 8; 0: the model's own.", 0, 16384),
+    Spec("projection.height", 0, "Rows of the image; 0: the model's own.", 0, 1024, at_configure=True),
+    Spec(
+        "projection.width", 0, "Columns of the image, a multiple of 8; 0: the model's own.", 0, 16384, at_configure=True
+    ),
     Spec(
         "projection.rows",
         "",
@@ -128,7 +143,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.cloud_settings(rings_needed=False)
-        _one_of(self.values, "precision", ("fp32", "fp16", "bf16"))
+        _one_of(self.values, "backend", ("auto", "torch", "openvino"))
+        _one_of(self.values, "precision", ("auto", "fp32", "fp16", "bf16"))
         _one_of(self.values, "knn.mode", ("", "off", "safe", "official"))
         _one_of(self.values, "projection.rows", ("", "elevation", "ring_from_bottom", "ring_from_top"))
         _one_of(self.values, "projection.outside_fov", ("", "clamp", "drop"))

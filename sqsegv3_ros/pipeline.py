@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sqsegv3_ros.cloud import CloudSettings, LabelledCloudWriter, decode, encode_filtered
 from sqsegv3_ros.knn import KnnConfig
+from sqsegv3_ros.model_file import find_model, load_model
 from sqsegv3_ros.mount import Mount
 from sqsegv3_ros.parameters import Settings
 from sqsegv3_ros.projection import ProjectionConfig
@@ -58,13 +59,15 @@ class Pipeline:
     PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image")
 
     def __init__(self, settings: Settings, mount: Mount | None = None, *, warm_up: bool = True) -> None:
+        model = load_model(find_model(settings["model"]), settings["model_sha256"] or None)
         self.segmenter = Segmenter(
-            settings["model"],
+            model,
+            backend=settings["backend"],
             device=settings["device"],
             precision=settings["precision"],
             threads=settings["threads"] or None,
-            sha256=settings["model_sha256"] or None,
             cuda_graph=settings["cuda_graph"],
+            projection=settings.projection(model.info),
         )
         self._tf_mount = mount
         self.apply(settings)
@@ -137,10 +140,12 @@ class Pipeline:
         return {
             "model": segmenter.info.name,
             "licence": segmenter.info.licence,
-            "file": str(segmenter.artifact.path),
-            "file sha256": segmenter.artifact.sha256,
-            "device": str(segmenter.device),
-            "precision": segmenter.precision,
+            "file": str(segmenter.model.path),
+            "file sha256": segmenter.model.sha256,
+            "backend": segmenter.runtime.backend,
+            "device": str(segmenter.runtime.device),
+            "precision": segmenter.runtime.precision,
+            "threads": str(segmenter.runtime.threads),
             "image": f"{applied.projection.height} x {applied.projection.width}",
             "knn": applied.knn.mode,
         }

@@ -177,7 +177,11 @@ class RangeImage:
 
 
 def project(
-    points: Tensor, config: ProjectionConfig, rings: Tensor | None = None, normalization: Normalization | None = None
+    points: Tensor,
+    config: ProjectionConfig,
+    rings: Tensor | None = None,
+    normalization: Normalization | None = None,
+    threads: int = 1,
 ) -> RangeImage:
     """Project points onto the sphere around the sensor.
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.network.config import NetworkConfig
 
 # nothing of a test leaves the machine, and tests that run side by side do not hear each other
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -27,30 +32,36 @@ needs_shared = pytest.mark.skipif(
 )
 
 
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="needs openvino: pip install openvino"
+)
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file with random weights, quick enough for a test: channels by 1/4, 64 x 256 pixels."""
     return make_model(tmp_path_factory.mktemp("model") / "small.pt")
 
 
-def make_model(path: Path, *, name: str = "small-random", width: int = 256, seed: int = 0) -> Path:
+def make_model(
+    path: Path, *, name: str = "small-random", width: int = 256, seed: int = 0, config: NetworkConfig | None = None
+) -> Path:
     """Write a model file with random weights."""
     import torch
 
-    from sqsegv3_ros.artifact import ModelInfo, save_artifact
     from sqsegv3_ros.knn import KnnConfig
     from sqsegv3_ros.labels import SEMANTIC_KITTI
+    from sqsegv3_ros.model_file import ModelInfo
     from sqsegv3_ros.network.config import NetworkConfig
-    from sqsegv3_ros.network.deploy import deploy
+    from sqsegv3_ros.network.export import export_model
     from sqsegv3_ros.network.model import SqueezeSegV3
     from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
     torch.manual_seed(seed)
-    config = NetworkConfig.ssgv3_21().scaled(0.25)
-    network = torch.jit.script(deploy(SqueezeSegV3(config).eval()))
+    config = config or NetworkConfig.ssgv3_21().scaled(0.25)
     info = ModelInfo(
         name=name,
-        architecture=config.to_dict(),
+        architecture={},
         labels=SEMANTIC_KITTI,
         projection=ProjectionConfig(width=width),
         normalization=Normalization(),
@@ -58,5 +69,5 @@ def make_model(path: Path, *, name: str = "small-random", width: int = 256, seed
         sensor_height_m=1.73,
         provenance={"source": "random weights for tests"},
     )
-    save_artifact(path, network, info)
+    export_model(SqueezeSegV3(config), path, info=info)
     return path

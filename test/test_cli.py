@@ -157,7 +157,7 @@ def test_wrong_use_exits_with_2_and_says_why_without_a_traceback(
 def test_without_a_model_the_shipped_one_is_used_or_its_absence_is_said(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqsegv3_ros.artifact.shipped_models", dict)
+    monkeypatch.setattr("sqsegv3_ros.model_file.shipped_models", dict)
     assert call("label", root, "--output", tmp_path / "out") == 2
     assert "none ships" in capsys.readouterr().err
 

@@ -16,10 +16,10 @@ from conftest import DATA, ROOT, SHARED, needs_shared
 from live import NODE, Client, running_node, street, wait_until
 from sensor_msgs.msg import PointCloud2
 
-from sqsegv3_ros.artifact import read_info
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.cloud import read_field
 from sqsegv3_ros.kitti import find_scans, read_labels, read_scan, write_scan
+from sqsegv3_ros.model_file import read_info
 
 PUBLISHER = Path(__file__).with_name("publish_scans.py")
 

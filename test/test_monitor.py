@@ -124,7 +124,7 @@ def settings(**changes: object) -> Settings:
 
 
 def test_parameters_override_the_models_own_settings_only_where_given(small_model: object) -> None:
-    from sqsegv3_ros.artifact import read_info
+    from sqsegv3_ros.model_file import read_info
 
     info = read_info(small_model)  # type: ignore[arg-type]
     assert settings().projection(info) == info.projection and settings().knn(info) == info.knn

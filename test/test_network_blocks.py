@@ -195,15 +195,13 @@ def test_pixel_adaptive_convolution_weighs_taps_by_a_gaussian_of_coordinates(pad
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_every_block_scripts_and_turns_with_the_scan(kind):
+def test_every_block_turns_with_the_scan(kind):
     block = block_of(kind, "circular")
     feature, coordinates = (torch.from_numpy(a)[None] for a in inputs())
     with torch.no_grad():
         still = block(feature, coordinates)
         turned = block(torch.roll(feature, 4, dims=3), torch.roll(coordinates, 4, dims=3))
-        scripted = torch.jit.script(block)(feature, coordinates)
     torch.testing.assert_close(torch.roll(still, 4, dims=3), turned, rtol=0, atol=1e-12)
-    torch.testing.assert_close(scripted, still, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -267,17 +265,15 @@ def test_rangenets_shape_halves_five_times_up_to_1024_channels():
     assert parameters(network) == expected
 
 
-def test_rangenets_shape_scripts_and_turns_with_the_scan():
+def test_rangenets_shape_turns_with_the_scan():
     torch.manual_seed(3)
     config = NetworkConfig.rangenet_21(azimuth_padding="circular", attention_kernel=3, block="sac-isk").scaled(1 / 8)
     network = SqueezeSegV3(config).eval()
     image = torch.randn(1, 5, 4, 96)
     with torch.no_grad():
         still, turned = network(image), network(torch.roll(image, 32, dims=3))
-        scripted = torch.jit.script(network)(image)
-    for columns, a, b, c in zip((32, 16, 8, 4, 2), still, turned, scripted, strict=True):
+    for columns, a, b in zip((32, 16, 8, 4, 2), still, turned, strict=True):
         torch.testing.assert_close(torch.roll(a, columns, dims=3), b, rtol=0, atol=1e-5)
-        torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
 
 
 def test_rangenets_shape_refuses_a_width_that_cannot_be_halved_five_times():

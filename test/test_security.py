@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT
 
 from sqsegv3_ros import artifact
-from sqsegv3_ros.artifact import load_artifact, read_info
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.model_file import load_model, read_info
 
 POLICY = ROOT / "config" / "sros2_policy.xml"
 
@@ -81,7 +81,7 @@ def test_a_file_that_unpacks_to_more_than_the_limit_is_refused_before_it_is_unpa
     bomb = rewritten(small_model, tmp_path / "bomb.pt", {"/data/0": bytes(20 * size)}, zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < size
     monkeypatch.setattr(artifact, "MAX_FILE_BYTES", 2 * size)
-    for use in (read_info, load_artifact):
+    for use in (read_info, load_model):
         with pytest.raises(UserError, match=r"bomb.pt cannot be used: it unpacks to \d+ bytes"):
             use(bomb)
 
@@ -96,7 +96,7 @@ def test_a_description_without_end_is_refused(small_model: Path, tmp_path: Path)
 def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     for path in (tmp_path / "pipe.pt", tmp_path, Path("/dev/zero")):
-        for use in (read_info, load_artifact):
+        for use in (read_info, load_model):
             with pytest.raises(UserError, match="is not a file"):
                 use(path)
 
@@ -129,14 +129,14 @@ def test_a_damaged_file_is_refused_with_a_message_or_describes_itself_wholly(sma
 
 LOAD = """
 import sys
-from sqsegv3_ros.artifact import load_artifact
+from sqsegv3_ros.model_file import load_model
 from sqsegv3_ros.errors import UserError
 from test_security import damaged
 whole, file = open(sys.argv[1], "rb").read(), sys.argv[2]
 for seed in range(int(sys.argv[3])):
     open(file, "wb").write(damaged(whole, seed))
     try:
-        load_artifact(file)
+        load_model(file)
     except UserError:
         print("refused", seed, flush=True)
     else:
@@ -172,5 +172,5 @@ def test_a_pickle_that_is_not_torchscript_is_not_unpickled(tmp_path: Path) -> No
     for content in (pickle.dumps(Evil()), buffer.getvalue()):
         file.write_bytes(content)
         with pytest.raises(UserError, match=r"evil\.pt"):
-            load_artifact(file)
+            load_model(file)
     assert not (tmp_path / "harmed").exists()

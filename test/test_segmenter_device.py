@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sqsegv3_ros.artifact import load_artifact
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.backends import TorchBackend
 from sqsegv3_ros.knn import MODES, KnnConfig
 from sqsegv3_ros.network.config import NetworkConfig
-from sqsegv3_ros.network.deploy import deploy
+from sqsegv3_ros.network.export import ExportedNetwork
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.segmenter import Segmenter, _StageClock
 
@@ -38,11 +37,12 @@ def test_between_upload_and_download_no_value_is_looked_at_and_none_comes_from_t
     mode: str, small_model: Path
 ) -> None:
     # tensors of the meta device have no values: whatever would make the host wait for a GPU to learn one fails there
-    network = deploy(SqueezeSegV3(NetworkConfig.ssgv3_21().scaled(0.125)).eval()).to("meta")
-    network.tile_pixels = 0
-    artifact = replace(load_artifact(small_model), module=cast(torch.jit.ScriptModule, network))
-    segmenter = Segmenter(artifact, knn=KnnConfig(mode))
-    segmenter.device = torch.device("meta")
+    segmenter = Segmenter(small_model, backend="torch", device="cpu", precision="fp32", knn=KnnConfig(mode))
+    on_meta = replace(segmenter.runtime, device=torch.device("meta"))
+    segmenter.device = on_meta.device
+    network = ExportedNetwork(SqueezeSegV3(NetworkConfig.ssgv3_21().scaled(0.125))).to("meta")
+    model = replace(segmenter.model, network=cast(torch.jit.ScriptModule, network))
+    segmenter._network = TorchBackend(model, on_meta)
     points = torch.empty(5000, 4, device="meta")
 
     def label() -> Any:
@@ -55,11 +55,6 @@ def test_between_upload_and_download_no_value_is_looked_at_and_none_comes_from_t
     assert copies.count == 0
     assert labels.shape == confidences.shape == (5000,) and label_image.shape == (64, 256)
     assert {t.device.type for t in (labels, confidences, image.channels, label_image)} == {"meta"}
-
-
-def test_a_cuda_graph_is_refused_where_there_is_no_cuda_device(small_model: Path) -> None:
-    with pytest.raises(UserError, match="CUDA device, found cpu"):
-        Segmenter(small_model, device="cpu", cuda_graph=True)
 
 
 @needs_cuda
@@ -84,3 +79,13 @@ def test_labelling_on_cuda_never_waits_for_the_device(small_model: Path) -> None
             segmenter._label(points, None, _StageClock(segmenter.device))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_second_gpu_does_all_of_the_work_of_its_segmenter(small_model: Path) -> None:
+    points = (np.random.default_rng(0).normal(size=(3000, 4)) * [15, 15, 1, 0.2]).astype(np.float32)
+    expected = Segmenter(small_model, device="cuda:0", precision="fp32").segment(points).labels
+    second = Segmenter(small_model, device="cuda:1", precision="fp32", cuda_graph=True)
+    before = torch.cuda.memory_allocated(0)
+    assert (second.segment(points).labels == expected).mean() > 0.999
+    assert torch.cuda.memory_allocated(0) == before and torch.cuda.current_device() == 0

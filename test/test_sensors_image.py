@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sqsegv3_ros.artifact import Artifact, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.knn import KnnConfig
+from sqsegv3_ros.model_file import ModelFile, load_model
 from sqsegv3_ros.projection import Normalization, ProjectionConfig, fill_gaps, normalize, project
 from sqsegv3_ros.segmenter import Segmenter
 
@@ -76,12 +76,12 @@ class Recorder(torch.nn.Module):
 
 
 def test_the_network_sees_16_beams_as_a_picture_without_gaps(small_model: Path) -> None:
-    info = load_artifact(small_model).info
+    info = load_model(small_model).info
     recorder = Recorder()
     beams = scan(np.linspace(14.75, -15.25, 16))
     projection = ProjectionConfig(64, 64, 16.0, -16.0, fill_rows=2)
     segmenter = Segmenter(
-        Artifact(info, cast(Any, recorder), small_model, ""), projection=projection, knn=KnnConfig("off")
+        ModelFile(info, cast(Any, recorder), small_model, ""), projection=projection, knn=KnnConfig("off")
     )
     result = segmenter.segment(beams)
     assert (recorder.shown != 0).any(1).all()

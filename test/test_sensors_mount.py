@@ -6,13 +6,12 @@ import builtins
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sqsegv3_ros.artifact import Artifact, load_artifact
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.mount import Mount
 from sqsegv3_ros.projection import Normalization, ProjectionConfig, project
@@ -62,8 +61,8 @@ def test_the_network_sees_the_ground_as_deep_below_a_tilted_sensor_as_below_the_
     seen = np.column_stack([ground @ to_level, np.full(len(ground), 0.5)]).astype(np.float32)
 
     shown: list[torch.Tensor] = []
-    info = load_artifact(small_model).info
-    segmenter = Segmenter(Artifact(info, cast(Any, recorder(shown)), small_model, ""), mount=Mount())
+    segmenter = Segmenter(small_model, mount=Mount())
+    segmenter._network = recorder(shown)
     segmenter.segment(np.column_stack([ground, seen[:, 3]]).astype(np.float32))
     segmenter.mount = Mount.from_angles(*angles, height_m=0.6)
     segmenter.segment(seen)

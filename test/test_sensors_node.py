@@ -30,9 +30,9 @@ from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
-from sqsegv3_ros.artifact import ModelInfo, save_artifact
 from sqsegv3_ros.knn import KnnConfig
 from sqsegv3_ros.labels import SEMANTIC_KITTI
+from sqsegv3_ros.model_file import ModelInfo, save_model
 from sqsegv3_ros.mount import Mount
 from sqsegv3_ros.node import SUCCESS, SegmentNode
 from sqsegv3_ros.projection import Normalization, ProjectionConfig
@@ -67,7 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sensor_height_m=1.73,
     )
     path = tmp_path_factory.mktemp("model") / "by-pixel.pt"
-    save_artifact(path, torch.jit.script(torch.nn.Conv2d(5, 20, 1)), info)
+    save_model(path, torch.jit.script(torch.nn.Conv2d(5, 20, 1)), info)
     return path
 
 

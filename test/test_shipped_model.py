@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 from conftest import DATA, ROOT, needs_shared
 
-from sqsegv3_ros.artifact import find_model, read_info
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
 from sqsegv3_ros.kitti import ScanFile, find_scans, read_labels, read_scan
 from sqsegv3_ros.labels import SEMANTIC_KITTI
+from sqsegv3_ros.model_file import find_model, read_info
 from sqsegv3_ros.segmenter import Segmenter
 
 NAMES = ("default", "simulated")

@@ -14,13 +14,12 @@ from conftest import GOLDEN, ROOT, needs_shared
 from lightning.pytorch import Callback
 from test_training_data import IMAGE, make_data, write_data_set
 
-from sqsegv3_ros.artifact import load_artifact, read_info
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
 from sqsegv3_ros.labels import SEMANTIC_KITTI
+from sqsegv3_ros.model_file import ModelInfo, load_model, read_info
 from sqsegv3_ros.network.config import NetworkConfig
-from sqsegv3_ros.network.deploy import fold
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.projection import Normalization, normalize, project, restore
 from sqsegv3_ros.training import run as run_module
@@ -184,16 +183,16 @@ def test_an_exported_model_computes_what_was_trained(finished, tmp_path, image, 
     assert "--sensor-height-m must be above 0" in capsys.readouterr().err
     assert main(command) == 0
     assert "tiny, 20 classes, 16 x 128 pixels" in capsys.readouterr().out
-    artifact = load_artifact(model)
-    assert artifact.info.weights_dtype == "float16"
-    assert artifact.info.labels == SEMANTIC_KITTI
-    assert artifact.info.projection == IMAGE
-    assert artifact.info.sensor_height_m == 1.9
-    assert artifact.info.provenance["licence"] == "for tests"
-    assert artifact.info.provenance["metrics"]["val/miou"] > 0
+    model = load_model(model)
+    assert model.info.weights_dtype == "float16"
+    assert model.info.labels == SEMANTIC_KITTI
+    assert model.info.projection == IMAGE
+    assert model.info.sensor_height_m == 1.9
+    assert model.info.provenance["licence"] == "for tests"
+    assert model.info.provenance["metrics"]["val/miou"] > 0
     with torch.no_grad():
         expected = load_network(*read_checkpoint(checkpoint))(image)[0].softmax(1)
-        found = artifact.module(image).softmax(1)
+        found = model.network(image).softmax(1)
     torch.testing.assert_close(found, expected, rtol=0, atol=3e-3)
     assert main(command) == 2  # it exists now
 
@@ -205,23 +204,21 @@ def onnx_logits(path, image):
 
 
 def test_an_exported_onnx_file_computes_what_was_trained(finished, tmp_path, image, capsys):
-    from sqsegv3_ros.training.onnx import read_onnx_info
-
-    pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx")
     checkpoint, path = finished[0] / "best.ckpt", tmp_path / "model.onnx"
     assert main(["export", str(checkpoint), "--output", str(path), "--format", "onnx"]) == 0
     two = torch.cat((image, image.flip(3)))
     with torch.no_grad():
         expected = load_network(*read_checkpoint(checkpoint))(two)[0].softmax(1)
     torch.testing.assert_close(onnx_logits(path, two).softmax(1), expected, rtol=0, atol=1e-5)
-    assert read_onnx_info(path).labels == SEMANTIC_KITTI
+    metadata = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+    assert ModelInfo.from_dict(json.loads(metadata["sqsegv3.json"])).labels == SEMANTIC_KITTI
 
 
 @pytest.mark.parametrize(("padding", "kernel"), [("zero", 7), ("circular", 3)])
 def test_onnx_labels_as_torch_does_with_any_kernel_and_padding(tmp_path, padding, kernel):
-    from sqsegv3_ros.artifact import ModelInfo
     from sqsegv3_ros.knn import KnnConfig
-    from sqsegv3_ros.training.onnx import export_onnx
+    from sqsegv3_ros.network.export import export_onnx
 
     pytest.importorskip("onnx")
     torch.manual_seed(0)
@@ -234,13 +231,19 @@ def test_onnx_labels_as_torch_does_with_any_kernel_and_padding(tmp_path, padding
 
 
 def test_a_file_that_onnx_runtime_labels_otherwise_is_not_written(finished, tmp_path, monkeypatch, capsys):
-    from sqsegv3_ros.training import onnx
+    from sqsegv3_ros.network import export
 
     pytest.importorskip("onnx")
-    monkeypatch.setattr(onnx, "fold", lambda conv, norm: tuple(-tensor for tensor in fold(conv, norm)))
+    fold_norm = export.fold_norm
+
+    def fold_wrongly(layer):
+        fold_norm(layer)
+        layer.conv.bias.data.neg_()
+
+    monkeypatch.setattr(export, "fold_norm", fold_wrongly)
     checkpoint, path = finished[0] / "best.ckpt", tmp_path / "model.onnx"
     assert main(["export", str(checkpoint), "--output", str(path), "--format", "onnx"]) == 1
-    assert "of a test image otherwise than torch; nothing written" in capsys.readouterr().err
+    assert "of a test image differently from torch; nothing written" in capsys.readouterr().err
     assert not path.exists()
 
 
@@ -255,7 +258,7 @@ def test_training_can_start_from_an_official_checkpoint():
 
 
 def test_training_goes_on_from_an_exported_model_file(finished, root, tmp_path, monkeypatch):
-    """The BatchNorms that an export folds away are made again from the data, so that the loss goes on where it was."""
+    """From the training state in the file, BatchNorms and auxiliary heads included: the loss goes on where it was."""
     model = tmp_path / "model.pt"
     assert main(["export", str(finished[0] / "best.ckpt"), "--output", str(model), "--name", "tiny"]) == 0
     changes = {"model__start_from": model, "trainer__max_epochs": 1, "model__optimizer__lr": 1e-5}

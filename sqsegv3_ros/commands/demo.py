@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate, drive, judge, draw. Returns 0 where every scan was judged, 1 otherwise."""
-    from sqsegv3_ros.artifact import find_model, read_info
+    from sqsegv3_ros.model_file import find_model, read_info
 
     if not 2 <= args.scans <= 10_000:
         raise UserError(f"--scans must lie in 2..10000, found {args.scans}")

@@ -1,4 +1,4 @@
-"""`sqsegv3 export CKPT --output MODEL`: a checkpoint of `sqsegv3 train` -> a model file, or an ONNX file."""
+"""`sqsegv3 export`: turn a checkpoint or a model file into a model file or an ONNX file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ FORMATS = ("torchscript", "onnx")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint of `sqsegv3 train` (best.ckpt)")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CKPT",
+        help="checkpoint of `sqsegv3 train` (best.ckpt), or a model file to export once more",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="MODEL", help="model file to write")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
     parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
@@ -37,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export. Returns the exit code."""
-    from sqsegv3_ros.training.checkpoint import load_network, read_checkpoint
+    from sqsegv3_ros.training.checkpoint import load_network, read_trained
 
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another --output or overwrite it with --force")
@@ -45,36 +50,23 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--half is for model files; TensorRT chooses the precision itself when it builds its engine")
     if args.sensor_height_m is not None and not 0 < args.sensor_height_m < 100:
         raise UserError(f"--sensor-height-m must be above 0 and below 100 metres, found {args.sensor_height_m:g}")
-    description, weights = read_checkpoint(args.checkpoint)
+    description, weights = read_trained(args.checkpoint)
     model = load_network(description, weights)
     info = _info(args, description)
     if args.format == "onnx":
-        from sqsegv3_ros.training.onnx import export_onnx
+        from sqsegv3_ros.network.export import export_onnx
 
         difference = export_onnx(model, args.output, info)
         print(f"{args.output}: {info.name}, equal in ONNX Runtime (probabilities within {difference:.1e})")
         return 0
-    from sqsegv3_ros.network.export import export_artifact
+    from sqsegv3_ros.network.export import export_model
 
-    info = export_artifact(
-        model,
-        args.output,
-        name=info.name,
-        labels=info.labels,
-        projection=info.projection,
-        normalization=info.normalization,
-        knn=info.knn,
-        sensor_height_m=info.sensor_height_m,
-        provenance=info.provenance,
-        half=args.half,
-    )
+    info = export_model(model, args.output, info=info, half=args.half)
     size = args.output.stat().st_size / 1e6
     print(
         f"{args.output}: {info.name}, {len(info.labels)} classes, {info.projection.height} x {info.projection.width} "
         f"pixels, KNN {info.knn.mode}, {info.weights_dtype}, {size:.2f} MB"
     )
-    if not model.config.has_deploy_form:
-        print("in the form in which it was trained: only block 'sac-isk' with 3 halvings has a form made for speed")
     return 0
 
 
@@ -83,9 +75,9 @@ def _info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
     import dataclasses
     import time
 
-    from sqsegv3_ros.artifact import ModelInfo
     from sqsegv3_ros.knn import KnnConfig
     from sqsegv3_ros.labels import LabelSet
+    from sqsegv3_ros.model_file import ModelInfo
     from sqsegv3_ros.network.config import NetworkConfig
     from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
@@ -99,15 +91,16 @@ def _info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
         )
     provenance = {
         "source": "trained with `sqsegv3 train`",
-        "licence": args.licence or "not stated; that of the training data applies too",
+        "licence": "not stated; that of the training data applies too",
+        **description["training"],
         "exported": time.strftime("%Y-%m-%d", time.gmtime()),
+        **({"licence": args.licence} if args.licence else {}),
         **({"note": args.note} if args.note else {}),
         **({} if width == trained.width else {"trained_width": trained.width}),
-        **description["training"],
     }
     return ModelInfo(
         name=args.name or description["name"],
-        architecture=description["network"],
+        architecture={},
         labels=LabelSet.from_dict(description["labels"]),
         projection=dataclasses.replace(trained, width=width),
         normalization=Normalization.from_dict(description["normalization"]),

@@ -34,16 +34,16 @@ def run(args: argparse.Namespace) -> int:
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another --output or overwrite it with --force")
 
-    from sqsegv3_ros.network.export import export_artifact
+    from sqsegv3_ros.model_file import ModelInfo
+    from sqsegv3_ros.network.export import export_model
     from sqsegv3_ros.network.official import load_official
 
     checkpoint = load_official(args.folder, args.weights, parity=args.parity)
     name = args.folder.resolve().name
     kitti = checkpoint.labels.name == "kitti"
-    info = export_artifact(
-        checkpoint.model,
-        args.output,
+    info = ModelInfo(
         name=name,
+        architecture={},
         labels=checkpoint.labels,
         projection=checkpoint.projection,
         normalization=checkpoint.normalization,
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
             + ("; SemanticKITTI is licensed CC BY-NC-SA 4.0 (non-commercial)" if kitti else ""),
             "parity": args.parity,
         },
-        half=args.half,
     )
+    info = export_model(checkpoint.model, args.output, info=info, half=args.half)
     blocks = "-".join(map(str, checkpoint.config.blocks))
     print(
         f"{args.output}: {name}, blocks {blocks}, {len(checkpoint.labels)} classes, "

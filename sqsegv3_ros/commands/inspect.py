@@ -1,4 +1,4 @@
-"""`sqsegv3 inspect`: a model file goes in, what it says about itself is printed."""
+"""`sqsegv3 inspect`: print what a model file says about itself."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
-from sqsegv3_ros.artifact import ModelInfo, find_model, read_info
+from sqsegv3_ros.commands.options import add_runtime_options, runtime_settings
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.kitti import write_whole
+from sqsegv3_ros.model_file import ModelInfo, find_model, read_info
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model file, or the name of one that ships (default: default)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--runtime", action="store_true", help="load the network, compile it, and say what runs it on this machine"
+    )
+    add_runtime_options(parser)
     parser.add_argument("--legend", type=Path, metavar="PNG", help="also draw the classes with their colours and ids")
     parser.add_argument("--force", action="store_true", help="replace the legend where it exists")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the description. The network itself is not loaded."""
+    """Print the description. The network itself is not loaded, unless --runtime asks what runs it here."""
     path = find_model(args.model)
     info = read_info(path)
     if args.legend is not None:
@@ -37,14 +43,30 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{args.legend} exists already; give --force to replace it")
         write_whole(args.legend, legend(info.labels))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    runtime = _runtime(path, args) if args.runtime else {}
     if args.json:
-        print(json.dumps({**info.to_dict(), "file": str(path), "file_sha256": sha256}, indent=1))
+        print(json.dumps({**info.to_dict(), "file": str(path), "file_sha256": sha256, **runtime}, indent=1))
     else:
-        print(_describe(info, path, sha256))
+        print(_describe(info, path, sha256, runtime))
     return 0
 
 
-def _describe(info: ModelInfo, path: Path, sha256: str) -> str:
+def _runtime(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What runs the model on this machine, after it was compiled and run once."""
+    from sqsegv3_ros.segmenter import Segmenter
+
+    segmenter = Segmenter(path, **runtime_settings(args))
+    segmenter.warm_up()
+    runtime = segmenter.runtime
+    return {
+        "backend": runtime.backend,
+        "device": str(runtime.device),
+        "precision": runtime.precision,
+        "threads": runtime.threads,
+    }
+
+
+def _describe(info: ModelInfo, path: Path, sha256: str, runtime: dict[str, Any]) -> str:
     rows = {
         "model": info.name,
         "file": f"{path} ({path.stat().st_size / 1e6:.1f} MB, format version {info.format_version})",
@@ -57,6 +79,7 @@ def _describe(info: ModelInfo, path: Path, sha256: str) -> str:
         "knn": _settings(info.knn.to_dict()),
         "sensor height": f"{info.sensor_height_m} m" if info.sensor_height_m else "unknown",
         **{f"provenance: {key}": _value(value) for key, value in info.provenance.items()},
+        **({"runs here on": _settings(runtime)} if runtime else {}),
         "label set": f"{info.labels.name}, {len(info.labels)} classes",
     }
     width = max(map(len, rows))

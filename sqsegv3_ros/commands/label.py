@@ -15,6 +15,7 @@ from sqsegv3_ros.commands.options import (
     intensity_settings,
     make_segmenter,
     progress,
+    runtime_settings,
 )
 from sqsegv3_ros.errors import UserError
 
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         source, remark = next(iter(remarked.items()))
         more = f" (and {len(remarked) - 1} more such folders or bags)" if len(remarked) > 1 else ""
         print(f"sqsegv3 label: {source}: {remark}{more}", file=sys.stderr)
-    print(f"labelled {total} scans{done} with {segmenter.info.name} on {segmenter.device}: {args.output}")
+    print(f"labelled {total} scans{done} with {segmenter.info.name} ({segmenter.runtime}): {args.output}")
     return 0
 
 
@@ -124,7 +125,7 @@ def _label(
 
 def _make_pipeline(args: argparse.Namespace) -> Pipeline:
     """The node's way from cloud to labelled cloud, by parameter file and options."""
-    from sqsegv3_ros.artifact import find_model
+    from sqsegv3_ros.model_file import find_model
     from sqsegv3_ros.parameter_files import checked, read_parameters
     from sqsegv3_ros.parameters import SPECS, Settings
     from sqsegv3_ros.pipeline import Pipeline
@@ -136,9 +137,7 @@ def _make_pipeline(args: argparse.Namespace) -> Pipeline:
         raise UserError(f"threads must lie in 1..1024, found {args.threads}")
     given = {
         "model": None if args.model is None and values["model"] else str(find_model(args.model)),
-        "device": None if args.device == "auto" else args.device,
-        "precision": None if args.precision == "fp32" else args.precision,
-        "threads": args.threads,
+        **{name: None if value == "auto" else value for name, value in runtime_settings(args).items()},
         "knn.mode": args.knn,
         "knn.k": args.knn_k,
         "knn.search": args.knn_search,

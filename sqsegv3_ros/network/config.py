@@ -112,11 +112,6 @@ class NetworkConfig:
         c = self.channels
         return (*c[1:], c[4] if self.halvings == 3 else 2 * c[4])
 
-    @property
-    def has_deploy_form(self) -> bool:
-        """Whether there is a form made for speed; the others run live in the form that is trained."""
-        return self.block == "sac-isk" and self.halvings == 3
-
     @classmethod
     def ssgv3_21(cls, **changes: Any) -> NetworkConfig:
         """SqueezeSegV3-21, with `changes` to single settings."""

@@ -1,120 +1,223 @@
-"""A trained network and what belongs to it -> a model file: TorchScript and its description.
+"""Export of a trained SqueezeSegV3: one inference form, as a model file (TorchScript) or as ONNX.
 
-The file holds the deploy form. What has none, the blocks that the paper compares and RangeNet's shape, is exported in
-the form in which it was trained, without the heads that only teach: as true, but slower.
+The exported form is the network in eval mode with every BatchNorm folded into the convolution before it and the
+full-resolution head only. Spatially-adaptive convolution becomes nine slices of the padded features, times the
+attention, times a 1x1 convolution: ordinary operators that torch (CPU, CUDA), OpenVINO, ONNX Runtime and TensorRT
+run as they are. It is traced, and takes any height and any width that the network allows.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
+import json
+import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sqsegv3_ros.artifact import ModelInfo, save_artifact
-from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.knn import KnnConfig
-from sqsegv3_ros.labels import LabelSet
-from sqsegv3_ros.network.deploy import deploy
+from sqsegv3_ros.errors import OperationError, UserError, missing_package
+from sqsegv3_ros.kitti import write_whole
+from sqsegv3_ros.model_file import INFO_FILE, ModelInfo, save_model
+from sqsegv3_ros.network.layers import ConvNorm, pad_azimuth
 from sqsegv3_ros.network.model import SqueezeSegV3
-from sqsegv3_ros.projection import Normalization, ProjectionConfig
+from sqsegv3_ros.network.sac import TAPS, Attention, SpatiallyAdaptiveBlock
+from sqsegv3_ros.network.sac_variants import Factors
 
-_TOLERANCE = 1e-4  # of a softmax between both forms; rounding stays below 1e-6
-
-
-def export_artifact(
-    model: SqueezeSegV3,
-    path: str | Path,
-    *,
-    name: str,
-    labels: LabelSet,
-    projection: ProjectionConfig,
-    normalization: Normalization,
-    knn: KnnConfig,
-    provenance: Mapping[str, Any],
-    sensor_height_m: float | None = None,
-    half: bool = False,
-) -> ModelInfo:
-    """Write the model file of a network as it is in eval mode; the network itself is not changed.
-
-    half: store float16 weights, half the size. The other arguments are the entries of `ModelInfo`.
-    Raises UserError where the label set does not fit the network, OperationError where the exported form does not
-    compute what the network computes.
-    """
-    if len(labels) != model.config.num_classes:
-        raise UserError(
-            f"the network has {model.config.num_classes} classes, label set '{labels.name}' has {len(labels)}"
-        )
-    info = ModelInfo(
-        name=name,
-        architecture=model.config.to_dict(),
-        labels=labels,
-        projection=projection,
-        normalization=normalization,
-        knn=knn,
-        sensor_height_m=sensor_height_m,
-        provenance=provenance,
-    )
-    scripted = script(model)
-    return save_artifact(path, scripted.half() if half else scripted, info)
+ONNX_OPSET = 17
+_TOLERANCE = 1e-8
+"""Largest difference between network and exported form in float64, relative to the largest logit; rounding gives
+1e-13."""
+_MARGIN = 1e-4
+"""Pixels whose two best classes are closer in probability may be labelled differently by rounding alone."""
 
 
-def script(model: SqueezeSegV3) -> torch.jit.ScriptModule:
-    """The scripted form that is exported, float32, checked against the network itself on a small image of noise."""
-    form = deploy(model) if model.config.has_deploy_form else TrainingForm(model).eval()
-    # not frozen: that would make constants of the weights and the tile size, which the loader converts and chooses
-    scripted = _without_source_paths(torch.jit.script(form))
-    width = max(64, model.minimum_width)
-    image = torch.randn(1, model.in_channels, 8, width, generator=torch.Generator().manual_seed(0))
-    training, device = model.training, next(model.parameters()).device
-    with torch.no_grad():
-        expected = model.eval()(image.to(device))[0].softmax(1).cpu()
-        found = scripted(image).softmax(1)
-    model.train(training)
-    difference = float((found - expected).abs().max())
-    if not difference < _TOLERANCE:
-        raise OperationError(
-            f"the exported form differs from the network by {difference:.2g} in a softmax (allowed: {_TOLERANCE}); "
-            "are its weights finite?"
-        )
-    return scripted
-
-
-class TrainingForm(nn.Module):
-    """A network as it is trained, float32, on the CPU, with its full-width head only; the network is not changed."""
+class ExportedNetwork(nn.Module):
+    """The exported form of a `SqueezeSegV3`, in the dtype of the network, on the CPU; the network is not changed."""
 
     def __init__(self, model: SqueezeSegV3):
         super().__init__()
-        self.in_channels = model.in_channels
-        self.width_divisor = model.config.width_divisor
-        self.minimum_width = model.minimum_width
-        self.network = copy.deepcopy(model).cpu().float()
+        self.network = copy.deepcopy(model).cpu().eval()
         self.network.heads = self.network.heads[:1]
+        for module in self.network.modules():
+            if isinstance(module, (ConvNorm, Attention, Factors)):
+                fold_norm(module)
+        for stage in self.network.encoder:
+            for i, block in enumerate(cast(nn.ModuleList, stage.blocks)):
+                if isinstance(block, SpatiallyAdaptiveBlock):
+                    cast(nn.ModuleList, stage.blocks)[i] = SlicedBlock(block)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalised, masked image (N, 5, H, W) -> logits (N, C, H, W).
-
-        Raises ValueError (torch.jit.Error once scripted) where the image has the wrong rank, channels or width.
-        """
-        if image.dim() != 4 or image.size(1) != self.in_channels:
-            raise ValueError(f"network: expected an image (N, {self.in_channels}, H, W), found {image.size()}")
-        if image.size(3) % self.width_divisor != 0 or image.size(3) < self.minimum_width:
-            raise ValueError(
-                f"network: the image width must be a multiple of {self.width_divisor}, at least {self.minimum_width}, "
-                f"found {image.size(3)}"
-            )
-        return self.network(image)[0]
+        """Normalised, masked image (N, 5, H, W) -> logits (N, C, H, W)."""
+        logits: Tensor = self.network(image)[0]
+        return logits
 
 
-def _without_source_paths(scripted: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """The same module, forgetting where on the exporting machine its source files lie, as saved files would tell."""
+class SlicedBlock(nn.Module):
+    """A spatially-adaptive block whose windows are slices, in the order (tap, channel) in which slices join."""
+
+    def __init__(self, block: SpatiallyAdaptiveBlock):
+        super().__init__()
+        self.circular = block.circular
+        self.attention, self.mix, self.conv = block.attention, block.mix, block.conv
+        attention, mix = block.attention.conv, block.mix.conv
+        assert attention.bias is not None
+        tap_major = torch.arange(len(attention.bias)).view(-1, TAPS).t().flatten()
+        attention.weight = nn.Parameter(attention.weight[tap_major])
+        attention.bias = nn.Parameter(attention.bias[tap_major])
+        mix.weight = nn.Parameter(mix.weight[:, tap_major])
+
+    def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
+        """feature (N, C, H, W), coordinates (N, 3, H, W) -> (N, C, H, W)."""
+        height, width = feature.shape[2:]
+        padded = F.pad(pad_azimuth(feature, 1), [0, 0, 1, 1]) if self.circular else F.pad(feature, [1, 1, 1, 1])
+        taps = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        return feature + self.conv(self.mix(torch.cat(taps, 1) * self.attention(coordinates)))
+
+
+def fold_norm(layer: ConvNorm | Attention | Factors) -> None:
+    """Fold a layer's BatchNorm, as it is in eval mode, into the weights of its convolution."""
+    conv, norm = layer.conv, layer.norm
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.double()
+    shape = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
+    dtype = conv.weight.dtype
+    conv.weight = nn.Parameter((conv.weight.detach().double() * scale.detach().view(shape)).to(dtype))
+    conv.bias = nn.Parameter(((bias - norm.running_mean.double()) * scale + norm.bias.double()).detach().to(dtype))
+    layer.norm = nn.Identity()
+
+
+def trace(model: SqueezeSegV3) -> torch.jit.ScriptModule:
+    """Trace the exported form.
+
+    Args:
+        model: The network; it is not changed.
+
+    Returns:
+        TorchScript module in float32 on the CPU: image (N, 5, H, W) -> logits (N, C, H, W), any H and W that the
+        network allows.
+
+    Raises:
+        UserError: A weight is not finite.
+        OperationError: The exported form does not compute what the network computes.
+    """
+    state = model.state_dict()
+    broken = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise UserError(f"the network has weights that are not finite: {', '.join(broken[:4])}; nothing to export")
+    # in float64, so that what differs is the form and not rounding, however large the logits are
+    exact = copy.deepcopy(model).cpu().double().eval()
+    generator = torch.Generator().manual_seed(0)
+    width = max(64, model.minimum_width)
+    images = [
+        torch.randn(1, model.in_channels, *size, generator=generator).double() for size in ((4, width), (8, 2 * width))
+    ]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of TorchScript, once a call
+        traced = torch.jit.trace(ExportedNetwork(exact), images[0], check_trace=False)
+        for image in images:
+            expected = exact(image)[0]
+            difference = float((traced(image) - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+            if not difference < _TOLERANCE:
+                raise OperationError(
+                    f"the exported form differs from the network by {difference:.2g} of the largest logit "
+                    f"(allowed: {_TOLERANCE:g}); nothing written"
+                )
+    return _without_source_paths(traced.float())
+
+
+def export_model(model: SqueezeSegV3, path: str | Path, *, info: ModelInfo, half: bool = False) -> ModelInfo:
+    """Write the model file of a network; the network is not changed.
+
+    Args:
+        model: The network with its auxiliary heads; its state goes into the file for further training.
+        path: Model file to write.
+        info: Description of the model; what describes architecture and weights is filled in here.
+        half: Store the exported weights as float16, half the size.
+
+    Returns:
+        The description as written.
+
+    Raises:
+        UserError: The label set does not fit the network, or a weight is not finite.
+        OperationError: The exported form does not compute what the network computes.
+    """
+    if len(info.labels) != model.config.num_classes:
+        raise UserError(
+            f"the network has {model.config.num_classes} classes, label set '{info.labels.name}' has {len(info.labels)}"
+        )
+    traced = trace(model)
+    info = dataclasses.replace(
+        info,
+        architecture=model.config.to_dict(),
+        width_multiple=model.config.width_divisor,
+        minimum_width=model.config.minimum_width,
+    )
+    return save_model(path, traced.half() if half else traced, info, model.state_dict())
+
+
+def export_onnx(model: SqueezeSegV3, path: str | Path, info: ModelInfo) -> float:
+    """Write an ONNX file for the image size of the model's projection and any batch size.
+
+    ONNX Runtime runs the file before it is written. Its metadata entry `sqsegv3.json` is the model's description.
+
+    Args:
+        model: The network; it is not changed.
+        path: ONNX file to write.
+        info: Description of the model.
+
+    Returns:
+        The largest difference of a probability between ONNX Runtime and torch on a test image.
+
+    Raises:
+        UserError: onnx or onnxruntime is not installed.
+        OperationError: ONNX Runtime gives labels that rounding does not explain.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise missing_package(error.name or "onnx", "ONNX export", "onnx") from error
+    form = ExportedNetwork(model).float()
+    size = (info.projection.height, info.projection.width)
+    image = torch.randn(1, model.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch points to its newer exporter, once a call
+        torch.onnx.export(
+            form, (image,), cast(Any, buffer), dynamo=False, opset_version=ONNX_OPSET, input_names=["image"],
+            output_names=["logits"], dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+        )  # fmt: skip
+        expected = model.eval()(image)[0].softmax(1)
+    graph = onnx.load_from_string(buffer.getvalue())
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = INFO_FILE, json.dumps(info.to_dict())
+    data = graph.SerializeToString()
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0]).softmax(1)
+    best = expected.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] > _MARGIN
+    wrong = int((expected.argmax(1) != found.argmax(1))[clear].sum())
+    if wrong:
+        raise OperationError(
+            f"ONNX Runtime labels {wrong} of {clear.numel()} pixels of a test image differently from torch; "
+            "nothing written"
+        )
+    write_whole(path, data)
+    return float((expected - found).abs().max())
+
+
+def _without_source_paths(traced: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """The module without the paths of its source files on the exporting machine."""
     saved, stripped = io.BytesIO(), io.BytesIO()
-    torch.jit.save(scripted, saved)
+    torch.jit.save(traced, saved)
     with zipfile.ZipFile(saved) as source, zipfile.ZipFile(stripped, "w") as target:
         for entry in source.namelist():
             if not entry.endswith(".debug_pkl"):

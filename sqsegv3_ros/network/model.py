@@ -117,7 +117,7 @@ class SqueezeSegV3(nn.Module):
         gives the labels.
         Raises UserError where the image has the wrong rank, channels or width.
         """
-        if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+        if not torch.jit.is_tracing():
             self._check(image)
         feature, skips = self.encode(image)
         stages = self.decode(feature, skips)
@@ -148,7 +148,6 @@ class SqueezeSegV3(nn.Module):
         stages[4] = self.decoder_dropout(stages[4])
         return stages[::-1]
 
-    @torch.jit.unused
     def _check(self, image: Tensor) -> None:
         shape = tuple(image.shape)
         if image.dim() != 4:

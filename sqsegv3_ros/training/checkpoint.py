@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sqsegv3_ros.artifact import INFO_FILE, load_artifact
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.model_file import find_model, is_model_file, read_info, read_training_state
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
-from sqsegv3_ros.network.unfold import unfold
 
 KEY = "sqsegv3"
 """The entry of a checkpoint that describes the model."""
@@ -43,6 +41,19 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     return data[KEY], weights
 
 
+def read_trained(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a checkpoint, or a model file or the name of a shipped one, which describe themselves in the same way.
+
+    Raises:
+        UserError: The file is missing, damaged or of another kind.
+    """
+    found = find_model(path)
+    if not is_model_file(found):
+        return read_checkpoint(found)
+    info = read_info(found).to_dict()
+    return {**info, "network": info["architecture"], "training": info["provenance"]}, read_training_state(found)
+
+
 def load_network(description: dict[str, Any], weights: dict[str, Tensor]) -> SqueezeSegV3:
     """The network of a checkpoint, in eval mode. Raises UserError where weights and description do not fit."""
     network = SqueezeSegV3(NetworkConfig.from_dict(description["network"]))
@@ -54,27 +65,22 @@ def load_network(description: dict[str, Any], weights: dict[str, Tensor]) -> Squ
     return network.eval()
 
 
-def is_model_file(path: str | Path) -> bool:
-    """Whether it is what the node runs (`sqsegv3 export`), whole or not, and no checkpoint of training."""
-    try:
-        with zipfile.ZipFile(Path(path).expanduser()) as archive:
-            return any(name.endswith(f"/extra/{INFO_FILE}") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
 def load_weights(network: nn.Module, source: str | Path) -> str:
-    """Begin with the weights of a checkpoint, a model file or an official folder. Returns a line with what was taken.
+    """Load the weights of a checkpoint, a model file or an official folder into a network.
 
-    A model file has neither the statistics of its BatchNorms (`unfold.measure_statistics` measures them) nor the heads
-    that only teach, which begin anew. Heads of another number of classes are left as they are; everything else must
-    fit. Raises UserError naming what does not.
+    Heads of another number of classes are left as they are; everything else must fit.
+
+    Returns:
+        A line that says what was loaded.
+
+    Raises:
+        UserError: The weights do not fit; the message names what differs.
     """
     source = Path(source).expanduser()
     if source.is_dir():
         weights = _official_weights(source)
     elif is_model_file(source):
-        weights = _model_file_weights(source)
+        weights = read_training_state(source)
     else:
         weights = read_checkpoint(source)[1]
     own = network.state_dict()
@@ -95,14 +101,6 @@ def _official_weights(folder: Path) -> dict[str, Tensor]:
     from sqsegv3_ros.network.official import load_official
 
     return dict(load_official(folder).model.state_dict())
-
-
-def _model_file_weights(path: Path) -> dict[str, Tensor]:
-    artifact = load_artifact(path)
-    config = NetworkConfig.from_dict(artifact.info.architecture)
-    if not config.has_deploy_form:
-        raise UserError(f"model {path} holds another form than the deploy form; start from its checkpoint instead")
-    return dict(unfold(artifact.module.state_dict(), config).state_dict())
 
 
 def _difference(key: str, own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:

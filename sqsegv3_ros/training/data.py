@@ -309,11 +309,6 @@ class ScanData(LightningDataModule):
             collate_fn=_stack,
         )
 
-    def examples(self, count: int) -> Iterator[Batch]:
-        """The first crops of the training, each without the dimension N, and without pasted objects."""
-        dataset = self._training_set(None)
-        return (dataset[draw] for draw in range(count))
-
     def _training_set(self, bank: ObjectBank | None) -> TrainingSet:
         assert self.train_store is not None
         settings: dict[str, Any] = {"crop_width": self.crop_width, "bank": bank, "seed": self.seed}

@@ -15,16 +15,15 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from sqsegv3_ros.artifact import find_model
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
 from sqsegv3_ros.knn import KnnConfig
 from sqsegv3_ros.labels import LabelSet
+from sqsegv3_ros.model_file import find_model
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
-from sqsegv3_ros.network.unfold import measure_statistics
 from sqsegv3_ros.projection import Normalization, ProjectionConfig
-from sqsegv3_ros.training.checkpoint import KEY, is_model_file, load_weights
+from sqsegv3_ros.training.checkpoint import KEY, load_weights
 from sqsegv3_ros.training.crop import set_azimuth_padding
 from sqsegv3_ros.training.data import Batch, ScanData, ValidationScan, load_label_set
 from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights, cross_entropy_sums
@@ -32,9 +31,6 @@ from sqsegv3_ros.training.schedule import OptimizerConfig, build_optimizer, buil
 
 BEST = "val/miou"
 """The metric by which checkpoints are chosen: mean IoU over the judged classes that the validation scans hold."""
-
-
-STATISTICS_FROM = 32  # crops: their pixels are a million and more, of which a mean is exact enough
 
 
 class SegmentationModule(LightningModule):
@@ -94,22 +90,16 @@ class SegmentationModule(LightningModule):
         self.validation_loss = MeanMetric()
         self.scores: dict[str, float] = {}
         self._scored_step = -1
-        self._without_statistics = False
         if start_from is not None:
             source = Path(start_from).expanduser()
             source = source if source.is_dir() else find_model(source)
             rank_zero_info(load_weights(self.network, source))
-            self._without_statistics = is_model_file(source)
 
     def setup(self, stage: str) -> None:
-        """Take from the training data what is known of it alone: class frequencies where the label set has none, and
-        the statistics of weights that come from a model file, which has none."""
+        """Take the class frequencies from the training data if the label set has none."""
         classes = self.label_set.classes
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and isinstance(data, ScanData) and self._without_statistics:
-            self._measure_statistics(data)
-            self._without_statistics = False
-        if isinstance(data, ScanData) and any(c.frequency is None for c in classes):
+        if stage == "fit" and isinstance(data, ScanData) and any(c.frequency is None for c in classes):
             if not any(data.frequencies):
                 raise UserError(
                     f"label set '{self.label_set.name}' does not say how frequent its classes are, and no scan is in "
@@ -117,15 +107,6 @@ class SegmentationModule(LightningModule):
                 )
             weights = class_weights(self.loss_config.class_weights, data.frequencies, [c.ignored for c in classes])
             self.criterion.weights.copy_(weights)
-
-    def _measure_statistics(self, data: ScanData) -> None:
-        whole = data.crop_width is None or data.crop_width == self.projection.width
-        set_azimuth_padding(self.network, self.network_config.circular and whole)
-        training = self.network.training
-        examples = data.examples(STATISTICS_FROM)
-        images = (self.image(item.channels.unsqueeze(0), item.mask.unsqueeze(0)) for item in examples)
-        measure_statistics(self.network.eval(), images)
-        self.network.train(training)
 
     def image(self, channels: Tensor, mask: Tensor) -> Tensor:
         """channels (N, 5, H, W) in metres, mask (N, H, W) bool -> the network's input."""

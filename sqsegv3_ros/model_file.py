@@ -1,8 +1,9 @@
-"""The model file: a TorchScript network together with everything that is needed to run it right.
+"""The model file: a TorchScript network together with everything that is needed to run it right and to train it on.
 
-One zip archive as `torch.jit.save` writes it. Its extra file `sqsegv3.json` holds the classes, the projection, the
-normalisation, the KNN settings, the architecture and where the weights come from. Loading a TorchScript file can run
-code that its maker put into it: load model files only from those you trust, or pin their sha256.
+One zip archive as `torch.jit.save` writes it, with two extra files. `sqsegv3.json` holds the classes, the projection,
+the normalisation, the KNN settings, the architecture and where the weights come from; `training_state.pt` holds the
+weights of the training network, BatchNorms and auxiliary heads included. Loading a TorchScript file can run code that
+its author put into it: load model files from sources you trust, or pin their sha256.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import struct
 import zipfile
 import zlib
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"  # name of the model that is used where none is named
 FORMAT = "sqsegv3_ros model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INFO_FILE = "sqsegv3.json"
+STATE_FILE = "training_state.pt"
 MAX_FILE_BYTES = 1 << 30  # the largest network of the paper needs 104 MB
 MAX_INFO_BYTES = 1 << 20
 WEIGHT_DTYPES = ("float32", "float16")
@@ -42,8 +45,9 @@ class ModelInfo:
     """What a model file says about itself.
 
     architecture: the network's configuration. sensor_height_m: over the ground, of the sensor that the model learned
-    from, metres; None where unknown. provenance: source, data, date, metrics, licence, as far as known.
-    weights_dtype and weights_sha256 describe the tensors in the file; `save_artifact` fills them in.
+    from, metres; None if unknown. width_multiple, minimum_width: the image widths that the network takes. provenance:
+    source, data, date, metrics, licence, as far as known.
+    weights_dtype and weights_sha256 describe the tensors in the file; `save_model` fills them in.
     """
 
     name: str
@@ -53,6 +57,8 @@ class ModelInfo:
     normalization: Normalization
     knn: KnnConfig
     sensor_height_m: float | None = None
+    width_multiple: int = 8
+    minimum_width: int = 8
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weights_dtype: str = ""
     weights_sha256: str = ""
@@ -75,6 +81,8 @@ class ModelInfo:
             "normalization": self.normalization.to_dict(),
             "knn": self.knn.to_dict(),
             "sensor_height_m": self.sensor_height_m,
+            "width_multiple": self.width_multiple,
+            "minimum_width": self.minimum_width,
             "provenance": dict(self.provenance),
             "weights_dtype": self.weights_dtype,
             "weights_sha256": self.weights_sha256,
@@ -86,10 +94,10 @@ class ModelInfo:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise UserError("its description is not one of this package")
         version = data.get("format_version")
-        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        if version != FORMAT_VERSION:
             raise UserError(
-                f"it has format version {version}, this package reads versions 1..{FORMAT_VERSION}; "
-                "update sqsegv3_ros or export the model again"
+                f"it has format version {version}, this package reads version {FORMAT_VERSION}; "
+                "export the model again from its checkpoint, or update sqsegv3_ros if the file is newer"
             )
         try:
             return cls(
@@ -100,93 +108,150 @@ class ModelInfo:
                 normalization=Normalization.from_dict(data["normalization"]),
                 knn=KnnConfig.from_dict(data["knn"]),
                 sensor_height_m=data["sensor_height_m"],
+                width_multiple=int(data["width_multiple"]),
+                minimum_width=int(data["minimum_width"]),
                 provenance=dict(data["provenance"]),
                 weights_dtype=str(data["weights_dtype"]),
                 weights_sha256=str(data["weights_sha256"]),
                 format_version=version,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"its description lacks or garbles {error}") from error
+            raise UserError(f"invalid or missing metadata field {error}") from error
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A loaded model: what it says about itself, the network on its device, the file and its sha256.
+class ModelFile:
+    """A loaded model file.
 
-    module: (N, 5, H, W) normalised image -> (N, C, H, W) logits.
+    network: (N, 5, H, W) normalised image -> (N, C, H, W) logits, float32 on the CPU. sha256: of the file.
     """
 
     info: ModelInfo
-    module: torch.jit.ScriptModule
+    network: torch.jit.ScriptModule
     path: Path
     sha256: str
 
 
-def save_artifact(path: str | Path, module: torch.jit.ScriptModule, info: ModelInfo) -> ModelInfo:
-    """Write a model file, whole or not at all. Returns the information as written.
+def save_model(
+    path: str | Path, network: torch.jit.ScriptModule, info: ModelInfo, state: Mapping[str, torch.Tensor]
+) -> ModelInfo:
+    """Write a model file, whole or not at all.
 
-    module: scripted, on the CPU, its floating-point tensors all float32 or all float16.
+    Args:
+        path: File to write.
+        network: Exported form on the CPU, its floating-point tensors all float32 or all float16.
+        info: Description; what describes the weights is filled in here.
+        state: `state_dict` of the training network that was exported.
+
+    Returns:
+        The description as written.
+
+    Raises:
+        UserError: The weights are of several types, or the file cannot be written.
     """
     import torch
 
-    dtypes = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in network.state_dict().values() if t.is_floating_point()}
     if len(dtypes) != 1 or not dtypes <= set(WEIGHT_DTYPES):
         raise UserError(f"a model file holds weights of one type, float32 or float16, found {sorted(dtypes)}")
     info = replace(
-        info, weights_dtype=dtypes.pop(), weights_sha256=weights_sha256(module), format_version=FORMAT_VERSION
+        info, weights_dtype=dtypes.pop(), weights_sha256=weights_sha256(network), format_version=FORMAT_VERSION
     )
+    state_file = io.BytesIO()
+    # not as a zip archive: the end of a truncated model file would be taken for that of the inner archive
+    tensors = {name: value.detach().cpu() for name, value in state.items()}
+    torch.save(tensors, state_file, _use_new_zipfile_serialization=False)
+    extra = {INFO_FILE: json.dumps(info.to_dict(), indent=1).encode(), STATE_FILE: state_file.getvalue()}
     buffer = io.BytesIO()
-    torch.jit.save(module, buffer, _extra_files={INFO_FILE: json.dumps(info.to_dict(), indent=1)})
+    torch.jit.save(network, buffer, _extra_files=extra)
     write_whole(path, buffer.getvalue())
     return info
 
 
 def read_info(path: str | Path) -> ModelInfo:
-    """What a model file says about itself, without loading the network or running anything in it.
+    """Read what a model file says about itself; neither the network is loaded nor anything in the file run.
 
-    Raises UserError for a file that is missing, truncated, of another kind or of a newer format.
+    Raises:
+        UserError: The file is missing, truncated, of another kind or of another format version.
     """
     path = Path(path)
-    with _opened(path) as file:
-        return _info_of(path, file)
+    with _open(path) as file:
+        return _read_info(path, file)
 
 
-def load_artifact(
-    path: str | Path, device: str | torch.device = "cpu", dtype: str = "float32", sha256: str | None = None
-) -> Artifact:
-    """Load a model file onto a device.
+def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
+    """Load a model file.
 
-    dtype: 'float32', 'float16' or 'bfloat16', what the network computes in. sha256: the file's digest where it is
-    pinned. Raises UserError explaining what is wrong with a truncated, foreign, damaged or newer file.
+    Args:
+        path: The file.
+        sha256: Digest that the file must have; None: not checked.
+
+    Returns:
+        The model, its network in float32 on the CPU.
+
+    Raises:
+        UserError: The file is missing, truncated, damaged, of another kind or of another format version.
     """
     import torch
 
     path = Path(path)
-    with _opened(path) as file:
+    with _open(path) as file:
         try:
             data = file.read(MAX_FILE_BYTES)  # once: what is checked is what is loaded, whatever happens to the file
         except OSError as error:
             raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
-    info = _info_of(path, io.BytesIO(data))
+    info = _read_info(path, io.BytesIO(data))
     digest = hashlib.sha256(data).hexdigest()
     if sha256 and digest != sha256.lower():
         raise UserError(f"model {path} has sha256 {digest}, expected {sha256.lower()}")
     try:
-        module = torch.jit.load(io.BytesIO(data), map_location="cpu")
+        network = torch.jit.load(io.BytesIO(data), map_location="cpu")
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model {path} is damaged, its network cannot be loaded: {first_line}") from None
-    found = weights_sha256(module)
+    found = weights_sha256(network)
     if found != info.weights_sha256:
         raise UserError(f"model {path} is damaged: its weights have sha256 {found}, it says {info.weights_sha256}")
-    module = module.to(device=device, dtype=getattr(torch, dtype)).eval()
-    return Artifact(info, module, path, digest)
+    return ModelFile(info, network.float().eval(), path, digest)
 
 
-def weights_sha256(module: torch.nn.Module) -> str:
+def read_training_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the weights of the training network from a model file; nothing in the file is run.
+
+    Raises:
+        UserError: The file is no model file, or its training state is missing or damaged.
+    """
+    import torch
+
+    path = Path(path)
+    with _open(path) as file:
+        _read_info(path, file)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                name = next((n for n in archive.namelist() if n.endswith(f"/extra/{STATE_FILE}")), None)
+                if name is None:
+                    raise UserError(f"model {path} holds no {STATE_FILE}; export it again with `sqsegv3 export`")
+                state: dict[str, torch.Tensor] = torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+        except (RuntimeError, ValueError, OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"model {path} is damaged: its {STATE_FILE} cannot be read ({type(error).__name__})"
+            ) from None
+    return state
+
+
+def is_model_file(path: str | Path) -> bool:
+    """Whether a file is a model file, whole or not, rather than a checkpoint of training."""
+    try:
+        with zipfile.ZipFile(Path(path).expanduser()) as archive:
+            return any(name.endswith(f"/extra/{INFO_FILE}") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def weights_sha256(network: torch.nn.Module) -> str:
     """sha256 over the names, types, shapes and values of a network's tensors, in order of name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
     return digest.hexdigest()
@@ -229,7 +294,7 @@ def find_model(given: str | Path | None) -> Path:
     return shipped[path.name]
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
     """The file, if it is one and not too large."""
     try:
         if path.exists() and not path.is_file():  # before it is opened: a pipe would wait for a writer
@@ -244,7 +309,7 @@ def _opened(path: Path) -> BinaryIO:
         raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
 
 
-def _info_of(path: Path, file: BinaryIO) -> ModelInfo:
+def _read_info(path: Path, file: BinaryIO) -> ModelInfo:
     try:
         with zipfile.ZipFile(file) as archive:
             # torch stores weights as they are; what is packed could become a thousand times as large in memory
