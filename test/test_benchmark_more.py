@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sqsegv3_ros.benchmark import live, scaling
+from sqsegv3_ros.benchmark import live, scaling, stress
+from sqsegv3_ros.benchmark.child import child_environment
 from sqsegv3_ros.benchmark.measure import EDGE, off_the_edges
-from sqsegv3_ros.benchmark.variants import STAGES
+from sqsegv3_ros.benchmark.stages import NODE_STAGES, STAGES
+from sqsegv3_ros.fastdds import PROFILE_VARIABLES
 
 
 def sweep(power: float) -> list[dict[str, Any]]:
@@ -24,7 +26,8 @@ def test_the_growth_of_a_stage_is_the_power_of_x(power: float) -> None:
 
 
 def test_scaling_is_printed_and_drawn(tmp_path: Path) -> None:
-    result = {"network": "3/16", "sgemm_gflops": 180.0, "busy": None, "sweeps": {n: sweep(1) for n in scaling.SWEEPS}}
+    about = {"network": "3/16", "backend": "openvino", "precision": "bf16", "other_cores": 0.02, "busy": None}
+    result = {**about, "sweeps": {name: sweep(1) for name in scaling.SWEEPS}}
     printed = scaling.text(result)
     assert printed.count("| grows with x to the") == len(scaling.SWEEPS) - 1  # threads are no quantity to grow with
     assert "GMAC of the network" in printed and "1.00" in printed
@@ -32,42 +35,38 @@ def test_scaling_is_printed_and_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_live_latencies_are_split_into_the_node_and_the_way() -> None:
+def test_live_latencies_are_split_into_the_node_and_the_rest() -> None:
     case = {
         "name": "random 3/16",
-        "model": "m.pt",
         "hz": 10.0,
         "profile": True,
-        "published": 60,
-        "labelled": 59,
-        "latency_ms": {"p50": 95.0, "p95": 110.0, "max": 130.0},
+        "sent": 62,
+        "labelled": 61,
+        "latency_ms": {"median": 95.0, "p95": 110.0, "max": 130.0},
         "in_node_ms": 80.0,
-        "stages_ms": dict.fromkeys(live.STAGES, 2.5),
+        "stages_ms": dict.fromkeys(NODE_STAGES, 2.5),
         "idle_cpu_percent": 0.31,
     }
-    nothing = {**case, "profile": False, "hz": None, "labelled": 0}
-    lines = live.text({"cases": [case, nothing]}).splitlines()
+    lines = live.text({"cases": [case, {**case, "profile": False, "hz": 1.2345}]}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| random")]
-    assert cells[0] == ["random 3/16", "10 Hz", "yes", "59/60", "95", "110", "130", "80", "15", "0.3"]
-    assert cells[1][:4] == ["random 3/16", "own", "no", "0/60"]
-    assert cells[2][3:] == ["2.5"] * len(live.STAGES) and len(cells) == 3
+    assert cells[0] == ["random 3/16", "10 Hz", "yes", "61/62", "95", "110", "130", "80", "15", "0.3"]
+    assert cells[1][:4] == ["random 3/16", "1.23 Hz", "no", "61/62"]
+    assert cells[2][3:] == ["2.5"] * len(NODE_STAGES) and len(cells) == 4
 
 
-def test_the_nodes_diagnostics_are_understood() -> None:
+def test_medians_are_read_from_the_nodes_diagnostics() -> None:
     said = {"latency p50/p95/max (ms)": "12.5 / 20.0 / 30.1", "labelled": "3"}
-    assert live._p50(said, "latency") == 12.5
-    assert live._p50(said, "network") != live._p50(said, "network")  # NaN: nothing said
+    assert stress.p50(said, "latency") == 12.5
+    assert np.isnan(stress.p50(said, "network"))
 
 
 def test_without_the_profile_no_profile_of_the_caller_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sqsegv3_ros.benchmark.child import child_environment
-
-    for name in live.PROFILE_VARIABLES:
+    for name in PROFILE_VARIABLES:
         monkeypatch.setenv(name, "/some/profile.xml")
-    without = child_environment(live._environment(profile=False))
-    assert not set(live.PROFILE_VARIABLES) & set(without)
-    given = child_environment(live._environment(profile=True))
-    used = [given[name] for name in live.PROFILE_VARIABLES if name in given]
+    without = child_environment(stress.ros_environment(profile=False))
+    assert not set(PROFILE_VARIABLES) & set(without)
+    given = child_environment(stress.ros_environment(profile=True))
+    used = [given[name] for name in PROFILE_VARIABLES if name in given]
     assert used and all(Path(path).name == "fastdds.xml" and Path(path).is_file() for path in used)
 
 

@@ -149,12 +149,12 @@ def _measure(options: Options, folder: Path) -> dict[str, Any]:
         for _ in range(options.repeat):
             for name, child in children.items():
                 samples[name].append(child.ask())
-        with Child("codec", {"points": CODEC_POINTS}) as codec:
-            layouts = [codec.ask()["layouts"] for _ in range(options.repeat + 2)][2:]
+        ends = {name: child.ask("finish", folder=str(folder), scan=str(clear_scan)) for name, child in children.items()}
         knn = {}
         if "reference" in options.compare and labels is not None:
             knn = _compare_knn(children, folder, points, labels, about, options.repeat)
-        ends = {name: child.ask("finish", folder=str(folder), scan=str(clear_scan)) for name, child in children.items()}
+    with Child("codec", {"points": CODEC_POINTS}) as codec:
+        layouts = [codec.ask()["layouts"] for _ in range(options.repeat + 2)][2:]
 
     result = summarize(about, work, samples, ends)
     result["codec"] = {
