@@ -63,6 +63,8 @@ setup(
     # rclpy and the messages come from the ROS installation, or from the extra `ros`
     install_requires=["numpy>=1.21", "torch>=2.2"],
     extras_require={
+        # what a machine without a GPU runs the network with
+        "cpu": ["openvino>=2025.0"],
         "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib"],
         "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.27", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],

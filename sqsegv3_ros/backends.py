@@ -185,11 +185,11 @@ class GraphedBackend:
     def __init__(self, network: TorchBackend) -> None:
         self.precision = network.precision
         self._network = network
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._image = torch.empty(0)
 
     def __call__(self, image: Tensor) -> Tensor:
         """(1, 5, H, W) float32 on the device -> logits (1, C, H, W) float32, which the next call overwrites."""
-        if self._graph is None:
+        if self._image.shape != image.shape:
             self._record(image)
         self._image.copy_(image)
         self._graph.replay()

@@ -229,7 +229,7 @@ def test_every_parameter_is_described_and_a_wrong_value_is_refused_with_its_reas
         ({"knn__search": 4}, "odd"),
         ({"knn__k": 1000}, "range"),
         ({"knn__k": 100}, "1..25"),
-        ({"projection__width": 1001}, "multiple of 8"),
+        ({"projection__width": 1024}, "clean it up"),
         ({"projection__fov_up_deg": -50.0}, "fov_down_deg < fov_up_deg"),
         ({"model": "/other.pt"}, "clean it up"),
         ({"threads": 2}, "clean it up"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from sqsegv3_ros import artifact
+from sqsegv3_ros import model_file
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.model_file import load_model, read_info
 
@@ -80,7 +80,7 @@ def test_a_file_that_unpacks_to_more_than_the_limit_is_refused_before_it_is_unpa
     size = small_model.stat().st_size
     bomb = rewritten(small_model, tmp_path / "bomb.pt", {"/data/0": bytes(20 * size)}, zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < size
-    monkeypatch.setattr(artifact, "MAX_FILE_BYTES", 2 * size)
+    monkeypatch.setattr(model_file, "MAX_FILE_BYTES", 2 * size)
     for use in (read_info, load_model):
         with pytest.raises(UserError, match=r"bomb.pt cannot be used: it unpacks to \d+ bytes"):
             use(bomb)

@@ -80,9 +80,8 @@ def test_the_network_sees_16_beams_as_a_picture_without_gaps(small_model: Path) 
     recorder = Recorder()
     beams = scan(np.linspace(14.75, -15.25, 16))
     projection = ProjectionConfig(64, 64, 16.0, -16.0, fill_rows=2)
-    segmenter = Segmenter(
-        ModelFile(info, cast(Any, recorder), small_model, ""), projection=projection, knn=KnnConfig("off")
-    )
+    model = ModelFile(info, cast(Any, recorder), small_model, "")
+    segmenter = Segmenter(model, backend="torch", device="cpu", projection=projection, knn=KnnConfig("off"))
     result = segmenter.segment(beams)
     assert (recorder.shown != 0).any(1).all()
     shown = recorder.shown[0]

@@ -67,7 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sensor_height_m=1.73,
     )
     path = tmp_path_factory.mktemp("model") / "by-pixel.pt"
-    save_model(path, torch.jit.script(torch.nn.Conv2d(5, 20, 1)), info)
+    save_model(path, torch.jit.script(torch.nn.Conv2d(5, 20, 1)), info, {})
     return path
 
 

@@ -90,7 +90,7 @@ def fold_norm(layer: ConvNorm | Attention | Factors) -> None:
     dtype = conv.weight.dtype
     conv.weight = nn.Parameter((conv.weight.detach().double() * scale.detach().view(shape)).to(dtype))
     conv.bias = nn.Parameter(((bias - norm.running_mean.double()) * scale + norm.bias.double()).detach().to(dtype))
-    layer.norm = nn.Identity()
+    layer.norm = cast(Any, nn.Identity())
 
 
 def trace(model: SqueezeSegV3) -> torch.jit.ScriptModule:
