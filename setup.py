@@ -86,8 +86,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "segment_node = sqsegv3_ros.node:main",
-            "evaluate_node = sqsegv3_ros.evaluate_node:main",
+            "segment_node = sqsegv3_ros.ros.segment_node:main",
+            "evaluate_node = sqsegv3_ros.ros.evaluate_node:main",
             "sqsegv3 = sqsegv3_ros.cli:main",
         ]
     },

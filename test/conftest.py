@@ -49,13 +49,13 @@ def make_model(
     """Write a model file with random weights."""
     import torch
 
-    from sqsegv3_ros.knn import KnnConfig
-    from sqsegv3_ros.labels import SEMANTIC_KITTI
-    from sqsegv3_ros.model_file import ModelInfo
+    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+    from sqsegv3_ros.inference.knn import KnnConfig
+    from sqsegv3_ros.inference.model_file import ModelInfo
+    from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
     from sqsegv3_ros.network.config import NetworkConfig
     from sqsegv3_ros.network.export import export_model
     from sqsegv3_ros.network.model import SqueezeSegV3
-    from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
     torch.manual_seed(seed)
     config = config or NetworkConfig.ssgv3_21().scaled(0.25)

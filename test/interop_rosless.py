@@ -43,7 +43,16 @@ def is_labelled(message: object, points: np.ndarray, number: int) -> bool:
 def main() -> int:
     model, count_points, count, domain = sys.argv[1], *map(int, sys.argv[2:])
     node = subprocess.Popen(
-        [sys.executable, "-m", "sqsegv3_ros.node", "--ros-args", "-p", f"model:={model}", "-p", "threads:=1"],
+        [
+            sys.executable,
+            "-m",
+            "sqsegv3_ros.ros.segment_node",
+            "--ros-args",
+            "-p",
+            f"model:={model}",
+            "-p",
+            "threads:=1",
+        ],
         env={**os.environ, "ROS_DOMAIN_ID": str(domain)},
     )
     try:

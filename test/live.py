@@ -25,7 +25,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2, PointField
 
-from sqsegv3_ros.cloud import make_cloud
+from sqsegv3_ros.pointcloud2 import make_cloud
 
 NODE = "/sqsegv3"
 RELIABLE = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
@@ -37,7 +37,7 @@ class NodeProcess:
     """`segment_node` as a child process, what it logs kept."""
 
     def __init__(self, *arguments: str, **parameters: Any) -> None:
-        command = [sys.executable, "-m", "sqsegv3_ros.node", "--ros-args"]
+        command = [sys.executable, "-m", "sqsegv3_ros.ros.segment_node", "--ros-args"]
         for name, value in parameters.items():
             command += ["-p", f"{name.replace('__', '.')}:={value}"]
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}

@@ -8,7 +8,7 @@ import time
 from live import NODE, Client, message, wait_until
 from sensor_msgs.msg import PointCloud2
 
-from sqsegv3_ros.kitti import find_scans, read_scan
+from sqsegv3_ros.data.semantic_kitti import find_scans, read_scan
 
 client = Client()
 publisher = client.publisher()

@@ -42,8 +42,8 @@ class Codec:
 
     def __init__(self, points: int) -> None:
         process.prepare()
-        from sqsegv3_ros.cloud import make_cloud
-        from sqsegv3_ros.labels import SEMANTIC_KITTI
+        from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+        from sqsegv3_ros.pointcloud2 import make_cloud
 
         generator = np.random.default_rng(0)
         self._colors = SEMANTIC_KITTI.colors
@@ -57,7 +57,7 @@ class Codec:
 
     def run(self) -> dict[str, Any]:
         """Milliseconds of decoding and of encoding, by layout."""
-        from sqsegv3_ros.cloud import LabelledCloudWriter, decode
+        from sqsegv3_ros.pointcloud2 import LabelledCloudWriter, decode
 
         writer = LabelledCloudWriter(self._colors)
         result = {}

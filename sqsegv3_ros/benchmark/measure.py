@@ -240,7 +240,7 @@ def _write_image(
 ) -> npt.NDArray[np.bool_]:
     """Write the reference's normalised image of `clear_points`. Returns (H, W), which pixels hold a point."""
     from sqsegv3_ros.benchmark import reference
-    from sqsegv3_ros.projection import Normalization, ProjectionConfig
+    from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 
     unusable = int((~np.isfinite(points).all(1) | (np.abs(points[:, :3]).max(1) == 0)).sum())
     if unusable:
@@ -265,7 +265,7 @@ def _compare_knn(
 ) -> dict[str, Any]:
     """KNN of both on the scan's true labels: neighbours mostly agree there, as they do after a good network."""
     from sqsegv3_ros.benchmark.reference import project
-    from sqsegv3_ros.projection import ProjectionConfig
+    from sqsegv3_ros.inference.range_image import ProjectionConfig
 
     image = project(points, ProjectionConfig.from_dict(about["projection"]))
     label_image = folder / "label_image.npy"

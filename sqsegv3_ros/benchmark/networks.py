@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.model_file import ModelInfo
+    from sqsegv3_ros.inference.model_file import ModelInfo
     from sqsegv3_ros.network.config import NetworkConfig
     from sqsegv3_ros.network.model import SqueezeSegV3
 
@@ -50,10 +50,10 @@ def random_network(config: NetworkConfig, seed: int = 0) -> SqueezeSegV3:
 
 def random_info(config: NetworkConfig, height: int, width: int) -> ModelInfo:
     """The description of a model with random weights: SemanticKITTI's classes, official KNN."""
-    from sqsegv3_ros.knn import KnnConfig
-    from sqsegv3_ros.labels import SEMANTIC_KITTI
-    from sqsegv3_ros.model_file import ModelInfo
-    from sqsegv3_ros.projection import Normalization, ProjectionConfig
+    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+    from sqsegv3_ros.inference.knn import KnnConfig
+    from sqsegv3_ros.inference.model_file import ModelInfo
+    from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 
     return ModelInfo(
         name="random weights",
@@ -75,7 +75,7 @@ def write_random_model(path: Path, config: NetworkConfig, height: int, width: in
 
 def training_model(path: Path) -> SqueezeSegV3:
     """The training model of a model file, in eval mode and float32: BatchNorm and all five heads."""
-    from sqsegv3_ros.model_file import read_info, read_training_state
+    from sqsegv3_ros.inference.model_file import read_info, read_training_state
     from sqsegv3_ros.network.config import NetworkConfig
     from sqsegv3_ros.network.model import SqueezeSegV3
 
@@ -86,7 +86,7 @@ def training_model(path: Path) -> SqueezeSegV3:
 
 def write_onnx(model: Path, path: Path, height: int, width: int) -> None:
     """Export the weights of a model file to ONNX, for images of that size."""
-    from sqsegv3_ros.model_file import read_info
+    from sqsegv3_ros.inference.model_file import read_info
     from sqsegv3_ros.network.export import export_onnx
 
     info = read_info(model)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqsegv3_ros.benchmark.stages import COMPARED
-from sqsegv3_ros.knn import KnnConfig, inverse_gaussian
-from sqsegv3_ros.projection import EMPTY, Normalization, ProjectionConfig
+from sqsegv3_ros.inference.knn import KnnConfig, inverse_gaussian
+from sqsegv3_ros.inference.range_image import EMPTY, Normalization, ProjectionConfig
 
 if TYPE_CHECKING:
     from sqsegv3_ros.network.model import SqueezeSegV3

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from sqsegv3_ros.benchmark.child import Child, leaving_on_sigterm
-from sqsegv3_ros.benchmark.report import COLORS, import_pyplot, save, table
 from sqsegv3_ros.benchmark.scene import POINTS, synthetic_scan
 from sqsegv3_ros.benchmark.stages import STAGES, OtherWork, median, stage_statistics
+from sqsegv3_ros.benchmark.tables import COLORS, import_pyplot, save, table
 
 POINT_COUNTS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 WIDTHS = (256, 512, 1024, 2048, 4096)

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from sqsegv3_ros.benchmark.child import Child, child_environment, leaving_on_sigterm
-from sqsegv3_ros.benchmark.report import table
 from sqsegv3_ros.benchmark.stages import NODE_STAGES, distribution
+from sqsegv3_ros.benchmark.tables import table
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.fastdds import PROFILE_VARIABLES, use_profile
+from sqsegv3_ros.ros.fastdds import PROFILE_VARIABLES, use_profile
 
 _SAMPLE_S = 1.0
 _START_S = 120.0
@@ -220,7 +220,16 @@ def ros_environment(profile: bool) -> dict[str, str]:
 
 @contextmanager
 def _running_node(parameters: Mapping[str, Any], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-W", "ignore", "-m", "sqsegv3_ros.node", "--ros-args", "--log-level", "warn"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "sqsegv3_ros.ros.segment_node",
+        "--ros-args",
+        "--log-level",
+        "warn",
+    ]
     for name, value in parameters.items():
         command += ["-p", f"{name}:={value}"]
     node = subprocess.Popen(command, env=child_environment(environment), text=True)

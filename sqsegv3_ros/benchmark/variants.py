@@ -28,7 +28,7 @@ _OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 def make_variant(kind: str, settings: dict[str, Any]) -> Any:
     """The variant of that kind; its methods take the arguments of commands."""
     if kind == "load":
-        from sqsegv3_ros.benchmark.load import Load
+        from sqsegv3_ros.ros.load_nodes import Load
 
         return Load(**settings)
     return _VARIANTS[kind](**settings)
@@ -48,15 +48,15 @@ class Ours:
         }
 
     def _start(self, scan: str, parameters: dict[str, Any]) -> None:
-        from sqsegv3_ros.parameters import SPECS, Settings
-        from sqsegv3_ros.pipeline import Pipeline
+        from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+        from sqsegv3_ros.inference.settings import SPECS, Settings
 
         self._pipeline = Pipeline(Settings({spec.name: spec.default for spec in SPECS} | parameters))
         self._load(scan)
         self.run()
 
     def _load(self, scan: str) -> None:
-        from sqsegv3_ros.cloud import make_cloud
+        from sqsegv3_ros.pointcloud2 import make_cloud
 
         self._scan = scan
         self._points = np.load(scan)
@@ -106,8 +106,8 @@ class Ours:
         """KNN alone on given labels of the pixels: `size` neighbours in a window of that side."""
         import torch
 
-        from sqsegv3_ros.knn import KnnConfig, refine
-        from sqsegv3_ros.projection import project
+        from sqsegv3_ros.inference.knn import KnnConfig, refine
+        from sqsegv3_ros.inference.range_image import project
 
         segmenter = self._pipeline.segmenter
         device, threads = segmenter.runtime.device, segmenter.runtime.threads
@@ -142,8 +142,8 @@ class Reference:
 
         from sqsegv3_ros.benchmark.networks import training_model
         from sqsegv3_ros.benchmark.reference import ReferenceSegmenter
-        from sqsegv3_ros.knn import KnnConfig
-        from sqsegv3_ros.projection import Normalization, ProjectionConfig
+        from sqsegv3_ros.inference.knn import KnnConfig
+        from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 
         torch.set_num_threads(threads)
         self._segmenter = ReferenceSegmenter(
@@ -166,8 +166,8 @@ class Reference:
         import torch
 
         from sqsegv3_ros.benchmark import reference
-        from sqsegv3_ros.knn import KnnConfig, refine
-        from sqsegv3_ros.projection import project
+        from sqsegv3_ros.inference.knn import KnnConfig, refine
+        from sqsegv3_ros.inference.range_image import project
 
         projection, classes = self._segmenter.projection, self._segmenter.num_classes
         labels, config = torch.from_numpy(np.load(label_image)), KnnConfig("official", size, size)
@@ -182,8 +182,8 @@ class Reference:
         import torch
 
         from sqsegv3_ros.benchmark import reference
-        from sqsegv3_ros.knn import refine
-        from sqsegv3_ros.projection import project
+        from sqsegv3_ros.inference.knn import refine
+        from sqsegv3_ros.inference.range_image import project
 
         peak = peak_rss_mb()
         segmenter, points = self._segmenter, np.load(scan)

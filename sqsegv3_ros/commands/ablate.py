@@ -13,7 +13,7 @@ from sqsegv3_ros.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    from sqsegv3_ros.ablation.variants import CONFIG
+    from sqsegv3_ros.benchmark.ablation.variants import CONFIG
 
     parser.add_argument("--network", choices=("21", "53"), default="21", help="default: %(default)s")
     parser.add_argument("--height", type=int, default=64, metavar="H", help="rows of the image (default: %(default)s)")
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print, or print the commands. Returns the exit code."""
     if args.commands:
-        from sqsegv3_ros.ablation.variants import training_commands
+        from sqsegv3_ros.benchmark.ablation.variants import training_commands
 
         for line in training_commands(
             args.seeds, root=args.root, output=args.runs, config=args.config, multiplier=args.multiplier
@@ -57,11 +57,11 @@ def run(args: argparse.Namespace) -> int:
     if args.width < 32 or args.width % 32:
         raise UserError(f"--width must be a multiple of 32, which RangeNet's shape needs, found {args.width}")
     if args.png is not None:
-        from sqsegv3_ros.benchmark.report import import_pyplot
+        from sqsegv3_ros.benchmark.tables import import_pyplot
 
         import_pyplot()  # better missed now than after the measurement
-    from sqsegv3_ros.ablation.cost import cost
-    from sqsegv3_ros.ablation.report import draw, text
+    from sqsegv3_ros.benchmark.ablation.cost import cost
+    from sqsegv3_ros.benchmark.ablation.cost_tables import draw, text
 
     result = cost(
         layers=args.network,
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _collect(args: argparse.Namespace) -> int:
-    from sqsegv3_ros.ablation.collect import collect, read_scores, text
+    from sqsegv3_ros.benchmark.ablation.collect import collect, read_scores, text
 
     if args.png is not None:
         raise UserError("--png draws what was measured; --collect has --json and --markdown")
@@ -88,7 +88,7 @@ def _collect(args: argparse.Namespace) -> int:
 
 
 def _say(args: argparse.Namespace, result: Any, tables: str) -> None:
-    from sqsegv3_ros.kitti import write_whole
+    from sqsegv3_ros.data.semantic_kitti import write_whole
 
     print(tables)
     if args.json is not None:

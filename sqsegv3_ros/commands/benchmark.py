@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write. Returns 1 if the reference implementation gives another result."""
     if args.plot is not None:
-        from sqsegv3_ros.benchmark.report import import_pyplot
+        from sqsegv3_ros.benchmark.tables import import_pyplot
 
         import_pyplot()  # fail before the measurement
     if args.scaling:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.live:
         return _live(args)
     from sqsegv3_ros.benchmark.measure import Options, measure
-    from sqsegv3_ros.benchmark.report import draw, text
+    from sqsegv3_ros.benchmark.tables import draw, text
 
     result = measure(Options(**_model(args), **_settings(args)))
     print(text(result))
@@ -72,8 +72,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in (*names, "repeat", "compare")}
     settings = {name: value for name, value in given.items() if value is not None}
     if args.scan is not None:
-        from sqsegv3_ros.kitti import ScanFile, read_labels, read_scan
-        from sqsegv3_ros.labels import SEMANTIC_KITTI
+        from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+        from sqsegv3_ros.data.semantic_kitti import ScanFile, read_labels, read_scan
 
         settings["scan"] = read_scan(args.scan)
         if not len(settings["scan"]):
@@ -87,7 +87,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _model(args: argparse.Namespace) -> dict[str, Any]:
     """A checked model file, or the name of a network."""
     from sqsegv3_ros.benchmark.networks import NAMES, network_config
-    from sqsegv3_ros.model_file import default_model, find_model, read_info
+    from sqsegv3_ros.inference.model_file import default_model, find_model, read_info
 
     if args.network is not None:
         network_config(args.network)
@@ -114,7 +114,7 @@ def _scaling(args: argparse.Namespace) -> int:
 
 def _live(args: argparse.Namespace) -> int:
     from sqsegv3_ros.benchmark.live import measure, text
-    from sqsegv3_ros.model_file import find_model, read_info
+    from sqsegv3_ros.inference.model_file import find_model, read_info
 
     unused = {"--plot": args.plot, "--height": args.height, "--knn-k": args.knn_k, "--knn-search": args.knn_search}
     _refuse(unused, "--live measures the node as it is")
@@ -142,6 +142,6 @@ def _refuse(given: dict[str, Any], reason: str) -> None:
 
 def _write_json(path: Path | None, result: dict[str, Any]) -> None:
     if path is not None:
-        from sqsegv3_ros.kitti import write_whole
+        from sqsegv3_ros.data.semantic_kitti import write_whole
 
         write_whole(path, json.dumps(result, indent=1).encode())

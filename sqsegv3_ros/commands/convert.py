@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _to_bag(args: argparse.Namespace) -> str:
-    from sqsegv3_ros.bags import MCAP, SQLITE3
     from sqsegv3_ros.commands.evaluate import progress_line
-    from sqsegv3_ros.conversion import sequence_to_bag
-    from sqsegv3_ros.sequences import TOPIC
+    from sqsegv3_ros.data.conversion import sequence_to_bag
+    from sqsegv3_ros.data.rosbag_reader import MCAP, SQLITE3
+    from sqsegv3_ros.data.sequences import TOPIC
 
     storage = args.storage or (SQLITE3 if args.bag.suffix == ".db3" else MCAP)
     told = sequence_to_bag(
@@ -55,11 +55,11 @@ def _to_bag(args: argparse.Namespace) -> str:
 
 
 def _to_sequence(args: argparse.Namespace) -> str:
-    from sqsegv3_ros.cloud import CloudSettings
     from sqsegv3_ros.commands.evaluate import progress_line
     from sqsegv3_ros.commands.options import intensity_settings
-    from sqsegv3_ros.conversion import FromBag, bag_to_sequence
-    from sqsegv3_ros.labels import SEMANTIC_KITTI, LabelSet
+    from sqsegv3_ros.data.conversion import FromBag, bag_to_sequence
+    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
+    from sqsegv3_ros.pointcloud2 import CloudSettings
 
     settings = FromBag(
         topic=args.topic,

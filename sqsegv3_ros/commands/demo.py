@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqsegv3_ros.errors import OperationError, UserError, missing_package
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.demo import DemoFiles
+    from sqsegv3_ros.commands.demo_steps import DemoFiles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate, drive, judge, draw. Returns 0 where every scan was judged, 1 otherwise."""
-    from sqsegv3_ros.model_file import find_model, read_info
+    from sqsegv3_ros.inference.model_file import find_model, read_info
 
     if not 2 <= args.scans <= 10_000:
         raise UserError(f"--scans must lie in 2..10000, found {args.scans}")
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _demo(model: Path, name: str, args: argparse.Namespace) -> int:
-    from sqsegv3_ros import demo
+    from sqsegv3_ros.commands import demo_steps as demo
 
     files = demo.DemoFiles(args.output)
     _say(f"simulating a drive of {args.scans} sweeps of a 64-beam LiDAR")
@@ -64,7 +64,7 @@ def _demo(model: Path, name: str, args: argparse.Namespace) -> int:
 
 
 def _drive(model: Path, files: DemoFiles, scans: int, keeps_pace: bool) -> bool:
-    from sqsegv3_ros.demo import drive_live
+    from sqsegv3_ros.commands.demo_steps import drive_live
 
     complete = drive_live(model, files, scans, keeps_pace)
     print(files.log("judge").read_text(errors="replace"), end="", flush=True)

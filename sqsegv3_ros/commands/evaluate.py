@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.evaluation.judge import BorderConfig
-    from sqsegv3_ros.labels import LabelSet
+    from sqsegv3_ros.data.label_set import LabelSet
+    from sqsegv3_ros.evaluation.evaluator import BorderConfig
 
 _BAG_OPTIONS = ("topic", "ground_truth_topic", "label_field", "ground_truth_field")
 
@@ -59,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from sqsegv3_ros.evaluation.bags import holds_bags
-    from sqsegv3_ros.evaluation.judge import BorderConfig
-    from sqsegv3_ros.evaluation.table import format_summary
-    from sqsegv3_ros.kitti import write_whole
-    from sqsegv3_ros.labels import SEMANTIC_KITTI, LabelSet
+    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
+    from sqsegv3_ros.data.semantic_kitti import write_whole
+    from sqsegv3_ros.evaluation.bag_evaluation import holds_bags
+    from sqsegv3_ros.evaluation.evaluator import BorderConfig
+    from sqsegv3_ros.evaluation.tables import format_summary
 
     labels = SEMANTIC_KITTI if args.labels is None else LabelSet.from_yaml(args.labels)
     if args.border is None and args.border_connectivity is not None:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate_folders(args: argparse.Namespace, labels: LabelSet, border: BorderConfig | None) -> dict[str, Any]:
-    from sqsegv3_ros.evaluation.dataset import evaluate_dataset
+    from sqsegv3_ros.evaluation.predictions import evaluate_dataset
 
     if args.dataset is None:
         raise UserError(f"give --dataset ROOT with the ground truth: {args.predictions} is neither a bag nor holds any")
@@ -93,7 +93,7 @@ def _evaluate_folders(args: argparse.Namespace, labels: LabelSet, border: Border
 def _evaluate_bags(args: argparse.Namespace, labels: LabelSet, border: BorderConfig | None) -> dict[str, Any]:
     from pathlib import Path
 
-    from sqsegv3_ros.evaluation.bags import BagFields, evaluate_bags
+    from sqsegv3_ros.evaluation.bag_evaluation import BagFields, evaluate_bags
 
     if args.sequences is not None:
         raise UserError(f"--sequences is for SemanticKITTI's layout, but {args.predictions} holds bags")

@@ -75,11 +75,11 @@ def _info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
     import dataclasses
     import time
 
-    from sqsegv3_ros.knn import KnnConfig
-    from sqsegv3_ros.labels import LabelSet
-    from sqsegv3_ros.model_file import ModelInfo
+    from sqsegv3_ros.data.label_set import LabelSet
+    from sqsegv3_ros.inference.knn import KnnConfig
+    from sqsegv3_ros.inference.model_file import ModelInfo
+    from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
     from sqsegv3_ros.network.config import NetworkConfig
-    from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
     knn = KnnConfig.from_dict(description["knn"])
     trained = ProjectionConfig.from_dict(description["projection"])

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
+    from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
     from sqsegv3_ros.network.model import SqueezeSegV3
-    from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, and say what was drawn. Returns the exit code."""
-    from sqsegv3_ros.benchmark.report import import_pyplot
+    from sqsegv3_ros.benchmark.tables import import_pyplot
 
     import_pyplot()  # better missed now than after the work
-    from sqsegv3_ros.ablation import figures, observation
-    from sqsegv3_ros.kitti import find_scans, read_scan, write_whole
-    from sqsegv3_ros.projection import ProjectionConfig
+    from sqsegv3_ros.benchmark.ablation import figures, observation
+    from sqsegv3_ros.data.semantic_kitti import find_scans, read_scan, write_whole
+    from sqsegv3_ros.inference.range_image import ProjectionConfig
 
     names = {"means": "coordinates.png", "places": "locations.png", "filters": "activation.png", "json": "figures.json"}
     paths = {key: args.output / name for key, name in names.items()}
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _networks(checkpoints: list[Path]) -> Iterator[tuple[str, SqueezeSegV3, ProjectionConfig, Normalization]]:
     """What each network is called, itself, and how its images are made; all files are read before the first is used."""
-    from sqsegv3_ros.projection import Normalization, ProjectionConfig
+    from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
     from sqsegv3_ros.training.checkpoint import load_network, read_checkpoint
 
     loaded = [(path, *read_checkpoint(path)) for path in checkpoints]

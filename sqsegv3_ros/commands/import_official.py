@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another --output or overwrite it with --force")
 
-    from sqsegv3_ros.model_file import ModelInfo
+    from sqsegv3_ros.inference.model_file import ModelInfo
     from sqsegv3_ros.network.export import export_model
     from sqsegv3_ros.network.official import load_official
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.commands.options import add_runtime_options, runtime_settings
+from sqsegv3_ros.data.semantic_kitti import write_whole
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.kitti import write_whole
-from sqsegv3_ros.model_file import ModelInfo, find_model, read_info
+from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _runtime(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What runs the model on this machine, after it was compiled and run once."""
-    from sqsegv3_ros.segmenter import Segmenter
+    from sqsegv3_ros.inference.segmenter import Segmenter
 
     segmenter = Segmenter(path, **runtime_settings(args))
     segmenter.warm_up()

@@ -20,9 +20,9 @@ from sqsegv3_ros.commands.options import (
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.labelling import Job
-    from sqsegv3_ros.pipeline import Pipeline
-    from sqsegv3_ros.segmenter import Segmenter
+    from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+    from sqsegv3_ros.inference.segmenter import Segmenter
+    from sqsegv3_ros.labelling.job import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label every input. Nothing is written before all inputs and outputs have been checked."""
-    from sqsegv3_ros.labelling import BagOptions, check, plan, share
-    from sqsegv3_ros.parameter_files import checked
+    from sqsegv3_ros.inference.parameter_files import checked
+    from sqsegv3_ros.labelling.job import BagOptions, check, plan, share
 
     options = BagOptions(args.topic, args.output_topic, args.storage)
     jobs = plan(args.input, args.output, args.sequences, options)
@@ -112,8 +112,8 @@ def _label(
     segmenter: Segmenter, pipeline: Pipeline | None, jobs: list[Job], args: argparse.Namespace
 ) -> Iterator[tuple[Path, str]]:
     """Do the jobs. Yields with every scan the bag or folder where it comes from and the remark on it."""
-    from sqsegv3_ros.cloud import CloudSettings
-    from sqsegv3_ros.labelling import label_bag, label_scan
+    from sqsegv3_ros.labelling.job import label_bag, label_scan
+    from sqsegv3_ros.pointcloud2 import CloudSettings
 
     for job in jobs:
         if pipeline is not None and job.is_bag:
@@ -125,10 +125,10 @@ def _label(
 
 def _make_pipeline(args: argparse.Namespace) -> Pipeline:
     """The node's way from cloud to labelled cloud, by parameter file and options."""
-    from sqsegv3_ros.model_file import find_model
-    from sqsegv3_ros.parameter_files import checked, read_parameters
-    from sqsegv3_ros.parameters import SPECS, Settings
-    from sqsegv3_ros.pipeline import Pipeline
+    from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+    from sqsegv3_ros.inference.model_file import find_model
+    from sqsegv3_ros.inference.parameter_files import checked, read_parameters
+    from sqsegv3_ros.inference.settings import SPECS, Settings
 
     values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
     for file in args.params:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.segmenter import Segmenter
+    from sqsegv3_ros.inference.segmenter import Segmenter
 
 T = TypeVar("T")
 
@@ -68,8 +68,8 @@ def intensity_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def make_segmenter(args: argparse.Namespace) -> Segmenter:
     """The segmenter that the options of `add_model_options` describe. Raises UserError for what cannot be used."""
-    from sqsegv3_ros.model_file import find_model, read_info
-    from sqsegv3_ros.segmenter import Segmenter
+    from sqsegv3_ros.inference.model_file import find_model, read_info
+    from sqsegv3_ros.inference.segmenter import Segmenter
 
     path = find_model(args.model)
     changes = {"mode": args.knn, "k": args.knn_k, "search": args.knn_search}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.kitti import ScanFile
+    from sqsegv3_ros.data.semantic_kitti import ScanFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw and write. Returns the exit code."""
-    from sqsegv3_ros.evaluation.dataset import read_known_labels
+    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
+    from sqsegv3_ros.data.semantic_kitti import read_scan, write_whole
+    from sqsegv3_ros.evaluation.predictions import read_known_labels
     from sqsegv3_ros.evaluation.sheet import png_of, scan_sheet
-    from sqsegv3_ros.kitti import read_scan, write_whole
-    from sqsegv3_ros.labels import SEMANTIC_KITTI, LabelSet
-    from sqsegv3_ros.projection import ProjectionConfig
+    from sqsegv3_ros.inference.range_image import ProjectionConfig
 
     check_output(args.output, ".png", args.force)
     label_set = SEMANTIC_KITTI if args.dataset_labels is None else LabelSet.from_yaml(args.dataset_labels)
@@ -73,7 +73,7 @@ def check_output(path: str, suffix: str, force: bool) -> None:
 
 
 def _find(given: str, name: str | None) -> ScanFile:
-    from sqsegv3_ros.kitti import ScanFile, find_scans
+    from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans
 
     path = Path(given)
     if not path.is_dir():

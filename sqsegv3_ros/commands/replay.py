@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay, then say what was published. Returns the exit code: 1 where nothing was."""
     try:
-        from sqsegv3_ros.replay_node import ReplaySettings, replay
+        from sqsegv3_ros.ros.replay_node import ReplaySettings, replay
     except ImportError as error:
         raise UserError(
             f"replay needs rclpy and its messages ({error}): source a ROS 2 installation, or "

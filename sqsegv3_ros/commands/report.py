@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.evaluation.report import Sample
+    from sqsegv3_ros.evaluation.report_page import Sample
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate where asked to, build the page, write it. Returns the exit code."""
     from sqsegv3_ros.commands.render import check_output
-    from sqsegv3_ros.evaluation.report import build_report, worst_samples
-    from sqsegv3_ros.kitti import write_whole
+    from sqsegv3_ros.data.semantic_kitti import write_whole
+    from sqsegv3_ros.evaluation.report_page import build_report, worst_samples
 
     check_output(args.output, ".html", args.force)
     if args.worst < 0:
@@ -61,10 +61,10 @@ def _are_here(*folders: str | None) -> bool:
 
 def _summary(args: argparse.Namespace) -> dict[str, Any]:
     from sqsegv3_ros.commands.evaluate import progress_line
-    from sqsegv3_ros.evaluation.dataset import evaluate_dataset
-    from sqsegv3_ros.evaluation.judge import BorderConfig
-    from sqsegv3_ros.evaluation.report import read_summary
-    from sqsegv3_ros.labels import SEMANTIC_KITTI, LabelSet
+    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
+    from sqsegv3_ros.evaluation.evaluator import BorderConfig
+    from sqsegv3_ros.evaluation.predictions import evaluate_dataset
+    from sqsegv3_ros.evaluation.report_page import read_summary
 
     if args.evaluation is not None:
         if args.sequences or args.labels:

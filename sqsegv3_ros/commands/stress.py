@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print. 1 where a cloud was lost or damaged, or memory, threads or files grow in a soak."""
     from sqsegv3_ros.benchmark import stress
     from sqsegv3_ros.benchmark.networks import network_config
-    from sqsegv3_ros.model_file import find_model, read_info
+    from sqsegv3_ros.inference.model_file import find_model, read_info
 
     for option, values in (("--rates", args.rates), ("--points", args.points), ("--seconds", [args.seconds])):
         if any(not value > 0 for value in values):
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         results = stress.run(bench, wanted, args.seconds, lambda line: print(line, file=sys.stderr, flush=True))
         print(stress.text(results))
     if args.json is not None:
-        from sqsegv3_ros.kitti import write_whole
+        from sqsegv3_ros.data.semantic_kitti import write_whole
 
         write_whole(args.json, json.dumps(results, indent=1).encode())
     return 1 if any(result["lost"] > 0 or result["damaged"] for result in results) else 0

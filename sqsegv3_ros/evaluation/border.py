@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.projection import ProjectionConfig
+    from sqsegv3_ros.inference.range_image import ProjectionConfig
 
 _STRAIGHT = ((-1, 0), (1, 0), (0, -1), (0, 1))
 _DIAGONAL = ((-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -67,7 +67,7 @@ def points_at_border(
     """
     import torch
 
-    from sqsegv3_ros.projection import ProjectionConfig, project
+    from sqsegv3_ros.inference.range_image import ProjectionConfig, project
 
     image = project(torch.from_numpy(points), projection or ProjectionConfig())
     index = image.index.numpy()

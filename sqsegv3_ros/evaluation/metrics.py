@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.labels import LabelSet
 
 BAND_EDGES_M = (0.0, 10.0, 20.0, 30.0, 50.0)
 """Where the range bands begin, in metres; the last one is open."""

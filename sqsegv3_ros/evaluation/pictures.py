@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.labels import LabelSet
+from sqsegv3_ros.data.label_set import LabelSet
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.projection import RangeImage
+    from sqsegv3_ros.inference.range_image import RangeImage
 
 Picture = npt.NDArray[np.uint8]
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from sqsegv3_ros.bags import BagReader, is_bag
+from sqsegv3_ros.data.rosbag_reader import BagReader, is_bag
+from sqsegv3_ros.data.sequences import FRAME, TOPIC, read_sequence, structured_points
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.sequences import FRAME, TOPIC, read_sequence, structured_points
 
 LATE_S = 0.01  # a cloud that goes out later than this after its time is counted as late
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.evaluation.pictures import display_colors
-from sqsegv3_ros.evaluation.table import band_title
-from sqsegv3_ros.labels import LabelSet
+from sqsegv3_ros.evaluation.tables import band_title
 
 LATENCY_PERCENTILES = (50, 95, 99)
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import missing_package
 from sqsegv3_ros.evaluation import pictures
 from sqsegv3_ros.evaluation.pictures import BACKGROUND, Layer, Picture
-from sqsegv3_ros.labels import LabelSet
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
-    from sqsegv3_ros.projection import ProjectionConfig
+    from sqsegv3_ros.inference.range_image import ProjectionConfig
 
 PAPER, INK, FAINT = (28, 31, 37), (232, 234, 238), (150, 155, 165)
 WIDTH, STRIP_HEIGHT, MARGIN, CAPTION = 2048, 256, 24, 40
@@ -42,7 +42,7 @@ def scan_sheet(
     import torch
     from PIL import Image, ImageDraw
 
-    from sqsegv3_ros.projection import ProjectionConfig, project
+    from sqsegv3_ros.inference.range_image import ProjectionConfig, project
 
     image = project(torch.from_numpy(points), projection or ProjectionConfig())
     layers = pictures.label_layers(label_set, labels, truth)

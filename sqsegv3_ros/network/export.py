@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sqsegv3_ros.data.semantic_kitti import write_whole
 from sqsegv3_ros.errors import OperationError, UserError, missing_package
-from sqsegv3_ros.kitti import write_whole
-from sqsegv3_ros.model_file import INFO_FILE, ModelInfo, save_model
+from sqsegv3_ros.inference.model_file import INFO_FILE, ModelInfo, save_model
 from sqsegv3_ros.network.layers import ConvNorm, pad_azimuth
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.network.sac import TAPS, Attention, SpatiallyAdaptiveBlock

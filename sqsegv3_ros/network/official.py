@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError, missing_package
-from sqsegv3_ros.knn import KnnConfig
-from sqsegv3_ros.labels import LabelSet
+from sqsegv3_ros.inference.knn import KnnConfig
+from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.official_keys import FILES, HEADS, official_key
-from sqsegv3_ros.projection import Normalization, ProjectionConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros import kitti
+from sqsegv3_ros.data import semantic_kitti as kitti
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.simulation.drive import matrix
 from sqsegv3_ros.simulation.plans import SCENES
@@ -219,7 +219,7 @@ def simulate(
         for count, _ in _produced(settings, folder, skip, False, jobs):
             yield count
     else:
-        from sqsegv3_ros.simulation.bags import BagWriter
+        from sqsegv3_ros.simulation.simulated_bag import BagWriter
 
         with BagWriter(bag, force=force, poses=settings.drive) as writer:
             if folder is not None:

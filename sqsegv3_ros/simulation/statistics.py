@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros import kitti
+from sqsegv3_ros.data import semantic_kitti as kitti
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.errors import UserError, missing_package
-from sqsegv3_ros.labels import SEMANTIC_KITTI
 
 ROWS, COLUMNS = 64, 2048
 LABELLED_M = 50.0  # SemanticKITTI leaves points farther away unlabeled
@@ -43,7 +43,7 @@ class Tally:
         """Count a scan: (N, 4) points and their (N,) classes."""
         import torch
 
-        from sqsegv3_ros.projection import ProjectionConfig, project
+        from sqsegv3_ros.inference.range_image import ProjectionConfig, project
 
         image = project(torch.from_numpy(points), ProjectionConfig(height=ROWS, width=COLUMNS))
         distance = np.sqrt((points[:, :3].astype(np.float64) ** 2).sum(axis=1))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.projection import ProjectionConfig
+from sqsegv3_ros.inference.range_image import ProjectionConfig
 
 Points = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from sqsegv3_ros.kitti import write_whole
+from sqsegv3_ros.data.semantic_kitti import write_whole
 from sqsegv3_ros.training.module import BEST, SegmentationModule
 
 BEST_NAME, LAST_NAME, HISTORY_NAME = "best", "last", "history.jsonl"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.model_file import find_model, is_model_file, read_info, read_training_state
+from sqsegv3_ros.inference.model_file import find_model, is_model_file, read_info, read_training_state
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
 

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.inference.range_image import RangeImage
 from sqsegv3_ros.network.config import WIDTH_DIVISOR
-from sqsegv3_ros.projection import RangeImage
 from sqsegv3_ros.training.augment import Labels, Points, in_sector
 
 MARGIN_COLUMNS = 4

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN, LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.labels import SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN, LabelSet
-from sqsegv3_ros.projection import ProjectionConfig, project
+from sqsegv3_ros.inference.range_image import ProjectionConfig, project
 from sqsegv3_ros.training import augment
 from sqsegv3_ros.training.augment import Augmentation, Labels, Points
 from sqsegv3_ros.training.crop import check_crop, choose_window

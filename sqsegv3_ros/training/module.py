@@ -15,14 +15,14 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
-from sqsegv3_ros.knn import KnnConfig
-from sqsegv3_ros.labels import LabelSet
-from sqsegv3_ros.model_file import find_model
+from sqsegv3_ros.inference.knn import KnnConfig
+from sqsegv3_ros.inference.model_file import find_model
+from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
-from sqsegv3_ros.projection import Normalization, ProjectionConfig
 from sqsegv3_ros.training.checkpoint import KEY, load_weights
 from sqsegv3_ros.training.crop import set_azimuth_padding
 from sqsegv3_ros.training.data import Batch, ScanData, ValidationScan, load_label_set

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sqsegv3_ros.data.label_set import LabelSet
+from sqsegv3_ros.data.labelled_bag import folder_of
+from sqsegv3_ros.data.semantic_kitti import POINT_BYTES, ScanFile, find_scans, read_labels, read_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.kitti import POINT_BYTES, ScanFile, find_scans, read_labels, read_scan
-from sqsegv3_ros.labels import LabelSet
-from sqsegv3_ros.training.bag_root import folder_of
 
 INVALID = ("raise", "skip")
 

@@ -1,0 +1,1 @@
+"""Label sets, SemanticKITTI trees and rosbags."""

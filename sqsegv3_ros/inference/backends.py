@@ -1,0 +1,284 @@
+"""Backends: what runs the exported network, image -> logits. torch on CUDA or the CPU, or OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.inference.model_file import ModelFile
+
+BACKENDS = ("auto", "torch", "openvino")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+DEVICES = ("auto", "cuda", "cpu")
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+INSTALL_OPENVINO = "pip install openvino"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs the network. Equal runtimes give equal labels.
+
+    Attributes:
+        backend: 'torch' or 'openvino'.
+        device: Where points, image and logits are.
+        precision: 'fp32', 'fp16' or 'bf16', what the network computes in.
+        threads: CPU threads that share a scan.
+        cuda_graph: Whether the network's kernels are recorded once and replayed.
+        hint: What would make it faster, for the log; empty if nothing is known.
+    """
+
+    backend: str
+    device: torch.device
+    precision: str
+    threads: int
+    cuda_graph: bool = False
+    hint: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device.type == "cpu" else ""
+        return f"{self.backend} on {self.device}, {self.precision}{threads}"
+
+
+class Backend(Protocol):
+    """A network, ready to run for one image size; `precision` is what it computes in."""
+
+    precision: str
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(1, 5, H, W) float32 on the device -> logits (1, C, H, W) float32, which the next call may overwrite."""
+        ...
+
+
+def resolve_runtime(
+    backend: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    *,
+    cuda_graph: bool = False,
+) -> Runtime:
+    """Resolve what runs the network on this machine.
+
+    Args:
+        backend: 'torch', 'openvino', or 'auto': torch on a CUDA device, else OpenVINO if it is installed, else torch.
+        device: 'cuda', 'cuda:N', 'cpu', or 'auto': CUDA if there is a device.
+        precision: 'fp32', 'fp16', 'bf16', or 'auto': fp16 on CUDA, bf16 with OpenVINO on a CPU with bf16 instructions,
+            else fp32.
+        threads: CPU threads; None: one per core that the process may use.
+        cuda_graph: Record the network's kernels on a CUDA device once and replay them.
+
+    Raises:
+        UserError: A value is unknown, or the machine cannot do it.
+    """
+    _check_choice("backend", backend, BACKENDS)
+    _check_choice("precision", precision, PRECISIONS)
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UserError(f"threads must lie in 1..1024, found {threads}")
+    if backend == "openvino" and device == "auto":
+        device = "cpu"
+    resolved = resolve_device(device)
+    on_cpu, installed, hint = resolved.type == "cpu", importlib.util.find_spec("openvino") is not None, ""
+    if backend == "auto":
+        backend = "openvino" if on_cpu and installed else "torch"
+        if on_cpu and not installed:
+            hint = f"OpenVINO is not installed; with it the network is 2 to 4 times faster: {INSTALL_OPENVINO}"
+    elif backend == "openvino":
+        if not on_cpu:
+            raise UserError(f"backend 'openvino' runs on the CPU, found device '{resolved}'; use backend 'torch'")
+        if not installed:
+            raise UserError(f"backend 'openvino' needs the Python package 'openvino': {INSTALL_OPENVINO}")
+    native_bf16 = has_native_bf16()
+    if precision == "auto":
+        precision = "fp32" if on_cpu else "fp16"
+        if backend == "openvino" and native_bf16:
+            precision = "bf16"
+    elif precision == "bf16" and backend == "openvino" and not native_bf16:
+        raise UserError(
+            "precision 'bf16' needs a CPU with avx512_bf16 or amx_bf16, which this one lacks; use 'auto' or 'fp32'"
+        )
+    if cuda_graph and resolved.type != "cuda":
+        raise UserError(f"a CUDA graph needs a CUDA device, found {resolved}")
+    return Runtime(backend, resolved, precision, threads or len(os.sched_getaffinity(0)), cuda_graph, hint)
+
+
+def resolve_device(device: str) -> torch.device:
+    """Resolve 'auto', 'cuda', 'cuda:N' or 'cpu'. Raises UserError if there is no such device."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = torch.device("meta")
+    if resolved.type not in ("cpu", "cuda"):
+        raise UserError(f"device must be one of {', '.join(DEVICES)} or cuda:N, found '{device}'")
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= count:
+            raise UserError(f"device '{device}' not found (CUDA devices: {count}); use 'auto' or 'cpu'")
+    return resolved
+
+
+def has_native_bf16() -> bool:
+    """Whether the CPU has bf16 instructions by its own flags; OpenVINO also reports bf16 where it emulates it."""
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return not set(_NATIVE_BF16_FLAGS).isdisjoint(flags.split())
+
+
+def make_backend(model: ModelFile, runtime: Runtime, height: int, width: int) -> Backend:
+    """Make a backend for images of one size.
+
+    Args:
+        model: The model; its network belongs to the backend afterwards.
+        runtime: From `resolve_runtime`.
+        height: Rows of the image.
+        width: Columns of the image.
+
+    Raises:
+        UserError: The network cannot be compiled, or not in the precision asked for.
+    """
+    multiple, least = model.info.width_multiple, model.info.minimum_width
+    if width % multiple or width < least:
+        raise UserError(
+            f"the image width must be a multiple of {multiple}, at least {least}, for model {model.path}, found {width}"
+        )
+    if runtime.backend == "openvino":
+        return OpenVinoBackend(model, runtime, (1, 5, height, width))
+    network = TorchBackend(model, runtime)
+    return GraphedBackend(network) if runtime.cuda_graph else network
+
+
+class TorchBackend:
+    """The network run by torch."""
+
+    def __init__(self, model: ModelFile, runtime: Runtime) -> None:
+        self.precision = runtime.precision
+        self._dtype = _DTYPES[runtime.precision]
+        self._network = model.network.to(device=runtime.device, dtype=self._dtype)
+        self._on_cpu = runtime.device.type == "cpu"
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(1, 5, H, W) float32 on the device -> logits (1, C, H, W) float32."""
+        # TorchScript's optimiser finds nothing to fuse on a CPU, and costs seconds and memory in the first runs
+        with torch.jit.optimized_execution(False) if self._on_cpu else nullcontext():
+            logits: Tensor = self._network(image.to(self._dtype)).float()
+        return logits
+
+
+class GraphedBackend:
+    """A network on a CUDA device whose kernels are recorded once and replayed, which spares the launch of each."""
+
+    def __init__(self, network: TorchBackend) -> None:
+        self.precision = network.precision
+        self._network = network
+        self._image = torch.empty(0)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(1, 5, H, W) float32 on the device -> logits (1, C, H, W) float32, which the next call overwrites."""
+        if self._image.shape != image.shape:
+            self._record(image)
+        self._image.copy_(image)
+        self._graph.replay()
+        return self._logits
+
+    def _record(self, image: Tensor) -> None:
+        self._image, self._graph = image.clone(), torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # TorchScript optimises what the first runs have shown, which cannot be recorded
+                self._network(self._image)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(self._graph):
+            self._logits = self._network(self._image)
+
+
+class OpenVinoBackend:
+    """The network compiled by OpenVINO for the CPU and one image size."""
+
+    def __init__(self, model: ModelFile, runtime: Runtime, shape: tuple[int, int, int, int]) -> None:
+        openvino = import_openvino()
+        self.shape = shape
+        graph = _convert(model, shape)
+        settings = {
+            "INFERENCE_NUM_THREADS": runtime.threads,
+            "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[runtime.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # two nodes would share a core
+        }
+        try:
+            compiled = openvino.Core().compile_model(graph, "CPU", settings)
+        except RuntimeError as error:
+            raise UserError(f"OpenVINO cannot compile model {model.path}: {_last_line(error)}") from error
+        found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.precision = next((name for name, kind in _OPENVINO_TYPES.items() if kind == found), found)
+        if self.precision != runtime.precision:
+            raise UserError(
+                f"OpenVINO runs model {model.path} in {self.precision} on this CPU instead of {runtime.precision}; "
+                "use precision 'auto'"
+            )
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(1, 5, H, W) float32 on the CPU -> logits (1, C, H, W) float32, which the next call overwrites."""
+        if tuple(image.shape) != self.shape:
+            raise UserError(f"the network is compiled for an image {self.shape}, found {tuple(image.shape)}")
+        # memory is shared in both directions; numpy views need a tensor that is not one of inference mode
+        result = self._request.infer([image.numpy()], share_inputs=True, share_outputs=True)
+        return torch.from_numpy(result[0])
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its usage statistics, which it would send to the vendor at every import."""
+    name = "openvino_telemetry"
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # cannot be imported: OpenVINO then does without
+    try:
+        import openvino
+    finally:
+        if hidden:
+            del sys.modules[name]
+    return openvino
+
+
+def _convert(model: ModelFile, shape: tuple[int, int, int, int]) -> Any:
+    # through the frontend itself: openvino.convert_model would send usage statistics, too
+    openvino = import_openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    try:
+        decoder = TorchScriptPythonDecoder(model.network)  # has to outlive the conversion
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        graph = frontend.load(decoder)
+        image = graph.get_inputs()[0]  # a loaded network does not say what it takes
+        graph.set_element_type(image, openvino.Type.f32)
+        graph.set_partial_shape(image, openvino.PartialShape(list(shape)))
+        return frontend.convert(graph)
+    except RuntimeError as error:
+        raise UserError(f"OpenVINO cannot convert model {model.path}: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, found '{value}'")

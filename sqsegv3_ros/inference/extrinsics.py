@@ -1,0 +1,100 @@
+"""The sensor's mount: how the points of a tilted sensor are levelled, and what one at another height would measure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.inference.range_image import EMPTY, RangeImage
+
+Rows = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+_IDENTITY: Rows = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A rotation from the sensor's frame to a level one with the same origin, and the sensor's height.
+
+    rotation: row-major 3 x 3. height_m: over the ground, metres; 0 where unknown: as the model's sensor.
+    """
+
+    rotation: Rows = _IDENTITY
+    height_m: float = 0.0
+
+    @classmethod
+    def from_angles(cls, roll_deg: float, pitch_deg: float, yaw_deg: float, height_m: float = 0.0) -> Mount:
+        """A mount from its angles (REP 103: fixed axes x, y, z; positive pitch looks down).
+
+        Raises UserError where no package turns the angles into a rotation.
+        """
+        if not (roll_deg or pitch_deg or yaw_deg):
+            return cls(height_m=height_m)
+        return cls(_rows(_rotation(*(math.radians(a) for a in (roll_deg, pitch_deg, yaw_deg)))), height_m)
+
+    @classmethod
+    def from_quaternion(cls, x: float, y: float, z: float, w: float, height_m: float = 0.0) -> Mount:
+        """A mount from the rotation of a transform level frame <- sensor frame."""
+        norm = math.sqrt(x * x + y * y + z * z + w * w)
+        x, y, z, w = x / norm, y / norm, z / norm, w / norm
+        matrix = [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+        return cls(_rows(np.array(matrix)), height_m)
+
+    @property
+    def is_level(self) -> bool:
+        """Whether points keep their coordinates."""
+        return self.rotation == _IDENTITY
+
+    def level(self, points: Tensor) -> Tensor:
+        """(N, 4) float32 x, y, z, remission in the sensor frame -> the same in the level frame."""
+        if self.is_level:
+            return points
+        return torch.cat([points[:, :3] @ points.new_tensor(self.rotation).T, points[:, 3:]], 1)
+
+    def lifts(self, model_height_m: float | None) -> bool:
+        """Whether the sensor is known to be at another height than the model's."""
+        return bool(self.height_m and model_height_m) and self.height_m != model_height_m
+
+    def lift(self, image: RangeImage, model_height_m: float | None) -> RangeImage:
+        """The image with the coordinates that a sensor at the model's height would measure of the same places.
+
+        The ground comes to lie where the model expects it, without which it takes roads for cars. Every place keeps the
+        pixel of the ray that met it: where the rays leave the sensor at another height, they still are as far apart as
+        they are. model_height_m: of the sensor that the model learned from; None where unknown, then nothing changes.
+        """
+        if model_height_m is None or not self.lifts(model_height_m):
+            return image
+        _, x, y, z, remission = image.channels
+        z = z + (self.height_m - model_height_m)
+        channels = torch.stack([(x * x + y * y + z * z).sqrt(), x, y, z, remission])
+        return replace(image, channels=channels.masked_fill_(~image.mask, EMPTY), normalized=None)
+
+
+def _rotation(roll: float, pitch: float, yaw: float) -> np.ndarray:
+    try:
+        from tf_transformations import euler_matrix  # a robot has it by rosdep
+
+        return np.asarray(euler_matrix(roll, pitch, yaw, "sxyz"))[:3, :3]
+    except ImportError:
+        pass
+    try:
+        from transforms3d.euler import euler2mat  # what tf_transformations wraps, for machines without ROS
+    except ImportError:
+        raise UserError(
+            "a tilted mount needs tf_transformations (rosdep install, or ros-$ROS_DISTRO-tf-transformations) or, "
+            "without ROS, transforms3d (pip install transforms3d)"
+        ) from None
+    return np.asarray(euler2mat(roll, pitch, yaw, "sxyz"))
+
+
+def _rows(matrix: np.ndarray) -> Rows:
+    a, b, c = ((float(row[0]), float(row[1]), float(row[2])) for row in matrix)
+    return a, b, c

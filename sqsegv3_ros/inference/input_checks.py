@@ -1,0 +1,173 @@
+"""Does a scan look like those that the model learned from? Points go in, remarks on what does not fit come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sqsegv3_ros.inference.extrinsics import Mount
+from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
+
+# Points looked at: enough for percentiles, too few to cost anything. Odd, so that a cloud that holds the returns of
+# 16, 32, 64 or 128 lasers in turn shows all of them.
+_EVERY = 17
+_MIN_POINTS = 200
+_LEVEL = Mount()
+_EDGE_DEG = 1.0  # so far outside of the field of view, the edge row is still a good place
+_OUTSIDE = 0.05  # share of points from which on it matters
+_HEIGHT_M = 0.35  # the ground of streets is seldom further from where it should be
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What scans are made into, and what the model learned from. model_height_m: of its sensor, None where unknown."""
+
+    projection: ProjectionConfig
+    normalization: Normalization
+    mount: Mount = _LEVEL
+    model_height_m: float | None = None
+
+
+def remarks(
+    points: npt.NDArray[np.float32],
+    rings: npt.NDArray[Any] | None,
+    expected: Expected,
+    mask: Tensor | None = None,
+) -> tuple[str, ...]:
+    """What about a scan does not fit, a sentence each that names what was found, expected, and the setting to look at.
+
+    points: (N, 4) x, y, z in metres in the sensor frame, remission after scaling. rings: (N,) ring numbers where the
+    cloud has them. mask: (H, W) bool, the pixels of the image that have a point.
+    """
+    projection = expected.projection
+    sample = expected.mount.level(torch.from_numpy(points[::_EVERY].copy())).numpy()
+    xyz = sample[:, :3].astype(np.float64)
+    distance = np.sqrt((xyz**2).sum(1))
+    good = np.isfinite(distance) & (distance > 0)
+    if good.sum() < _MIN_POINTS:
+        return ()
+    elevation = np.degrees(np.arcsin(np.clip(xyz[good, 2] / distance[good], -1, 1)))
+    found = [_intensity(sample[good, 3], expected.normalization), _field_of_view(elevation, projection)]
+    if rings is not None and (projection.needs_rings or projection.ring_count):
+        found.append(_rings(rings[::_EVERY][good], elevation, projection))
+    elif not found[-1]:
+        found.append(_beams(elevation, projection))
+    if mask is not None:
+        found.append(_columns(mask))
+    found.append(_height(xyz[good], expected))
+    return tuple(remark for remark in found if remark)
+
+
+def _intensity(remission: npt.NDArray[np.float32], normalization: Normalization) -> str:
+    mean, std = normalization.means[4], normalization.stds[4]
+    remission = remission[np.isfinite(remission)]
+    if not len(remission):
+        return "no intensity is finite; check intensity_field"
+    typical, highest = float(np.median(remission)), float(np.percentile(remission, 99))
+    if typical > mean + 3 * std:
+        return (
+            f"intensity does not fit: its median is {typical:.3g}, the model learned from about {mean:g} +- {std:g}; "
+            "set intensity_scale (1/255 = 0.00392 for drivers that give 0..255) and intensity_exponent"
+        )
+    if highest < mean / 3:
+        return (
+            f"intensity does not fit: it hardly exceeds {highest:.3g}, "
+            f"the model learned from about {mean:g} +- {std:g}; "
+            "set intensity_scale, intensity_exponent or intensity_field"
+        )
+    return ""
+
+
+def _field_of_view(elevation: npt.NDArray[np.float64], projection: ProjectionConfig) -> str:
+    up, down = projection.fov_up_deg, projection.fov_down_deg
+    low, high = np.percentile(elevation, [1, 99])
+    outside = np.mean((elevation > up + _EDGE_DEG) | (elevation < down - _EDGE_DEG))
+    if outside > _OUTSIDE:
+        found = f"{100 * outside:.0f} % of the points lie outside {down:g}..{up:g} deg (found {low:.1f}..{high:.1f})"
+    elif high - low < 0.35 * (up - down):  # less than what is left of it in an open field
+        found = f"the points fill {low:.1f}..{high:.1f} deg of {down:g}..{up:g}"
+    else:
+        return ""
+    return f"field of view does not fit: {found}; set projection.fov_up_deg and projection.fov_down_deg"
+
+
+def _rings(rings: npt.NDArray[Any], elevation: npt.NDArray[np.float64], projection: ProjectionConfig) -> str:
+    expected = projection.ring_count or projection.height
+    rings = rings.astype(np.int64)
+    if np.mean((rings < 0) | (rings >= expected)) > 0.01:
+        return f"rings do not fit: found {rings.min()}..{rings.max()}, expected 0..{expected - 1}; {_RING_HELP}"
+    seen = len(np.unique(rings))
+    low, high = np.percentile(elevation, [1, 99])
+    # beams that meet nothing, as those into the sky, say nothing about the sensor
+    if seen < 0.55 * expected and high - low > 0.52 * (projection.fov_up_deg - projection.fov_down_deg):
+        return f"rings do not fit: found {seen} of {expected} over the whole field of view; {_RING_HELP}"
+    if projection.needs_rings and seen > 2:
+        upwards = float(np.corrcoef(rings, elevation)[0, 1])
+        if projection.rows == "ring_from_top":
+            upwards = -upwards
+        if upwards < 0.5:
+            order = "the other way round" if upwards < -0.5 else "not by elevation"
+            return f"rings do not fit: they are numbered {order}; set projection.rows"
+    return ""
+
+
+_RING_HELP = "set projection.ring_count, and the field of view with it"
+
+
+def _beams(elevation: npt.NDArray[np.float64], projection: ProjectionConfig) -> str:
+    """Without ring numbers, too few beams show by the rows that stay empty between them."""
+    if projection.needs_rings:
+        return ""
+    bounds = (projection.fov_down_deg, projection.fov_up_deg)
+    count, _ = np.histogram(elevation, projection.height, bounds)
+    used = np.flatnonzero(count > 0.1 * count.sum() / projection.height)
+    if len(used) < 2:
+        return ""
+    seen = np.abs(np.arange(used[0], used[-1] + 1)[:, None] - used).min(1) <= projection.fill_rows
+    if seen.mean() > 0.6:
+        return ""
+    return (
+        f"beams do not fit: {100 * (1 - seen.mean()):.0f} % of the image's rows lie empty between them; "
+        "set projection.height or projection.fill_rows"
+    )
+
+
+def _columns(mask: Tensor) -> str:
+    """An image wider than the sensor has columns: hardly a pixel that has a point has one beside it."""
+    left, right = mask[:, :-1], mask[:, 1:]
+    share = float((left & right).sum() / left.sum().clamp_min(1))
+    if share > 0.4:
+        return ""
+    return (
+        f"columns do not fit: only {100 * share:.0f} % of the pixels with a point have one beside them; "
+        "set projection.width to no more than the columns of one turn of the sensor"
+    )
+
+
+def _height(xyz: npt.NDArray[np.float64], expected: Expected) -> str:
+    """Where most of what lies below the sensor lies as deep as each other, that is the ground."""
+    if not expected.model_height_m:
+        return ""
+    distance = np.hypot(xyz[:, 0], xyz[:, 1])
+    # not the vehicle itself, nor what stands before beams that are nearly level
+    below = xyz[(distance > 3) & (distance < 20) & (xyz[:, 2] < -0.1 * distance), 2]
+    if len(below) < _MIN_POINTS // 2:
+        return ""
+    count, edges = np.histogram(below, np.arange(-6.0, 0.0, 0.1))
+    in_three_bins = np.convolve(count, [1, 1, 1], "same")
+    fullest = int(in_three_bins.argmax())
+    ground = -float(np.median(below[np.abs(below - edges[fullest : fullest + 2].mean()) < 0.15]))
+    height, source = expected.model_height_m, "the model learned from"
+    if expected.mount.height_m:
+        height, source = expected.mount.height_m, "mount.height_m says"
+    if in_three_bins[fullest] < 0.3 * len(below) or abs(ground - height) <= _HEIGHT_M:
+        return ""
+    return (
+        f"height does not fit: the ground seems to lie {ground:.1f} m below the sensor, {source} {height:g} m; "
+        "set mount.height_m"
+    )

@@ -1,0 +1,346 @@
+"""The model file: a TorchScript network together with everything that is needed to run it right and to train it on.
+
+One zip archive as `torch.jit.save` writes it, with two extra files. `sqsegv3.json` holds the classes, the projection,
+the normalisation, the KNN settings, the architecture and where the weights come from; `training_state.pt` holds the
+weights of the training network, BatchNorms and auxiliary heads included. Loading a TorchScript file can run code that
+its author put into it: load model files from sources you trust, or pin their sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from sqsegv3_ros.data.label_set import LabelSet
+from sqsegv3_ros.data.semantic_kitti import write_whole
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import share_folders
+from sqsegv3_ros.inference.knn import KnnConfig
+from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT = "default"  # name of the model that is used where none is named
+FORMAT = "sqsegv3_ros model"
+FORMAT_VERSION = 2
+INFO_FILE = "sqsegv3.json"
+STATE_FILE = "training_state.pt"
+MAX_FILE_BYTES = 1 << 30  # the largest network of the paper needs 104 MB
+MAX_INFO_BYTES = 1 << 20
+WEIGHT_DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says about itself.
+
+    architecture: the network's configuration. sensor_height_m: over the ground, of the sensor that the model learned
+    from, metres; None if unknown. width_multiple, minimum_width: the image widths that the network takes. provenance:
+    source, data, date, metrics, licence, as far as known.
+    weights_dtype and weights_sha256 describe the tensors in the file; `save_model` fills them in.
+    """
+
+    name: str
+    architecture: Mapping[str, Any]
+    labels: LabelSet
+    projection: ProjectionConfig
+    normalization: Normalization
+    knn: KnnConfig
+    sensor_height_m: float | None = None
+    width_multiple: int = 8
+    minimum_width: int = 8
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights_dtype: str = ""
+    weights_sha256: str = ""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def licence(self) -> str:
+        """What the weights may be used for, as who trained them said."""
+        return str(self.provenance.get("licence") or "unknown")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The information as plain JSON types."""
+        return {
+            "format": FORMAT,
+            "format_version": self.format_version,
+            "name": self.name,
+            "architecture": dict(self.architecture),
+            "labels": self.labels.to_dict(),
+            "projection": self.projection.to_dict(),
+            "normalization": self.normalization.to_dict(),
+            "knn": self.knn.to_dict(),
+            "sensor_height_m": self.sensor_height_m,
+            "width_multiple": self.width_multiple,
+            "minimum_width": self.minimum_width,
+            "provenance": dict(self.provenance),
+            "weights_dtype": self.weights_dtype,
+            "weights_sha256": self.weights_sha256,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelInfo:
+        """The inverse of `to_dict`. Raises UserError naming what is missing, malformed or too new."""
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise UserError("its description is not one of this package")
+        version = data.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"it has format version {version}, this package reads version {FORMAT_VERSION}; "
+                "export the model again from its checkpoint, or update sqsegv3_ros if the file is newer"
+            )
+        try:
+            return cls(
+                name=str(data["name"]),
+                architecture=dict(data["architecture"]),
+                labels=LabelSet.from_dict(data["labels"]),
+                projection=ProjectionConfig.from_dict(data["projection"]),
+                normalization=Normalization.from_dict(data["normalization"]),
+                knn=KnnConfig.from_dict(data["knn"]),
+                sensor_height_m=data["sensor_height_m"],
+                width_multiple=int(data["width_multiple"]),
+                minimum_width=int(data["minimum_width"]),
+                provenance=dict(data["provenance"]),
+                weights_dtype=str(data["weights_dtype"]),
+                weights_sha256=str(data["weights_sha256"]),
+                format_version=version,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"invalid or missing metadata field {error}") from error
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A loaded model file.
+
+    network: (N, 5, H, W) normalised image -> (N, C, H, W) logits, float32 on the CPU. sha256: of the file.
+    """
+
+    info: ModelInfo
+    network: torch.jit.ScriptModule
+    path: Path
+    sha256: str
+
+
+def save_model(
+    path: str | Path, network: torch.jit.ScriptModule, info: ModelInfo, state: Mapping[str, torch.Tensor]
+) -> ModelInfo:
+    """Write a model file, whole or not at all.
+
+    Args:
+        path: File to write.
+        network: Exported form on the CPU, its floating-point tensors all float32 or all float16.
+        info: Description; what describes the weights is filled in here.
+        state: `state_dict` of the training network that was exported.
+
+    Returns:
+        The description as written.
+
+    Raises:
+        UserError: The weights are of several types, or the file cannot be written.
+    """
+    import torch
+
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in network.state_dict().values() if t.is_floating_point()}
+    if len(dtypes) != 1 or not dtypes <= set(WEIGHT_DTYPES):
+        raise UserError(f"a model file holds weights of one type, float32 or float16, found {sorted(dtypes)}")
+    info = replace(
+        info, weights_dtype=dtypes.pop(), weights_sha256=weights_sha256(network), format_version=FORMAT_VERSION
+    )
+    state_file = io.BytesIO()
+    # not as a zip archive: the end of a truncated model file would be taken for that of the inner archive
+    tensors = {name: value.detach().cpu() for name, value in state.items()}
+    torch.save(tensors, state_file, _use_new_zipfile_serialization=False)
+    extra = {INFO_FILE: json.dumps(info.to_dict(), indent=1).encode(), STATE_FILE: state_file.getvalue()}
+    buffer = io.BytesIO()
+    torch.jit.save(network, buffer, _extra_files=extra)
+    write_whole(path, buffer.getvalue())
+    return info
+
+
+def read_info(path: str | Path) -> ModelInfo:
+    """Read what a model file says about itself; neither the network is loaded nor anything in the file run.
+
+    Raises:
+        UserError: The file is missing, truncated, of another kind or of another format version.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        return _read_info(path, file)
+
+
+def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
+    """Load a model file.
+
+    Args:
+        path: The file.
+        sha256: Digest that the file must have; None: not checked.
+
+    Returns:
+        The model, its network in float32 on the CPU.
+
+    Raises:
+        UserError: The file is missing, truncated, damaged, of another kind or of another format version.
+    """
+    import torch
+
+    path = Path(path)
+    with _open(path) as file:
+        try:
+            data = file.read(MAX_FILE_BYTES)  # once: what is checked is what is loaded, whatever happens to the file
+        except OSError as error:
+            raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+    info = _read_info(path, io.BytesIO(data))
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 and digest != sha256.lower():
+        raise UserError(f"model {path} has sha256 {digest}, expected {sha256.lower()}")
+    try:
+        network = torch.jit.load(io.BytesIO(data), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"model {path} is damaged, its network cannot be loaded: {first_line}") from None
+    found = weights_sha256(network)
+    if found != info.weights_sha256:
+        raise UserError(f"model {path} is damaged: its weights have sha256 {found}, it says {info.weights_sha256}")
+    return ModelFile(info, network.float().eval(), path, digest)
+
+
+def read_training_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the weights of the training network from a model file; nothing in the file is run.
+
+    Raises:
+        UserError: The file is no model file, or its training state is missing or damaged.
+    """
+    import torch
+
+    path = Path(path)
+    with _open(path) as file:
+        _read_info(path, file)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                name = next((n for n in archive.namelist() if n.endswith(f"/extra/{STATE_FILE}")), None)
+                if name is None:
+                    raise UserError(f"model {path} holds no {STATE_FILE}; export it again with `sqsegv3 export`")
+                state: dict[str, torch.Tensor] = torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+        except (RuntimeError, ValueError, OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"model {path} is damaged: its {STATE_FILE} cannot be read ({type(error).__name__})"
+            ) from None
+    return state
+
+
+def is_model_file(path: str | Path) -> bool:
+    """Whether a file is a model file, whole or not, rather than a checkpoint of training."""
+    try:
+        with zipfile.ZipFile(Path(path).expanduser()) as archive:
+            return any(name.endswith(f"/extra/{INFO_FILE}") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def weights_sha256(network: torch.nn.Module) -> str:
+    """sha256 over the names, types, shapes and values of a network's tensors, in order of name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def default_model() -> Path | None:
+    """The model that is used where none is named, or None where none ships.
+
+    Looked for beside an installed package (share/sqsegv3_ros/models, by pip or colcon) and in the source tree, so that
+    it is found with and without a sourced ROS environment.
+    """
+    return shipped_models().get(DEFAULT)
+
+
+def shipped_models() -> dict[str, Path]:
+    """The models that ship with the package, by name."""
+    for folder in share_folders():
+        models = {path.stem: path for path in sorted((folder / "models").glob("*.pt"))}
+        if models:
+            return models
+    return {}
+
+
+def find_model(given: str | Path | None) -> Path:
+    """The file of a model: a path, the name of one that ships ('simulated'), or nothing for the default.
+
+    A file of that name in the working folder goes first. Raises UserError for a name of none, and where nothing is
+    given and nothing ships; whether a path with a folder or an ending leads anywhere is not looked at.
+    """
+    shipped = shipped_models()
+    if given is None or not str(given):
+        if DEFAULT not in shipped:
+            raise UserError("no model was given, and none ships with this installation; name a model file")
+        return shipped[DEFAULT]
+    path = Path(given)
+    if path.is_file() or path.suffix or path.name != str(path):
+        return path
+    if path.name not in shipped:
+        raise UserError(f"there is no model {path}: no file, and none that ships ({', '.join(shipped) or 'none does'})")
+    return shipped[path.name]
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file, if it is one and not too large."""
+    try:
+        if path.exists() and not path.is_file():  # before it is opened: a pipe would wait for a writer
+            raise UserError(f"model {path} is not a file")
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise UserError(f"model {path} has {size} bytes, more than the {MAX_FILE_BYTES} that are accepted")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"there is no model file {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+
+
+def _read_info(path: Path, file: BinaryIO) -> ModelInfo:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # torch stores weights as they are; what is packed could become a thousand times as large in memory
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > MAX_FILE_BYTES:
+                raise UserError(f"it unpacks to {unpacked} bytes, more than the {MAX_FILE_BYTES} that are accepted")
+            return ModelInfo.from_dict(_read_description(archive))
+    except zipfile.BadZipFile:
+        size = file.seek(0, 2)
+        raise UserError(
+            f"model {path} ({size} bytes) is truncated or no model file: it is not a whole zip archive. Model files "
+            "come from `sqsegv3 export` or `sqsegv3 import-official`"
+        ) from None
+    except UserError as error:
+        raise UserError(f"model {path} cannot be used: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+    except (RuntimeError, ValueError, EOFError, struct.error, zlib.error) as error:
+        # what zipfile and json say of damaged, encrypted or endlessly nested content
+        raise UserError(f"model {path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _read_description(archive: zipfile.ZipFile) -> Any:
+    names = [n for n in archive.namelist() if n.endswith(f"/extra/{INFO_FILE}")]
+    if len(names) != 1:
+        raise UserError(
+            f"it holds no {INFO_FILE}: it was not made by this package (`sqsegv3 export` makes model files)"
+        )
+    if archive.getinfo(names[0]).file_size > MAX_INFO_BYTES:
+        raise UserError(f"its {INFO_FILE} is larger than {MAX_INFO_BYTES} bytes")
+    try:
+        return json.loads(archive.read(names[0]))
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"its {INFO_FILE} is damaged ({error})") from error

@@ -1,0 +1,249 @@
+"""The segmenter: points of a scan -> a label and a confidence for every point. No ROS in it.
+
+The paper's figure 1 in order: project the points, infer the classes of the pixels, restore the points' labels.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.inference.backends import make_backend, resolve_runtime
+from sqsegv3_ros.inference.extrinsics import Mount
+from sqsegv3_ros.inference.knn import KnnConfig, refine
+from sqsegv3_ros.inference.model_file import ModelFile, find_model, load_model
+from sqsegv3_ros.inference.range_image import ProjectionConfig, RangeImage, fill_gaps, normalize, project
+
+STAGES = ("upload", "project", "network", "restore", "knn", "download")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The result for one scan.
+
+    Attributes:
+        labels: (N,) uint8 (uint16 for more than 256 classes), 0 for points that could not be used.
+        confidences: (N,) float32, the softmax probability of the label at the point's own pixel, 0 if not used.
+        image: The range image, on the device.
+        label_image: (H, W) uint8 (int32 for more than 256 classes) on the device, 0 in empty pixels.
+        timings_ms: Milliseconds by stage (`STAGES`).
+    """
+
+    labels: npt.NDArray[Any]
+    confidences: npt.NDArray[np.float32]
+    image: RangeImage
+    label_image: Tensor
+    timings_ms: dict[str, float]
+
+
+class Segmenter:
+    """A model on a device, ready to label scans one after another."""
+
+    def __init__(
+        self,
+        model: str | Path | ModelFile,
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        cuda_graph: bool = False,
+        projection: ProjectionConfig | None = None,
+        knn: KnnConfig | None = None,
+        mount: Mount | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        """Load a model and make it ready to run.
+
+        Args:
+            model: A loaded model file, or what `find_model` finds: a path, a name, or '' for the default.
+            backend: See `resolve_runtime`, also for device, precision, threads and cuda_graph.
+            device: 'auto', 'cuda', 'cuda:N' or 'cpu'.
+            precision: 'auto', 'fp32', 'fp16' or 'bf16'.
+            threads: CPU threads that share a scan; None: one per core.
+            cuda_graph: Record the network's kernels on a CUDA device once and replay them.
+            projection: Instead of the model's own; its height and width hold from now on.
+            knn: Instead of the model's own.
+            mount: Levels the points of a tilted sensor.
+            sha256: Digest that the model file must have.
+
+        Raises:
+            UserError: The model or a setting cannot be used, so that nothing fails at the first scan.
+        """
+        self.runtime = resolve_runtime(backend, device, precision, threads, cuda_graph=cuda_graph)
+        self.device = self.runtime.device
+        self.model = model if isinstance(model, ModelFile) else load_model(find_model(model), sha256)
+        self.info = self.model.info
+        self.projection = projection or self.info.projection
+        self.knn = knn or self.info.knn
+        self.mount = mount or Mount()
+        with self._on_device():
+            self._network = make_backend(self.model, self.runtime, self.projection.height, self.projection.width)
+
+    def segment(
+        self, points: npt.NDArray[np.float32] | Tensor, rings: npt.NDArray[Any] | Tensor | None = None
+    ) -> Segmentation:
+        """Label the points of one scan.
+
+        Args:
+            points: (N, 4) float32 x, y, z in metres in the sensor frame, remission in the model's scale; N may be 0.
+            rings: (N,) ring numbers, needed if the projection takes its rows from them.
+        """
+        with torch.inference_mode(), self._on_device():
+            clock = _StageClock(self.device)
+            on_device = self._upload(points), None if rings is None else self._upload(rings)
+            clock.stop("upload")
+
+            labels, confidences, image, label_image = self._label(*on_device, clock)
+
+            labels_out, confidences_out = _download(labels, confidences)
+            clock.stop("download")
+            timings = clock.milliseconds()
+        labels_out = labels_out.astype(self.info.labels.dtype, copy=False)
+        return Segmentation(labels_out, confidences_out, image, label_image, timings)
+
+    def _label(
+        self, points: Tensor, rings: Tensor | None, clock: _StageClock
+    ) -> tuple[Tensor, Tensor, RangeImage, Tensor]:
+        """Labels and confidences of the points, the image and its labels; the host never waits for the device here."""
+        threads = self.runtime.threads
+        image, network_input = self._project(self.mount.level(points), rings)
+        clock.stop("project")
+
+        logits = self._network(network_input)[0]
+        clock.stop("network")
+
+        label_image, log_total = self._classify(logits)
+        clock.stop("restore")
+
+        labels = refine(label_image, image, self.knn, len(self.info.labels), threads)
+        clock.stop("knn")
+
+        confidences = _confidences(labels, logits, log_total, image)
+        return labels, confidences, image, label_image * (image.index >= 0)
+
+    def _project(self, points: Tensor, rings: Tensor | None) -> tuple[RangeImage, Tensor]:
+        """The range image of the points, and the network's input (1, 5, H, W) made from it."""
+        normalization, height_m, threads = self.info.normalization, self.info.sensor_height_m, self.runtime.threads
+        if not (self.projection.fill_rows or self.mount.lifts(height_m)):
+            image = project(points, self.projection, rings, normalization, threads=threads)
+            assert image.normalized is not None
+            return image, image.normalized[None]
+        image = project(points, self.projection, rings, threads=threads)
+        network_image = self.mount.lift(fill_gaps(image, self.projection.fill_rows), height_m)
+        return image, normalize(network_image, normalization)
+
+    def _classify(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(C, H, W) logits -> (H, W) labels, and (H, W) logarithm of the softmax's denominator."""
+        label_type = torch.uint8 if self.info.labels.dtype is np.uint8 else torch.int32
+        return logits.argmax(0).to(label_type), logits.logsumexp(0)
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Streams, events and graphs are made on the segmenter's own CUDA device, whichever is the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def warm_up(self, points: int = 120_000) -> None:
+        """Run synthetic scans, so that the first real one is as quick as the others and what cannot run fails here.
+
+        Args:
+            points: Points of a scan.
+
+        Raises:
+            UserError: The model cannot run on the device in this precision, or gives no usable logits.
+        """
+        generator = torch.Generator().manual_seed(0)
+        azimuth = torch.rand(points, generator=generator) * 6.2831853
+        low, high = np.radians([self.projection.fov_down_deg, self.projection.fov_up_deg])
+        elevation = low + torch.rand(points, generator=generator) * float(high - low)
+        distance = 2 + 60 * torch.rand(points, generator=generator)
+        horizontal = distance * elevation.cos()
+        scan = torch.stack(
+            [horizontal * azimuth.cos(), horizontal * azimuth.sin(), distance * elevation.sin(), distance / 100], 1
+        )
+        rings = torch.arange(points) % (self.projection.ring_count or self.projection.height)
+        height, width = self.projection.height, self.projection.width
+        try:
+            with torch.inference_mode(), self._on_device():
+                noise = torch.randn(1, 5, height, width, generator=generator).to(self.device)
+                logits = self._network(noise)
+                shape, finite = tuple(logits.shape), bool(logits.isfinite().all())
+            if shape != (1, len(self.info.labels), height, width):
+                raise UserError(
+                    f"model {self.model.path} gives logits {shape} for a {height} x {width} image and "
+                    f"{len(self.info.labels)} classes"
+                )
+            if not finite:
+                raise UserError(
+                    f"model {self.model.path} gives logits that are not finite ({self.runtime}); use precision fp32, "
+                    "or export a model whose training did not diverge"
+                )
+            for _ in range(1 if self.device.type == "cpu" else 3):
+                self.segment(scan, rings)
+        except RuntimeError as error:  # torch: out of memory, an operation without a kernel for the type, ...
+            message = str(error).strip().splitlines()[-1]
+            raise UserError(f"model {self.model.path} does not run ({self.runtime}): {message}") from error
+
+    def _upload(self, values: npt.NDArray[Any] | Tensor) -> Tensor:
+        if isinstance(values, np.ndarray):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of read-only memory: nothing here writes to its input
+                values = torch.from_numpy(values)
+        if self.device.type == "cuda" and values.device.type == "cpu":
+            values = values.pin_memory()  # from pageable memory the host would wait for the copy
+        return values.to(self.device, non_blocking=True)
+
+
+def _confidences(labels: Tensor, logits: Tensor, log_total: Tensor, image: RangeImage) -> Tensor:
+    """(N,) softmax probability of the points' final labels at their own pixels, 0 for unusable points."""
+    chosen = logits.flatten().index_select(0, labels.long() * log_total.numel() + image.pixel)
+    chosen = chosen.sub_(log_total.flatten().index_select(0, image.pixel)).exp_()
+    return chosen.clamp_(0, 1).masked_fill_(~image.usable, 0)
+
+
+def _download(*tensors: Tensor) -> list[npt.NDArray[Any]]:
+    """The tensors as arrays. From a GPU they come side by side into pinned memory, and the host waits once."""
+    if not tensors[0].is_cuda:
+        return [tensor.numpy() for tensor in tensors]
+    on_host = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
+    for target, source in zip(on_host, tensors, strict=True):
+        target.copy_(source, non_blocking=True)
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return [tensor.numpy() for tensor in on_host]
+
+
+class _StageClock:
+    """Milliseconds between the stages, without making the host wait for the device before the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = [("", self._now())]
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self, stage: str) -> None:
+        """The stage ends here."""
+        self._marks.append((stage, self._now()))
+
+    def milliseconds(self) -> dict[str, float]:
+        """The time of each stage."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        result = {}
+        for (_, before), (stage, after) in zip(self._marks, self._marks[1:], strict=False):
+            result[stage] = before.elapsed_time(after) if self._cuda else 1e3 * (after - before)
+        return result

@@ -1,0 +1,215 @@
+"""The node's parameters: their names, defaults, descriptions and ranges, and the settings that their values make.
+
+No ROS in it: the node declares what stands here, and hands the values back as one checked `Settings`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.pointcloud2 import OUTPUTS, CloudSettings
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.inference.knn import KnnConfig
+    from sqsegv3_ros.inference.model_file import ModelInfo
+    from sqsegv3_ros.inference.range_image import ProjectionConfig
+
+NAN = math.nan  # "the model's own" where every number could be meant
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter. The default's type is the parameter's type.
+
+    low, high: its range, both included. rule: a constraint in words, where a range cannot say it.
+    at_configure: it is read when the node is configured, and cannot be set while the node holds a model; all others
+    take effect with the next cloud.
+    """
+
+    name: str
+    default: bool | int | float | str | list[str]
+    description: str
+    low: float | None = None
+    high: float | None = None
+    rule: str = ""
+    at_configure: bool = False
+
+
+_DEG = "degrees"
+SPECS: tuple[Spec, ...] = (
+    Spec(
+        "model",
+        "",
+        "Path of the model file, or the name of one that ships.",
+        rule="empty: the one called default",
+        at_configure=True,
+    ),
+    Spec(
+        "model_sha256",
+        "",
+        "sha256 that the model file must have.",
+        rule="64 hexadecimal digits, or empty: not checked",
+        at_configure=True,
+    ),
+    Spec(
+        "backend",
+        "auto",
+        "What runs the network. auto: torch on a GPU, else OpenVINO if it is installed, else torch.",
+        rule="auto, torch or openvino",
+        at_configure=True,
+    ),
+    Spec("device", "auto", "Where the model runs.", rule="auto, cuda, cuda:N or cpu", at_configure=True),
+    Spec(
+        "precision",
+        "auto",
+        "What the network computes in. auto: fp16 on a GPU, bf16 with OpenVINO on a CPU that has it, else fp32.",
+        rule="auto, fp32, fp16 or bf16",
+        at_configure=True,
+    ),
+    Spec("threads", 0, "CPU threads that share a scan; 0 = one per core.", 0, 1024, at_configure=True),
+    Spec(
+        "cuda_graph",
+        False,
+        "Replay the network's kernels on a CUDA device instead of launching each: quicker for small networks.",
+        at_configure=True,
+    ),
+    Spec("autostart", True, "Configure and activate at start, without a lifecycle manager.", at_configure=True),
+    Spec("knn.mode", "", "How neighbours vote on labels.", rule="off, safe, official, or empty: the model's own"),
+    Spec("knn.k", 0, "Neighbours that vote; 0: the model's own.", 0, 225),
+    Spec("knn.search", 0, "Side of the search window in pixels, odd; 0: the model's own.", 0, 15),
+    Spec("knn.sigma", 0.0, "Sigma of the window's Gaussian in pixels; 0: the model's own.", 0.0, 100.0),
+    Spec(
+        "knn.cutoff_m", NAN, "Largest voting range difference in metres.", rule="NaN: the model's own; <= 0: no limit"
+    ),
+    Spec("projection.fov_up_deg", NAN, "Upper edge of the image, degrees.", rule="-90..90, or NaN: the model's own"),
+    Spec("projection.fov_down_deg", NAN, "Lower edge of the image, degrees.", rule="-90..90, or NaN: the model's own"),
+    Spec("projection.height", 0, "Rows of the image; 0: the model's own.", 0, 1024, at_configure=True),
+    Spec(
+        "projection.width", 0, "Columns of the image, a multiple of 8; 0: the model's own.", 0, 16384, at_configure=True
+    ),
+    Spec(
+        "projection.rows",
+        "",
+        "What a point's row comes from.",
+        rule="elevation, ring_from_bottom, ring_from_top, or empty: the model's own",
+    ),
+    Spec("projection.ring_count", 0, "Rings of the sensor; 0: as many as the image has rows.", 0, 1024),
+    Spec("projection.fill_rows", 0, "Rows over which gaps between beams are filled; 0: the model's own.", 0, 1024),
+    Spec(
+        "projection.outside_fov",
+        "",
+        "Points above or below the image: into its edge rows, or unlabeled.",
+        rule="clamp, drop, or empty: the model's own",
+    ),
+    Spec("intensity_field", "intensity", "Field that holds the intensity.", rule="empty: the cloud has none, use 0"),
+    Spec(
+        "intensity_scale",
+        1.0,
+        "Factor from the cloud's intensity, to the power below, to the model's remission.",
+        1e-9,
+        1e9,
+    ),
+    Spec("intensity_exponent", 1.0, "Remission = intensity_scale * intensity ** this; 0.5: root.", 0.01, 10.0),
+    Spec("ring_field", "ring", "Field that holds the laser's number.", rule="empty: the cloud has none"),
+    Spec("max_points", 10_000_000, "Clouds that declare more points are refused.", 1, 2**31 - 1),
+    Spec("filtered.remove_classes", [""], "Names of the classes that ~/output/filtered leaves out."),
+    Spec("publish.rgb", True, "Add the field rgb (class colours) to ~/output/points."),
+    Spec("publish.confidence", True, "Add the field confidence to ~/output/points."),
+    Spec("publish.label", True, "Add the field label to ~/output/points."),
+    Spec("latency_budget_ms", 100.0, "Time from receipt to publication, above which diagnostics warn.", 0.1, 600000.0),
+    Spec("late_error_after_s", 5.0, "Over budget for so long without a break is an error.", 0.0, 86400.0),
+    Spec("stale_after_s", 1.0, "No cloud for so long is an error in diagnostics.", 0.01, 86400.0),
+    Spec("mount.roll_deg", 0.0, "Roll of the sensor on the robot (REP 103), degrees.", -180.0, 180.0),
+    Spec("mount.pitch_deg", 0.0, "Pitch of the sensor on the robot, positive: looking down, degrees.", -180.0, 180.0),
+    Spec("mount.yaw_deg", 0.0, "Yaw of the sensor on the robot, degrees.", -180.0, 180.0),
+    Spec("mount.height_m", 0.0, "Height of the sensor above the ground, metres; 0: as the model's.", 0.0, 100.0),
+    Spec("base_frame", "", "Level frame on the ground: mount from TF.", rule="empty: mount.* holds", at_configure=True),
+    Spec("sensor_frame", "velodyne", "The sensor's frame, for the mount from TF.", at_configure=True),
+    Spec("tf_timeout_s", 5.0, "How long configuring waits for the mount from TF.", 0.0, 600.0, at_configure=True),
+)
+NAMES = frozenset(spec.name for spec in SPECS)
+AT_CONFIGURE = frozenset(spec.name for spec in SPECS if spec.at_configure)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of all parameters, checked as far as possible without a model."""
+
+    values: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self.cloud_settings(rings_needed=False)
+        _one_of(self.values, "backend", ("auto", "torch", "openvino"))
+        _one_of(self.values, "precision", ("auto", "fp32", "fp16", "bf16"))
+        _one_of(self.values, "knn.mode", ("", "off", "safe", "official"))
+        _one_of(self.values, "projection.rows", ("", "elevation", "ring_from_bottom", "ring_from_top"))
+        _one_of(self.values, "projection.outside_fov", ("", "clamp", "drop"))
+        digest = self.values["model_sha256"]
+        if digest and (len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef")):
+            raise UserError(f"model_sha256 must be 64 hexadecimal digits, found '{digest}'")
+        if self.values["knn.search"] and self.values["knn.search"] % 2 == 0:
+            raise UserError(f"knn.search must be odd, found {self.values['knn.search']}")
+        if self.values["projection.width"] % 8:
+            raise UserError(f"projection.width must be a multiple of 8, found {self.values['projection.width']}")
+        for name in ("projection.fov_up_deg", "projection.fov_down_deg"):
+            angle = self.values[name]
+            if not math.isnan(angle) and not -90 <= angle <= 90:
+                raise UserError(f"{name} must lie in -90..90 or be NaN, found {angle}")
+        for spec in SPECS:
+            value = self.values[spec.name]
+            allowed = isinstance(spec.default, float) and math.isnan(spec.default)  # there it is "the model's own"
+            if isinstance(value, float) and (math.isinf(value) or (math.isnan(value) and not allowed)):
+                raise UserError(f"{spec.name} must be finite, found {value}")
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The fields that are added to the labelled cloud."""
+        return tuple(name for name in OUTPUTS if self.values[f"publish.{name}"])
+
+    @property
+    def remove_classes(self) -> tuple[str, ...]:
+        """The names of the classes that the filtered cloud leaves out."""
+        return tuple(name for name in self.values["filtered.remove_classes"] if name)
+
+    def cloud_settings(self, rings_needed: bool) -> CloudSettings:
+        """How clouds are read. Raises UserError where the settings contradict each other."""
+        return CloudSettings(
+            intensity_field=self.values["intensity_field"],
+            intensity_scale=self.values["intensity_scale"],
+            intensity_exponent=self.values["intensity_exponent"],
+            ring_field=self.values["ring_field"],
+            ring_required=rings_needed,
+            max_points=self.values["max_points"],
+        )
+
+    def projection(self, info: ModelInfo) -> ProjectionConfig:
+        """The model's projection with what the robot overrides. Raises UserError where they do not fit together."""
+        return replace(info.projection, **self._overrides("projection"))
+
+    def knn(self, info: ModelInfo) -> KnnConfig:
+        """The model's KNN settings with what the robot overrides. Raises UserError where they do not fit together."""
+        return replace(info.knn, **self._overrides("knn"))
+
+    def _overrides(self, group: str) -> dict[str, Any]:
+        own = {name.partition(".")[2]: v for name, v in self.values.items() if name.startswith(f"{group}.")}
+        # "", 0 and NaN stand for the model's own; a cutoff of 0 is a value
+        return {
+            name: value
+            for name, value in own.items()
+            if not (isinstance(value, float) and math.isnan(value)) and (value or name in ("cutoff_m", *_ANGLES))
+        }
+
+
+_ANGLES = ("fov_up_deg", "fov_down_deg")
+
+
+def _one_of(values: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> None:
+    if values[name] not in allowed:
+        raise UserError(f"{name} must be one of {', '.join(repr(a) for a in allowed)}, found '{values[name]}'")

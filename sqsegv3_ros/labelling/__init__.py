@@ -1,0 +1,1 @@
+"""Scans, trees and bags to labels."""

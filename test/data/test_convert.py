@@ -1,0 +1,206 @@
+"""`sqsegv3 convert`: a sequence as a bag and back, nothing lost on the way, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DATA, needs_shared
+
+pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
+
+from recording import record, scans
+from rosbags.highlevel import AnyReader
+
+from sqsegv3_ros.cli import main
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+from sqsegv3_ros.data.semantic_kitti import read_labels, read_scan, write_labels, write_scan
+from sqsegv3_ros.data.sequences import quaternion, transform_matrix
+
+# KITTI's camera looks along the velodyne's x; this one sits 0.3 m behind and 0.1 m below it and is turned by 1 degree
+TURN = math.radians(1.0)
+TR = np.array(
+    [
+        [math.sin(TURN), -math.cos(TURN), 0, 0],
+        [0, 0, -1, -0.1],
+        [math.cos(TURN), math.sin(TURN), 0, -0.3],
+        [0, 0, 0, 1],
+    ]
+)
+WORDS = np.array([0, 10 | 7 << 16, 252 | 8 << 16, 40, 81], np.uint32)
+
+
+def call(*arguments: object) -> int:
+    return main(["convert", *(str(a) for a in arguments)])
+
+
+def row(matrix: np.ndarray) -> str:
+    return " ".join(f"{value:.9e}" for value in matrix[:3].ravel())
+
+
+def driven(number: int) -> np.ndarray:
+    """The velodyne's pose: 1.5 m ahead a scan, turning left by 5 degrees."""
+    angle = math.radians(5.0 * number)
+    pose = np.eye(4)
+    pose[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    pose[:3, 3] = 1.5 * number, 0.1 * number, 0
+    return pose
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Scans 0, 1 and 3 of a sequence of four, with labels, poses, times and calibration."""
+    folder = tmp_path / "kitti" / "sequences" / "04"
+    generator = np.random.default_rng(3)
+    for number in (0, 1, 3):
+        points = generator.normal(size=(100 + number, 4)).astype(np.float32)
+        points[5, :3] = np.nan
+        write_scan(folder / "velodyne" / f"{number:06d}.bin", points)
+        write_labels(folder / "labels" / f"{number:06d}.label", np.resize(WORDS, len(points)))
+    poses = [TR @ driven(number) @ np.linalg.inv(TR) for number in range(4)]
+    (folder / "poses.txt").write_text("".join(f"{row(pose)}\n" for pose in poses))
+    (folder / "calib.txt").write_text(f"P0: {row(np.eye(4))}\nTr: {row(TR)}\n")
+    (folder / "times.txt").write_text("0.000000e+00\n1.036224e-01\n2.072e-01\n3.11e-01\n")
+    return tmp_path / "kitti"
+
+
+def test_a_bag_holds_points_classes_stamps_and_the_velodynes_poses(root: Path, tmp_path: Path) -> None:
+    assert call(root, "--bag", tmp_path / "bag") == 0
+    with AnyReader([tmp_path / "bag"]) as reader:
+        found = [(c.topic, time_ns, reader.deserialize(raw, c.msgtype)) for c, time_ns, raw in reader.messages()]
+    clouds = [(time_ns, m) for topic, time_ns, m in found if topic == "/velodyne_points"]
+    stamps = [m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for _, m in clouds]
+    assert [stamp - stamps[0] for stamp in stamps] == [0, 103_622_400, 311_000_000]
+    assert [time_ns for time_ns, _ in clouds] == stamps
+    for (_, cloud), number in zip(clouds, (0, 1, 3), strict=True):
+        scan = read_scan(root / f"sequences/04/velodyne/{number:06d}.bin")
+        offsets = {field.name: (field.offset, field.datatype) for field in cloud.fields}
+        assert offsets["ground_truth"][1] == 2 and offsets["raw_label"][1] == 6
+        data = cloud.data.reshape(-1, cloud.point_step)
+        np.testing.assert_array_equal(data[:, :16].copy().view(np.float32), scan)
+        classes = [0, 1, 1, 9, 19]  # unlabeled, car, moving car, road, traffic sign
+        np.testing.assert_array_equal(data[:, offsets["ground_truth"][0]], np.resize(classes, len(scan)))
+        assert cloud.header.frame_id == "velodyne" and not cloud.is_dense
+    transforms = [t for topic, _, m in found if topic == "/tf" for t in m.transforms]
+    assert len(transforms) == 3
+    for transform, number in zip(transforms, (0, 1, 3), strict=True):
+        assert (transform.header.frame_id, transform.child_frame_id) == ("map", "velodyne")
+        place, turn = transform.transform.translation, transform.transform.rotation
+        np.testing.assert_allclose([place.x, place.y, place.z], [1.5 * number, 0.1 * number, 0], atol=1e-8)
+        assert 2 * math.degrees(math.atan2(turn.z, turn.w)) == pytest.approx(5.0 * number, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bag", "bag.mcap", "bag.db3"])
+def test_there_and_back_loses_nothing(root: Path, tmp_path: Path, name: str) -> None:
+    assert call(root, "--sequence", "4", "--bag", tmp_path / name, "--topic", "/points") == 0
+    assert call(tmp_path / name, "--output", tmp_path / "back", "--sequence", "07") == 0
+    before, after = root / "sequences" / "04", tmp_path / "back" / "sequences" / "07"
+    for new, old in enumerate((0, 1, 3)):
+        for kind in ("velodyne/{:06d}.bin", "labels/{:06d}.label"):
+            assert (after / kind.format(new)).read_bytes() == (before / kind.format(old)).read_bytes()
+    np.testing.assert_allclose(np.loadtxt(after / "times.txt"), [0, 0.1036224, 0.311], atol=1e-9)
+    poses = np.loadtxt(before / "poses.txt")[[0, 1, 3]]
+    np.testing.assert_allclose(np.loadtxt(after / "poses.txt"), poses, atol=1e-6)
+    calibration = dict(line.split(":") for line in (after / "calib.txt").read_text().splitlines())
+    np.testing.assert_allclose([float(word) for word in calibration["Tr"].split()], TR[:3].ravel(), atol=1e-6)
+
+
+def test_a_sequence_without_labels_poses_and_times_comes_at_ten_hertz(root: Path, tmp_path: Path) -> None:
+    for name in ("poses.txt", "times.txt", "calib.txt"):
+        (root / "sequences" / "04" / name).unlink()
+    (root / "sequences" / "04" / "labels" / "000001.label").unlink()
+    assert call(root, "--bag", tmp_path / "bag") == 0
+    with AnyReader([tmp_path / "bag"]) as reader:
+        assert [c.topic for c in reader.connections] == ["/velodyne_points"]
+        times = [time_ns for _, time_ns, _ in reader.messages()]
+        assert list(np.diff(times)) == [100_000_000, 100_000_000]
+    assert call(tmp_path / "bag", "--output", tmp_path / "back") == 0
+    assert sorted(p.name for p in (tmp_path / "back/sequences/00").iterdir()) == ["times.txt", "velodyne"]
+
+
+def test_a_bag_of_another_origin_becomes_a_sequence_with_the_data_sets_raw_ids(tmp_path: Path) -> None:
+    found = scans(2)
+    bag = record(tmp_path / "drive.bag", "ros1", {"/lidar": found})
+    assert call(bag, "--output", tmp_path / "kitti", "--intensity-scale", "0.5") == 0
+    folder = tmp_path / "kitti" / "sequences" / "00"
+    for number, scan in enumerate(found):
+        points = read_scan(folder / "velodyne" / f"{number:06d}.bin")
+        np.testing.assert_array_equal(points[:, 0], scan["x"])
+        np.testing.assert_array_equal(points[:, 3], scan["intensity"] * np.float32(0.5))
+        words = read_labels(folder / "labels" / f"{number:06d}.label")
+        expected = [SEMANTIC_KITTI.classes[label].raw_id for label in scan["ground_truth"]]
+        np.testing.assert_array_equal(words, expected)
+    assert not (folder / "poses.txt").exists()
+
+
+@needs_shared
+def test_real_scans_come_back_byte_for_byte(tmp_path: Path) -> None:
+    source = DATA / "semantic_kitti"
+    assert call(source, "--sequence", "04", "--bag", tmp_path / "bag") == 0
+    assert call(tmp_path / "bag", "--output", tmp_path / "back") == 0
+    for kind, folder in (("*.bin", "velodyne"), ("*.label", "labels")):
+        before = sorted((source / "sequences/04" / folder).glob(kind))
+        after = sorted((tmp_path / "back/sequences/00" / folder).glob(kind))
+        assert [p.read_bytes() for p in before] == [p.read_bytes() for p in after]
+
+
+def test_what_cannot_be_converted_is_refused_and_leaves_nothing(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = root / "sequences" / "04"
+    write_scan(root / "sequences" / "05" / "velodyne" / "000000.bin", np.zeros((3, 4), np.float32))
+    bag = record(tmp_path / "drive", "mcap", {"/lidar": scans(2)})
+    partly = record(tmp_path / "partly", "mcap", {"/lidar": [scans(1)[0], scans(1)[0][["x", "y", "z", "intensity"]]]})
+    there = tmp_path / "there"
+    (there / "sequences" / "00").mkdir(parents=True)
+
+    def refused(words: str, *arguments: object) -> None:
+        assert call(*arguments) == 2, words
+        said = capsys.readouterr().err
+        assert words in said and "Traceback" not in said, said
+
+    out, back = tmp_path / "out", tmp_path / "back"
+    refused("several sequences (04, 05)", root, "--bag", out)
+    refused("no sequence '09'", root, "--sequence", "09", "--bag", out)
+    refused("no SemanticKITTI root", bag, "--bag", out)
+    refused("give --bag OUT", bag)
+    refused("no bag and no folder", tmp_path / "absent", "--bag", out)
+    refused("--force", root, "--sequence", "04", "--bag", bag)
+    refused("cannot hold", root, "--sequence", "04", "--bag", tmp_path / "out.bag")
+    refused("two digits", bag, "--output", back, "--sequence", "abc")
+    refused("no topic /side", bag, "--output", back, "--topic", "/side")
+    refused("cloud 2 of /lidar", partly, "--output", back)
+    refused("lacks labels", partly, "--output", back)
+    refused("'reflectivity'", bag, "--output", back, "--intensity-field", "reflectivity")
+    refused("is there already", bag, "--output", there)
+    write_labels(folder / "labels" / "000001.label", np.full(7, 40))
+    refused(str(folder / "labels" / "000001.label"), root, "--sequence", "04", "--bag", out)
+    write_labels(folder / "labels" / "000001.label", np.full(101, 77))
+    refused("ids 77", root, "--sequence", "04", "--bag", out)
+    (folder / "poses.txt").write_text("1 0 0 0\n")
+    refused("poses.txt has 1 lines", root, "--sequence", "04", "--bag", out)
+    (folder / "calib.txt").write_text("P0: 1\n")
+    refused("no line 'Tr:'", root, "--sequence", "04", "--bag", out)
+    (folder / "calib.txt").unlink()
+    (folder / "poses.txt").unlink()
+    (folder / "times.txt").write_text("0\n1\n1\n0.5\n")
+    refused("must ascend", root, "--sequence", "04", "--bag", out)
+    (folder / "times.txt").write_text("0\nnan\n1\n2\n")
+    refused("expected 1 numbers", root, "--sequence", "04", "--bag", out)
+    assert not out.exists()
+    assert not list(tmp_path.glob(".out*"))
+    assert not list(back.glob("**/*.bin"))
+
+
+def test_quaternions_give_the_rotation_back_for_every_angle_and_axis() -> None:
+    generator = np.random.default_rng(0)
+    for angle in (0.0, 1e-9, 1e-4, 1.0, 3.0, math.pi - 1e-9, math.pi):
+        for axis in [*generator.normal(size=(20, 3)), *np.eye(3), *-np.eye(3)]:
+            x, y, z = axis / np.linalg.norm(axis)
+            cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+            rotation = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross  # Rodrigues
+            found = quaternion(rotation)
+            assert abs(found[3]) == pytest.approx(abs(math.cos(angle / 2)), abs=1e-12) and found[3] >= 0
+            np.testing.assert_allclose(transform_matrix((1, 2, 3), found)[:3, :3], rotation, atol=1e-9)

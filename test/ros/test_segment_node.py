@@ -1,0 +1,373 @@
+"""The real node as a process, real messages over Fast DDS."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from live import BEST_EFFORT, LATCHED, NODE, Client, message, running_node, street, wait_until
+from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import String
+
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
+from sqsegv3_ros.inference.segmenter import Segmenter
+from sqsegv3_ros.pointcloud2 import read_field
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    client = Client()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def live(client: Client, small_model: Path) -> Iterator[Client]:
+    """The client of a running, active node."""
+    with running_node(model=small_model, stale_after_s=3.0, latency_budget_ms=60000.0) as node:
+        node.wait_for_log("labelling clouds of")
+        yield client
+
+
+_numbers = itertools.count(1)
+
+
+def label_one(
+    client: Client, cloud: PointCloud2, results: list[PointCloud2], topic: str = f"{NODE}/input/points"
+) -> PointCloud2:
+    """Publish a cloud under a stamp of its own until it comes back: a node that does not see us yet labels nothing."""
+    cloud.header.stamp.nanosec = next(_numbers)
+
+    def answers() -> list[PointCloud2]:
+        return [result for result in results if result.header.stamp == cloud.header.stamp]
+
+    for _ in range(10):
+        client.publish(cloud, topic)
+        with contextlib.suppress(AssertionError):
+            wait_until(answers, 4)
+            return answers()[0]
+    raise AssertionError(f"no labelled cloud; {client.diagnostics}")
+
+
+def test_clouds_come_back_labelled_with_header_order_and_bytes_as_they_came(live: Client, small_model: Path) -> None:
+    segmenter = Segmenter(small_model)
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    for seed in range(3):
+        points = street(20_000, seed)
+        points[::97, :3] = np.nan
+        cloud = message(points, stamp_s=100 + seed, frame=f"lidar_{seed}")
+        labelled = label_one(live, cloud, results)
+        assert labelled.header == cloud.header
+        assert (labelled.height, labelled.width) == (1, 20_000)
+        assert [f.name for f in labelled.fields] == ["x", "y", "z", "intensity", "rgb", "confidence", "label"]
+        for name in ("x", "y", "z", "intensity"):
+            np.testing.assert_array_equal(read_field(labelled, name), read_field(cloud, name))
+        expected = segmenter.segment(points)
+        np.testing.assert_array_equal(read_field(labelled, "label"), expected.labels)
+        np.testing.assert_allclose(read_field(labelled, "confidence"), expected.confidences, atol=1e-5)
+        packed = read_field(labelled, "rgb").view(np.uint32)
+        colors = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], 1)
+        np.testing.assert_array_equal(colors, SEMANTIC_KITTI.colors[expected.labels])
+        unusable = np.isnan(points[:, 0])
+        assert (expected.labels[unusable] == 0).all() and (expected.confidences[unusable] == 0).all()
+        assert len(np.unique(expected.labels[~unusable])) > 1  # random weights, but no constant
+
+
+def test_a_best_effort_publisher_is_heard(live: Client) -> None:
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    publisher = live.publisher(qos=BEST_EFFORT)
+    publisher.publish(message(street(2000), stamp_s=7))
+    wait_until(lambda: results, 20)
+    assert results[0].header.stamp.sec == 7
+
+
+def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model: Path) -> None:
+    topic = "/adapt/sqsegv3/input/points"
+    reliability = f"qos_overrides.{topic}.subscription.reliability"
+
+    def says(expected: str) -> None:
+        client.status("input", lambda s: {v.key: v.value for v in s.values}["reliability"] == expected)
+
+    with running_node("-r", "__ns:=/adapt", model=small_model) as node:
+        node.wait_for_log("labelling clouds of")
+        results = client.collect(PointCloud2, "/adapt/sqsegv3/output/points")
+        client.publisher(topic)
+        says("reliable")
+        for second in range(5):  # 2 MB each: sent best-effort without shared memory, nearly all would be lost
+            client.publish(message(street(130_000), stamp_s=second), topic)
+            wait_until(lambda done=second + 1: len(results) == done, 20)
+        client.publisher(topic, BEST_EFFORT)
+        says("best_effort")
+        client.close_publisher(topic, BEST_EFFORT)
+        says("reliable")
+    with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=best_effort", model=small_model) as node:
+        node.wait_for_log("labelling clouds of")
+        says("best_effort")
+        with in_namespace("/adapt/sqsegv3"):
+            assert client.set_parameters(**{reliability: "reliable"})[0][0] is False  # read-only, as ROS has them
+    with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=perfect", model=small_model) as node:
+        node.wait_for_log("must be one of auto, best_effort, reliable, found 'perfect'")
+        with in_namespace("/adapt/sqsegv3"):
+            assert client.state() == "inactive"
+
+
+def test_filtered_leaves_out_the_classes_that_a_parameter_names(live: Client) -> None:
+    labelled = live.collect(PointCloud2, f"{NODE}/output/points")
+    filtered = live.collect(PointCloud2, f"{NODE}/output/filtered")
+    cloud = message(street(5000))
+    labels = read_field(label_one(live, cloud, labelled), "label")
+    common = np.bincount(labels).argmax()
+    names = [SEMANTIC_KITTI.names[common]]
+    assert live.set_parameters(filtered__remove_classes=names) == [(True, "")]
+    filtered.clear()
+    live.publish(cloud)
+    wait_until(lambda: filtered, 20)
+    assert [f.name for f in filtered[0].fields] == ["x", "y", "z", "intensity"]
+    np.testing.assert_array_equal(read_field(filtered[0], "x"), read_field(cloud, "x")[labels != common])
+    refused = live.set_parameters(filtered__remove_classes=["unicorn"])
+    assert refused[0][0] is False and "unicorn" in refused[0][1] and "car" in refused[0][1]
+    assert live.set_parameters(filtered__remove_classes=[""]) == [(True, "")]
+
+
+def test_images_show_the_same_labels_and_ranges_as_the_cloud(live: Client, small_model: Path) -> None:
+    label_images = live.collect(Image, f"{NODE}/output/label_image")
+    range_images = live.collect(Image, f"{NODE}/output/range_image")
+    cloud = message(street(8000), stamp_s=55, frame="roof")
+    live.publish(cloud)
+    wait_until(lambda: label_images and range_images, 20)
+    expected = Segmenter(small_model).segment(street(8000))
+    image = label_images[0]
+    assert (image.encoding, image.height, image.width, image.step) == ("rgb8", 64, 256, 768)
+    assert image.header == cloud.header
+    pixels = np.frombuffer(image.data, np.uint8).reshape(64, 256, 3)
+    np.testing.assert_array_equal(pixels, SEMANTIC_KITTI.colors[expected.label_image.numpy()])
+    image = range_images[0]
+    assert (image.encoding, image.step) == ("32FC1", 1024)
+    np.testing.assert_allclose(
+        np.frombuffer(image.data, np.float32).reshape(64, 256), np.maximum(expected.image.range.numpy(), 0)
+    )
+
+
+def test_the_label_set_reaches_late_subscribers(live: Client) -> None:
+    messages = live.collect(String, f"{NODE}/output/label_set", LATCHED)
+    wait_until(lambda: messages, 20)
+    assert LabelSet.from_dict(json.loads(messages[0].data)).names == SEMANTIC_KITTI.names
+
+
+def test_without_subscribers_nothing_is_computed_and_diagnostics_say_so(client: Client, small_model: Path) -> None:
+    with running_node("-r", "__ns:=/quiet", model=small_model) as node:
+        node.wait_for_log("labelling clouds of")
+
+        def numbers() -> dict[str, str]:
+            client.publish(message(street(1000)), topic="/quiet/sqsegv3/input/points")
+            time.sleep(0.2)
+            status = client.diagnostics.get("processing", DiagnosticStatus())
+            return {v.key: v.value for v in status.values}
+
+        wait_until(lambda: int(numbers().get("not labelled for want of subscribers", "0")) > 0, 30)
+        wait_until(lambda: numbers()["labelled"] == "0", 5)
+
+
+def bad_clouds() -> dict[str, PointCloud2]:
+    good = message(street(100))
+    no_intensity = message(street(100))
+    no_intensity.fields = [f for f in no_intensity.fields if f.name != "intensity"]
+    short = message(street(100))
+    short.data = short.data[:-5]
+    zero_step = message(street(100))
+    zero_step.point_step = 0
+    huge = message(street(100))
+    huge.width, huge.row_step = 20_000_000, 320_000_000
+    assert good.width == 100
+    return {
+        "missing_field": no_intensity,
+        "data_too_short": short,
+        "zero_point_step": zero_step,
+        "too_many_points": huge,
+    }
+
+
+@pytest.mark.parametrize("name", list(bad_clouds()))
+def test_a_cloud_that_cannot_be_used_is_dropped_with_its_reason_and_the_next_one_is_labelled(
+    live: Client, name: str
+) -> None:
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    live.publish(bad_clouds()[name])
+    status = live.status("input", lambda s: any(v.key.startswith(f"rejected: {name}") for v in s.values))
+    assert status.level in (WARN, ERROR) and "rejected" in status.message
+    label_one(live, message(street(500)), results)
+
+
+def test_an_empty_cloud_comes_back_empty(live: Client) -> None:
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    labelled = label_one(live, message(np.zeros((0, 4), np.float32)), results)
+    assert labelled.width == 0 and [f.name for f in labelled.fields][-1] == "label"
+
+
+def test_every_parameter_is_described_and_a_wrong_value_is_refused_with_its_reason(live: Client) -> None:
+    from sqsegv3_ros.inference.settings import SPECS
+
+    described = live.describe_parameters()
+    for spec in SPECS:
+        assert described[spec.name].description, spec.name
+    assert described["knn.k"].integer_range[0].to_value == 225
+    for values, reason in (
+        ({"knn__mode": "sometimes"}, "official"),
+        ({"knn__search": 4}, "odd"),
+        ({"knn__k": 1000}, "range"),
+        ({"knn__k": 100}, "1..25"),
+        ({"projection__width": 1024}, "clean it up"),
+        ({"projection__fov_up_deg": -50.0}, "fov_down_deg < fov_up_deg"),
+        ({"model": "/other.pt"}, "clean it up"),
+        ({"threads": 2}, "clean it up"),
+        ({"latency_budget_ms": -1.0}, "range"),
+    ):
+        accepted, why = live.set_parameters(**values)[0]
+        assert not accepted and reason in why, (values, why)
+
+
+def test_a_set_of_parameters_that_contradict_each_other_changes_nothing(live: Client) -> None:
+    before = live.get_parameters("knn.k", "knn.search")
+    accepted, reason = live.set_parameters(atomically=True, knn__search=3, knn__k=20)[0]
+    assert not accepted and "1..9" in reason
+    assert live.get_parameters("knn.k", "knn.search") == before
+
+
+def test_a_parameter_takes_effect_with_the_next_cloud(live: Client, small_model: Path) -> None:
+    from sqsegv3_ros.inference.knn import KnnConfig
+
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    points = street(20_000, 3)
+    assert live.set_parameters(knn__mode="off") == [(True, "")]
+    try:
+        labels = read_field(label_one(live, message(points), results), "label")
+    finally:
+        assert live.set_parameters(knn__mode="") == [(True, "")]
+    off = Segmenter(small_model, knn=KnnConfig("off")).segment(points).labels
+    safe = Segmenter(small_model).segment(points).labels
+    assert (off != safe).any()
+    np.testing.assert_array_equal(labels, off)
+
+
+def test_diagnostics_name_model_rates_and_latency(live: Client, small_model: Path) -> None:
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    label_one(live, message(street(1000)), results)
+    model = {v.key: v.value for v in live.status("model", lambda s: s.level == OK).values}
+    assert model["model"] == "small-random" and model["device"] == "cpu" and model["file"] == str(small_model)
+    assert len(model["file sha256"]) == 64
+    assert model["licence"] == "unknown"  # what the weights may be used for; the test's model does not say
+    keys = {v.key for v in live.status("processing", lambda s: any("network" in v.key for v in s.values)).values}
+    for stage in ("latency", "decode", "project", "network", "knn", "encode", "publish"):
+        assert f"{stage} p50/p95/max (ms)" in keys
+
+
+def test_input_that_stops_is_reported_and_recovers(live: Client) -> None:
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    label_one(live, message(street(500)), results)
+    assert "stale" in live.status("input", lambda s: s.level == ERROR and "stale" in s.message).message
+    label_one(live, message(street(500)), results)
+    live.status("input", lambda s: "stale" not in s.message)
+
+
+def test_lifecycle_goes_round_and_the_model_can_be_changed_in_between(
+    client: Client, small_model: Path, tmp_path: Path
+) -> None:
+    from conftest import make_model
+
+    other = make_model(tmp_path / "other.pt", name="other-random", width=128, seed=1)
+    with running_node("-r", "__ns:=/round", model=small_model, autostart=False) as node:
+        topic, client_node = "/round/sqsegv3/output/points", "/round/sqsegv3"
+        with in_namespace(client_node):
+            assert client.state() == "unconfigured"
+            assert client.transition("configure") and client.transition("activate")
+            results = client.collect(PointCloud2, topic)
+            label_one(client, message(street(500), 1), results, f"{client_node}/input/points")
+            assert client.transition("deactivate") and client.transition("cleanup")
+            assert client.set_parameters(model=str(other)) == [(True, "")]
+            assert client.transition("configure") and client.transition("activate")
+            client.status("model", lambda s: any(v.value == "other-random" for v in s.values))
+            label_one(client, message(street(500), 2), results, f"{client_node}/input/points")
+            assert client.set_parameters(model=str(tmp_path / "none.pt"))[0][0] is False
+            assert client.transition("deactivate") and client.transition("cleanup")
+            assert client.set_parameters(model=str(tmp_path / "none.pt"))[0][0] is True
+            assert not client.transition("configure")
+            assert client.state() == "unconfigured"
+            assert client.set_parameters(model=str(small_model))[0][0] is True
+            assert client.transition("configure") and client.transition("activate")
+            assert client.state() == "active"
+        assert node.stop() == 0
+
+
+class in_namespace:  # noqa: N801
+    """The client's service calls go to a node of another name for a while."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+
+    def __enter__(self) -> None:
+        import live
+
+        self.before, live.NODE = live.NODE, self.node
+
+    def __exit__(self, *_: object) -> None:
+        import live
+
+        live.NODE = self.before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_node_ends_cleanly_on_a_signal(small_model: Path, number: signal.Signals) -> None:
+    with running_node("-r", "__ns:=/signal", model=small_model) as node:
+        node.wait_for_log("labelling clouds of")
+        assert node.stop(number) == 0
+        assert "Traceback" not in node.log
+
+
+def test_a_model_that_is_not_there_is_reported_and_the_node_stays_for_another_try(client: Client) -> None:
+    with running_node("-r", "__ns:=/lost", model="/nowhere/model.pt") as node:
+        node.wait_for_log("there is no model file /nowhere/model.pt")
+        client.status("model", lambda s: s.level == ERROR and "/nowhere/model.pt" in s.message)
+        with in_namespace("/lost/sqsegv3"):
+            assert client.state() == "unconfigured"
+        assert node.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"threads": -1}, "threads"),
+        ({"threads": "many"}, "threads"),
+        ({"precision": "int8"}, "precision must be one of"),
+    ],
+)
+def test_a_parameter_out_of_range_at_start_ends_the_node_with_a_message(parameters: dict, text: str) -> None:
+    with running_node(**parameters) as node:
+        assert node.process.wait(30) == 2
+        wait_until(lambda: text in node.log, 5, lambda: node.log)
+        assert "Traceback" not in node.log
+
+
+def test_intensity_that_does_not_fit_the_model_is_remarked_until_it_fits(live: Client) -> None:
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+
+    def remarked(points: np.ndarray) -> bool:
+        label_one(live, message(points), results)  # again and again: clouds are looked at once a second
+        return "intensity_scale" in live.diagnostics["input"].message
+
+    points = street(20_000)
+    points[:, 3] *= 255
+    wait_until(lambda: remarked(points), 30, lambda: live.diagnostics)
+    wait_until(lambda: not remarked(street(20_000)), 30, lambda: live.diagnostics)

@@ -1,0 +1,331 @@
+"""Presets, remarks and mounts in the real node, with made-up clouds of real sensors' beams and layouts."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
+
+import rclpy
+from clouds import LAYOUTS, points_of
+from clouds import message as message_of
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import TransformStamped
+from live import LATCHED, Client, message
+from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import PointCloud2, PointField
+from std_msgs.msg import Header
+
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+from sqsegv3_ros.inference.extrinsics import Mount
+from sqsegv3_ros.inference.knn import KnnConfig
+from sqsegv3_ros.inference.model_file import ModelInfo, save_model
+from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
+from sqsegv3_ros.inference.segmenter import Segmenter
+from sqsegv3_ros.ros.segment_node import SUCCESS, SegmentNode
+from sqsegv3_ros.simulation.sensors import SENSORS
+
+PRESETS = sorted((ROOT / "config" / "sensors").glob("*.yaml"))
+ERROR = DiagnosticStatus.ERROR
+COUNT = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    client = Client()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file that labels every pixel by its own five values: images of all sizes cost next to nothing."""
+    import torch
+
+    torch.manual_seed(1)
+    info = ModelInfo(
+        name="by-pixel",
+        architecture={},
+        labels=SEMANTIC_KITTI,
+        projection=ProjectionConfig(width=256),
+        normalization=Normalization(),
+        knn=KnnConfig(),
+        sensor_height_m=1.73,
+    )
+    path = tmp_path_factory.mktemp("model") / "by-pixel.pt"
+    save_model(path, torch.jit.script(torch.nn.Conv2d(5, 20, 1)), info, {})
+    return path
+
+
+@contextmanager
+def node_of(client: Client, *arguments: str, configures: bool = True, **parameters: Any) -> Iterator[SegmentNode]:
+    """The real node with real arguments, in this process: to start one for every sensor costs no import of torch."""
+    context = rclpy.Context()
+    # a name of its own: clouds published before it is discovered would go to the last one
+    arguments += ("-r", f"__ns:=/node{next(COUNT)}")
+    for name, value in {"stale_after_s": 300.0, **parameters}.items():
+        arguments += ("-p", f"{name.replace('__', '.')}:={value}")
+    rclpy.init(args=["--ros-args", *arguments], context=context)
+    node = SegmentNode(context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin, daemon=True)
+    try:
+        assert (node.trigger_configure() == SUCCESS) == configures
+        if configures:
+            node.trigger_activate()
+        client.diagnostics.clear()
+        spinning.start()
+        yield node
+    finally:
+        executor.shutdown(timeout_sec=5)
+        spinning.join(5)
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+def labelled(client: Client, node: SegmentNode, cloud: PointCloud2) -> np.ndarray:
+    """What comes back for a cloud, as a structured array."""
+    name = node.get_fully_qualified_name()
+    results = client.collect(PointCloud2, f"{name}/output/points")
+    for _ in range(10):  # again, as a sensor does: the first can come before the node knows its publisher
+        client.publish(cloud, f"{name}/input/points")
+        end = time.monotonic() + 5
+        while not results and time.monotonic() < end:
+            time.sleep(0.01)
+        if results:
+            break
+    assert results, f"no labelled cloud; {client.diagnostics}"
+    assert results[0].header == cloud.header
+    return points_of(results[0]).reshape(-1)
+
+
+def street(elevations_deg: np.ndarray, columns: int, seed: int = 0) -> np.ndarray:
+    """(beams, columns, 4): ground 1.73 m below the sensor, walls to both sides, some rays that meet nothing (0)."""
+    generator = np.random.default_rng(seed)
+    azimuth = np.pi - (np.arange(columns) + 0.5) / columns * 2 * np.pi
+    azimuth, elevation = np.meshgrid(azimuth, np.radians(elevations_deg))
+    with np.errstate(divide="ignore"):
+        ground = np.where(elevation < 0, 1.73 / np.sin(-elevation), np.inf)
+    wall = 8.0 / np.maximum(np.abs(np.sin(azimuth)) * np.cos(elevation), 1e-6)
+    distance = np.minimum(np.minimum(ground, wall), 80.0) * (generator.random(azimuth.shape) < 0.9)
+    flat = distance * np.cos(elevation)
+    xyz = flat * np.cos(azimuth), flat * np.sin(azimuth), distance * np.sin(elevation)
+    return np.stack([*xyz, generator.uniform(0, 0.5, azimuth.shape)], 2).astype(np.float32)
+
+
+def cloud_of(sensor: str, columns: int | None = None) -> PointCloud2:
+    """A cloud as the sensor's driver publishes it."""
+    beams = np.array(SENSORS[sensor].elevations_deg)  # from the top
+    rays = street(beams, columns or SENSORS[sensor].columns)
+    if sensor.startswith("ouster"):
+        points = np.zeros(rays.shape[:2], LAYOUTS["ouster 48"])
+        points["ring"] = np.arange(len(beams))[:, None]
+        points["reflectivity"] = rays[..., 3] * 40
+        points["intensity"] = rays[..., 3] * 3000  # photons
+        rays = rays * [-1, -1, 1, 1]  # the driver's frame looks to the rear, where the plug is
+    else:
+        points = np.zeros(rays.shape[:2], LAYOUTS["velodyne xyzirt 22"])
+        points["ring"] = np.arange(len(beams))[::-1, None]
+        points["intensity"] = rays[..., 3] * (255 if sensor == "hdl64e" else 40)
+    points["x"], points["y"], points["z"] = np.moveaxis(rays[..., :3], 2, 0)
+    if not sensor.startswith("ouster"):
+        points = points[np.abs(rays[..., :3]).max(2) > 0]  # Velodyne's driver leaves out what did not come back
+    return message_of(points, cloud_type=PointCloud2, field_type=PointField, header=Header(frame_id="lidar"))
+
+
+def remarks_on(client: Client, node: SegmentNode, cloud: PointCloud2) -> str:
+    """What the diagnostics of the input say after the node's first cloud."""
+    labelled(client, node, cloud)
+    client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] != "0")
+    return str(client.diagnostics["input"].message)  # from the same message
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_makes_the_node_label_its_sensors_clouds_without_a_remark(
+    client: Client, model: Path, preset: Path
+) -> None:
+    with node_of(client, "--params-file", str(preset), model=model) as node:
+        cloud = cloud_of(preset.stem)
+        points = labelled(client, node, cloud)
+        there = np.abs(points["x"]) + np.abs(points["y"]) > 0
+        assert (points["label"][there] != 0).mean() > 0.5 and len(np.unique(points["label"])) > 2
+        assert (points["label"][~there] == 0).all()
+        client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] != "0")
+        assert client.diagnostics["input"].message == "receiving clouds"
+        image = {v.key: v.value for v in client.status("model", lambda s: bool(s.values)).values}["image"]
+        height, _, width = image.partition(" x ")
+        assert 16 <= int(height) <= 128 and int(width) == 256  # the model's own
+
+
+@pytest.mark.parametrize(
+    ("preset", "sensor", "remark"),
+    [
+        ("vlp16", "hdl32e", "rings do not fit: found 0..31, expected 0..15"),
+        ("ouster_os1_64", "ouster_os1_128", "rings do not fit: found 0..127, expected 0..63"),
+        ("hdl64e", "vlp16", "field of view does not fit"),
+    ],
+)
+def test_diagnostics_tell_of_another_sensor_than_the_presets(
+    client: Client, model: Path, preset: str, sensor: str, remark: str
+) -> None:
+    file = ROOT / "config" / "sensors" / f"{preset}.yaml"
+    with node_of(client, "--params-file", str(file), model=model) as node:
+        assert remark in remarks_on(client, node, cloud_of(sensor))
+
+
+def test_diagnostics_tell_of_a_turn_with_fewer_columns_than_the_image(client: Client, model: Path) -> None:
+    file = ROOT / "config" / "sensors" / "ouster_os1_64.yaml"
+    with node_of(client, "--params-file", str(file), model=model, projection__width=1024) as node:
+        assert "columns do not fit" in remarks_on(client, node, cloud_of("ouster_os1_64", 512))
+
+
+def test_a_file_of_the_users_own_beats_the_preset_and_leaves_the_rest_of_it(
+    client: Client, model: Path, tmp_path: Path
+) -> None:
+    preset, own = ROOT / "config" / "sensors" / "ouster_os1_64.yaml", tmp_path / "own.yaml"
+    for nodes in ("/**", "/**/sqsegv3"):  # as drivers' files are keyed, and as one for many nodes is
+        own.write_text(f"{nodes}: {{ros__parameters: {{mount: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
+        with node_of(client, "--params-file", str(preset), "--params-file", str(own), model=model) as node:
+            names = ("mount.yaw_deg", "intensity_scale", "intensity_field")
+            values = [node.get_parameter(name).value for name in names]
+            assert values == [0.5, 0.25, "reflectivity"]
+
+
+# ---- mounts ----------------------------------------------------------------------------------------------------------
+
+TILT: dict[str, Any] = {"mount__roll_deg": 6.0, "mount__pitch_deg": 15.0}
+
+
+def tilted(points: np.ndarray, mount: Mount) -> np.ndarray:
+    """What a sensor on that mount measures of what a level one would measure."""
+    result = points.copy()
+    result[:, :3] = points[:, :3] @ np.array(mount.rotation)
+    return result
+
+
+def pixel_centres() -> np.ndarray:
+    """(N, 4): a street by rays through the middles of the pixels, so that rounding moves no point into another."""
+    return street(3.0 - 28.0 * (np.arange(64) + 0.5) / 64, 256).reshape(-1, 4)
+
+
+def check_levelled(client: Client, node: SegmentNode, model: Path, height_m: float = 0.0) -> None:
+    level = pixel_centres()
+    seen = tilted(level, Mount.from_angles(TILT["mount__roll_deg"], TILT["mount__pitch_deg"], 0))
+    result = labelled(client, node, message(seen))
+    expected = Segmenter(model, mount=Mount(height_m=height_m)).segment(level).labels
+    assert (Segmenter(model).segment(seen).labels == expected).mean() < 0.9
+    assert ((Segmenter(model).segment(level).labels == expected).mean() < 0.95) == bool(height_m)
+    assert (result["label"] == expected).mean() > 0.995
+    for column, name in enumerate(("x", "y", "z", "intensity")):
+        np.testing.assert_array_equal(result[name], seen[:, column])
+
+
+def test_a_tilted_sensor_with_its_mount_gets_the_labels_of_a_level_one_and_keeps_its_coordinates(
+    client: Client, model: Path
+) -> None:
+    with node_of(client, model=model, **TILT) as node:
+        check_levelled(client, node, model)
+        # the level image holds the tilted points: there is nothing to remark on the field of view
+        client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] != "0")
+        assert client.diagnostics["input"].message == "receiving clouds"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tf2_ros") is not None, reason="is about machines without tf2_ros")
+def test_a_base_frame_without_tf2_ros_fails_to_configure_and_says_what_to_do(client: Client, model: Path) -> None:
+    with node_of(client, model=model, base_frame="base_link", configures=False):
+        status = client.status("model", lambda s: s.level == ERROR)
+        assert "base_frame is set, but tf2_ros is not installed" in status.message
+        assert "ros-$ROS_DISTRO-tf2-ros-py" in status.message and "mount.roll_deg" in status.message
+
+
+def broadcast(client: Client, parent: str, child: str, mount: Mount, send: Callable[[TransformStamped], Any]) -> None:
+    transform = TransformStamped()
+    transform.header.frame_id, transform.child_frame_id = parent, child
+    transform.transform.translation.x, transform.transform.translation.z = 0.4, 1.2
+    (_, _, r02), (_, _, r12), (r20, r21, r22) = mount.rotation
+    w = math.sqrt(1 + mount.rotation[0][0] + mount.rotation[1][1] + r22) / 2
+    rotation = transform.transform.rotation
+    rotation.w, rotation.x, rotation.y = w, (r21 - r12) / (4 * w), (r02 - r20) / (4 * w)
+    rotation.z = (mount.rotation[1][0] - mount.rotation[0][1]) / (4 * w)
+    send(transform)
+
+
+def stand_in_for_tf2(topic: str) -> types.ModuleType:
+    """What mount_from_tf uses of tf2_ros, by its documentation, for machines without it. One transform, no tree."""
+    module = types.ModuleType("tf2_ros")
+
+    class TransformException(Exception):  # noqa: N818
+        pass
+
+    class Buffer:
+        def __init__(self, cache_time: Any = None, node: Any = None) -> None:
+            self.transforms: dict[tuple[str, str], TransformStamped] = {}
+
+        def can_transform(self, target: str, source: str, time: Any, timeout: Any = None) -> bool:
+            return (target, source) in self.transforms
+
+        def lookup_transform(self, target: str, source: str, time: Any, timeout: Any = None) -> TransformStamped:
+            if (target, source) not in self.transforms:
+                raise TransformException(f'"{target}" passed to lookupTransform argument target_frame does not exist.')
+            return self.transforms[target, source]
+
+    class TransformListener:
+        def __init__(self, buffer: Buffer, node: Any) -> None:
+            def keep(transform: TransformStamped) -> None:
+                buffer.transforms[transform.header.frame_id, transform.child_frame_id] = transform
+
+            self.node, self.heard = node, node.create_subscription(TransformStamped, topic, keep, LATCHED)
+
+        def unregister(self) -> None:
+            self.node.destroy_subscription(self.heard)
+
+    for part in (TransformException, Buffer, TransformListener):
+        setattr(module, part.__name__, part)
+    return module
+
+
+@pytest.fixture
+def send_transform(client: Client, monkeypatch: pytest.MonkeyPatch) -> Callable[[TransformStamped], Any]:
+    if importlib.util.find_spec("tf2_ros") is not None:
+        import tf2_ros
+
+        broadcaster: Callable[[TransformStamped], Any] = tf2_ros.StaticTransformBroadcaster(client.node).sendTransform
+        return broadcaster
+    monkeypatch.setitem(sys.modules, "tf2_ros", stand_in_for_tf2("/tf_static_of_the_test"))
+    publisher = client.node.create_publisher(TransformStamped, "/tf_static_of_the_test", LATCHED)
+    return publisher.publish
+
+
+def test_the_mount_is_read_from_tf_when_the_node_is_configured(
+    client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
+) -> None:
+    broadcast(client, "base_link", "lidar", Mount.from_angles(6.0, 15.0, 0), send_transform)
+    threads = threading.active_count()
+    frames: dict[str, Any] = {"base_frame": "base_link", "sensor_frame": "lidar"}
+    with node_of(client, model=model, **frames) as node:
+        check_levelled(client, node, model, height_m=1.2)
+    assert threading.active_count() <= threads
+
+
+def test_a_transform_that_does_not_come_fails_to_configure_and_names_the_frames(
+    client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
+) -> None:
+    frames: dict[str, Any] = {"base_frame": "base_link", "sensor_frame": "roof_lidar", "tf_timeout_s": 0.3}
+    with node_of(client, model=model, configures=False, **frames):
+        status = client.status("model", lambda s: s.level == ERROR)
+        assert "no transform from 'roof_lidar' to 'base_link' came within 0.3 s" in status.message

@@ -1,0 +1,407 @@
+"""Whole training runs on a tiny data set: the curve, resuming, stopping, checkpoints, export, and what users see."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, ROOT, needs_shared
+from lightning.pytorch import Callback
+from test_training_data import IMAGE, make_data, write_data_set
+
+from sqsegv3_ros.cli import main
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
+from sqsegv3_ros.inference.model_file import ModelInfo, load_model, read_info
+from sqsegv3_ros.inference.range_image import Normalization, normalize, project, restore
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.training import run as run_module
+from sqsegv3_ros.training.callbacks import _average
+from sqsegv3_ros.training.checkpoint import load_network, load_weights, read_checkpoint
+from sqsegv3_ros.training.module import SegmentationModule
+from sqsegv3_ros.training.run import TrainCLI
+
+TINY = {
+    "--model.network.channels": "[8,8,8,8,8]",
+    "--model.network.blocks": "[1,1,1,1,1]",
+    "--model.network.attention_kernel": "1",
+    "--model.network.azimuth_padding": "circular",
+    "--model.network.dropout": "0.2",
+    "--model.projection": '{"height": 16, "width": 128}',
+    "--model.optimizer": '{"method": "adamw", "schedule": "one-cycle", "lr": 0.01}',
+    "--data.train": '["00","01"]',
+    "--data.val": '["02"]',
+    "--data.crop_width": "64",
+    "--data.augmentation.yaw_deg": '{"probability": 1.0, "low": -180, "high": 180}',
+    "--run.ema_decay": "0.9",
+    "--trainer.max_epochs": "3",
+    "--trainer.accelerator": "cpu",
+    "--trainer.enable_progress_bar": "false",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_data_set(tmp_path_factory.mktemp("data"))
+
+
+def options(root, output, **changes):
+    given = {**TINY, "--data.root": str(root), "--run.output": str(output)}
+    given |= {f"--{key.replace('__', '.')}": str(value) for key, value in changes.items()}
+    return ["train", *(part for pair in given.items() for part in pair)]
+
+
+class Losses(Callback):
+    """Remembers every step's loss; sends a signal after one of them."""
+
+    def __init__(self, interrupt_after=None):
+        self.losses = {}
+        self.interrupt_after = interrupt_after
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses[trainer.global_step] = outputs["loss"].item()
+        if trainer.global_step == self.interrupt_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def train(monkeypatch, arguments, interrupt_after=None):
+    """Run the command in this process. Returns (exit code, loss by step)."""
+    losses = Losses(interrupt_after)
+    original = run_module.run_callbacks
+    monkeypatch.setattr(run_module, "run_callbacks", lambda *a, **k: [losses, *original(*a, **k)])
+    code = main(arguments)
+    monkeypatch.undo()
+    return code, losses.losses
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """A run of three epochs to the end: its folder and the loss of every step."""
+    output = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        code, losses = train(monkeypatch, options(root, output))
+    assert code == 0
+    return output, losses
+
+
+def history(output):
+    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+
+
+def without_time(entries):
+    return [{k: v for k, v in e.items() if k != "seconds"} for e in entries]
+
+
+def test_a_run_leaves_checkpoints_history_settings_and_tensorboard_files(finished):
+    output, losses = finished
+    assert sorted(losses) == list(range(1, 10))
+    assert losses[9] < losses[1]
+    assert {p.name for p in output.iterdir()} == {
+        "best.ckpt", "last.ckpt", "history.jsonl", "config.yaml", "tensorboard"
+    }  # fmt: skip
+    entries = history(output)
+    assert [e["step"] for e in entries] == [3, 6, 9]
+    assert entries[0]["train/loss"] == pytest.approx(np.mean([losses[i] for i in (1, 2, 3)]), abs=1e-4)
+    best = max(entries, key=lambda e: e["val/miou"])
+    description, _ = read_checkpoint(output / "best.ckpt")
+    assert description["training"]["metrics"]["val/miou"] == pytest.approx(best["val/miou"], abs=1e-5)
+    assert description["training"]["steps"] == best["step"]
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_ctrl_c_saves_and_resuming_continues_to_the_same_curve(finished, root, tmp_path, monkeypatch, capfd, stop):
+    whole, losses = finished
+    handler = signal.getsignal(signal.SIGINT)  # a shell ignores it for what it starts in the background
+    code, before = train(monkeypatch, options(root, tmp_path), interrupt_after=stop)
+    assert code == 130
+    said = capfd.readouterr().err
+    assert f"stopped after step {stop}; saved {tmp_path}/last.ckpt. Go on with: --run.resume true" in said
+    assert signal.getsignal(signal.SIGINT) is handler
+    code, after = train(monkeypatch, options(root, tmp_path, run__resume="true", data__workers=1))
+    assert code == 0
+    assert sorted(after) == list(range(stop + 1, 10))
+    assert {**before, **after} == losses
+    assert without_time(history(tmp_path)) == without_time(history(whole))
+    ours, theirs = (torch.load(d / "last.ckpt", weights_only=True) for d in (tmp_path, whole))
+    for entry in ("state_dict", "current_model_state"):
+        assert all(torch.equal(ours[entry][k], v) for k, v in theirs[entry].items())
+
+
+def confusion_of(network, root):
+    """The validation scans' points counted one scan after the other, with nothing of the training code."""
+    matrix = ConfusionMatrix(SEMANTIC_KITTI)
+    for scan in make_data(root).val_store.cached():
+        image = project(torch.from_numpy(scan.points), IMAGE)
+        with torch.no_grad():
+            labels = network(normalize(image, Normalization()))[0].argmax(1)[0]
+        matrix.add(restore(labels, image).numpy(), scan.labels)
+    return matrix
+
+
+def scores_of(network, root):
+    return confusion_of(network, root).scores(strict=True)
+
+
+def test_validation_counts_points_by_the_averaged_weights(finished, root):
+    output, _ = finished
+    matrix = confusion_of(load_network(*read_checkpoint(output / "last.ckpt")), root)
+    scores, last = matrix.scores(strict=True), history(output)[-1]
+    assert last["val/miou"] == pytest.approx(scores.miou_present, abs=1e-5)
+    assert last["val/accuracy"] == pytest.approx(scores.accuracy, abs=1e-5)
+    assert last["val/miou_all"] == pytest.approx(matrix.scores().miou, abs=1e-5)
+    assert last["iou/road"] == pytest.approx(scores.iou[9], abs=1e-5)
+
+
+def test_a_checkpoint_describes_itself(finished, root):
+    description, _ = read_checkpoint(finished[0] / "best.ckpt")
+    assert json.loads(json.dumps(description)) == description
+    assert description["training"]["data"]["training"][0]["sequences"] == ["00", "01"]
+    assert description["training"]["data"]["validation"] == {"name": root.name, "sequences": ["02"]}
+    assert str(root.parent) not in json.dumps(description)
+    assert description["network"]["channels"] == [8, 8, 8, 8, 8]
+    assert description["training"]["augmentation"]["yaw_deg"]["high"] == 180
+
+
+@pytest.fixture(scope="module")
+def image(root):
+    scan = make_data(root).val_store.cached()[0]
+    return normalize(project(torch.from_numpy(scan.points), IMAGE), Normalization())
+
+
+def test_an_exported_model_computes_what_was_trained(finished, tmp_path, image, capsys):
+    checkpoint, model = finished[0] / "best.ckpt", tmp_path / "model.pt"
+    command = ["export", str(checkpoint), "--output", str(model), "--licence", "for tests", "--name", "tiny", "--half"]
+    command += ["--sensor-height-m", "1.9"]
+    assert main([*command[:-1], "-1"]) == 2
+    assert "--sensor-height-m must be above 0" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "tiny, 20 classes, 16 x 128 pixels" in capsys.readouterr().out
+    model = load_model(model)
+    assert model.info.weights_dtype == "float16"
+    assert model.info.labels == SEMANTIC_KITTI
+    assert model.info.projection == IMAGE
+    assert model.info.sensor_height_m == 1.9
+    assert model.info.provenance["licence"] == "for tests"
+    assert model.info.provenance["metrics"]["val/miou"] > 0
+    with torch.no_grad():
+        expected = load_network(*read_checkpoint(checkpoint))(image)[0].softmax(1)
+        found = model.network(image).softmax(1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-3)
+    assert main(command) == 2  # it exists now
+
+
+def onnx_logits(path, image):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
+
+
+def test_an_exported_onnx_file_computes_what_was_trained(finished, tmp_path, image, capsys):
+    onnx = pytest.importorskip("onnx")
+    checkpoint, path = finished[0] / "best.ckpt", tmp_path / "model.onnx"
+    assert main(["export", str(checkpoint), "--output", str(path), "--format", "onnx"]) == 0
+    two = torch.cat((image, image.flip(3)))
+    with torch.no_grad():
+        expected = load_network(*read_checkpoint(checkpoint))(two)[0].softmax(1)
+    torch.testing.assert_close(onnx_logits(path, two).softmax(1), expected, rtol=0, atol=1e-5)
+    metadata = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+    assert ModelInfo.from_dict(json.loads(metadata["sqsegv3.json"])).labels == SEMANTIC_KITTI
+
+
+@pytest.mark.parametrize(("padding", "kernel"), [("zero", 7), ("circular", 3)])
+def test_onnx_labels_as_torch_does_with_any_kernel_and_padding(tmp_path, padding, kernel):
+    from sqsegv3_ros.inference.knn import KnnConfig
+    from sqsegv3_ros.network.export import export_onnx
+
+    pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    config = NetworkConfig(channels=(8, 8, 8, 8, 8), attention_kernel=kernel, azimuth_padding=padding)
+    network = SqueezeSegV3(config)
+    for _ in range(2):  # BatchNorm statistics other than those it begins with
+        network(3 * torch.randn(2, 5, 8, 64))
+    info = ModelInfo("tiny", config.to_dict(), SEMANTIC_KITTI, IMAGE, Normalization(), KnnConfig())
+    assert export_onnx(network, tmp_path / "tiny.onnx", info) < 1e-5
+
+
+def test_a_file_that_onnx_runtime_labels_otherwise_is_not_written(finished, tmp_path, monkeypatch, capsys):
+    from sqsegv3_ros.network import export
+
+    pytest.importorskip("onnx")
+    fold_norm = export.fold_norm
+
+    def fold_wrongly(layer):
+        fold_norm(layer)
+        layer.conv.bias.data.neg_()
+
+    monkeypatch.setattr(export, "fold_norm", fold_wrongly)
+    checkpoint, path = finished[0] / "best.ckpt", tmp_path / "model.onnx"
+    assert main(["export", str(checkpoint), "--output", str(path), "--format", "onnx"]) == 1
+    assert "of a test image differently from torch; nothing written" in capsys.readouterr().err
+    assert not path.exists()
+
+
+@needs_shared
+def test_training_can_start_from_an_official_checkpoint():
+    module = SegmentationModule(network=NetworkConfig.ssgv3_21(), start_from=str(GOLDEN / "official_21"))
+    stored = torch.load(GOLDEN / "official_21" / "backbone", weights_only=True)
+    assert torch.equal(module.network.stem.conv.weight, stored["conv1.weight"])
+    narrow = SqueezeSegV3(NetworkConfig.ssgv3_21(channels=(8, 8, 8, 8, 8)))
+    with pytest.raises(UserError, match=r"do not fit the network: .* set model\.network to the shape"):
+        load_weights(narrow, GOLDEN / "official_21")
+
+
+def test_training_goes_on_from_an_exported_model_file(finished, root, tmp_path, monkeypatch):
+    """From the training state in the file, BatchNorms and auxiliary heads included: the loss goes on where it was."""
+    model = tmp_path / "model.pt"
+    assert main(["export", str(finished[0] / "best.ckpt"), "--output", str(model), "--name", "tiny"]) == 0
+    changes = {"model__start_from": model, "trainer__max_epochs": 1, "model__optimizer__lr": 1e-5}
+    code, losses = train(monkeypatch, options(root, tmp_path / "further", **changes))
+    assert code == 0
+    first = {name: min(run) for name, run in (("new", finished[1]), ("further", losses))}
+    assert losses[first["further"]] < 0.8 * finished[1][first["new"]]
+    assert history(tmp_path / "further")[-1]["val/miou"] > 0.6 * history(finished[0])[-1]["val/miou"]
+
+
+def test_training_can_start_from_a_checkpoint_with_other_classes(finished):
+    description, weights = read_checkpoint(finished[0] / "best.ckpt")
+    config = NetworkConfig.from_dict({**description["network"], "num_classes": 26})
+    network = SqueezeSegV3(config)
+    heads = network.heads[0].conv.weight.clone()
+    assert "heads left out" in load_weights(network, finished[0] / "best.ckpt")
+    assert torch.equal(network.heads[0].conv.weight, heads)
+    assert torch.equal(network.stem.conv.weight, weights["stem.conv.weight"])
+
+
+def test_an_average_starts_at_the_weights_and_then_moves_by_the_decay():
+    assert _average(torch.tensor(0.0), torch.tensor(1.0), 0, 0.999).item() == pytest.approx(0.9)
+    assert _average(torch.tensor(0.0), torch.tensor(1.0), 10**6, 0.999).item() == pytest.approx(0.001)
+    assert _average(torch.tensor(3), torch.tensor(8), 10, 0.999).item() == 8  # a counter is no average
+
+
+def test_early_stopping_ends_a_run_that_does_not_improve(root, tmp_path, monkeypatch):
+    changes = {"model__optimizer": '{"method": "sgd", "schedule": "constant", "lr": 1e-12}', "run__ema_decay": 0}
+    changes |= {"trainer__max_epochs": 9, "run__early_stop_patience": 2, "model__network__bn_momentum": "1e-9"}
+    code, losses = train(monkeypatch, options(root, tmp_path, **changes))
+    assert code == 0
+    assert 9 <= max(losses) < 27
+
+
+@pytest.mark.parametrize("changes", [{"trainer__max_steps": 2}, {"trainer__limit_val_batches": 0}])
+@pytest.mark.parametrize("patience", [0, 2])
+def test_a_run_that_ends_before_a_validation_keeps_its_weights(root, tmp_path, monkeypatch, capsys, changes, patience):
+    code, losses = train(monkeypatch, options(root, tmp_path, run__early_stop_patience=patience, **changes))
+    assert code == 0
+    assert f"no validation has chosen a best.ckpt; the weights are in {tmp_path}/last.ckpt" in capsys.readouterr().out
+    description, _ = read_checkpoint(tmp_path / "last.ckpt")
+    assert description["training"]["steps"] == max(losses)
+    assert description["training"]["metrics"] == {}  # no score of the untrained network
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_a_run_that_ended_early_goes_on_to_the_curve_of_one_that_did_not(root, tmp_path, monkeypatch, steps):
+    constant = {"model__optimizer": '{"method": "adamw", "schedule": "constant", "lr": 0.01}'}
+    _, whole = train(monkeypatch, options(root, tmp_path / "whole", **constant))
+    changes = {**constant, "trainer__max_steps": steps}
+    assert train(monkeypatch, options(root, tmp_path / "parts", **changes))[0] == 0
+    changes |= {"trainer__max_steps": -1, "run__resume": "true"}
+    code, rest = train(monkeypatch, options(root, tmp_path / "parts", **changes))
+    assert code == 0
+    assert rest == {step: loss for step, loss in whole.items() if step > steps}
+    assert without_time(history(tmp_path / "parts")) == without_time(history(tmp_path / "whole"))
+    best = [read_checkpoint(tmp_path / run / "best.ckpt")[0]["training"] for run in ("whole", "parts")]
+    assert best[0]["steps"] == best[1]["steps"] and best[0]["metrics"] == best[1]["metrics"]
+
+
+def refused(capsys, arguments, code=2):
+    assert main(arguments) == code
+    text = capsys.readouterr().err
+    assert text.count("sqsegv3 train: ") == 1
+    assert len(text.splitlines()) <= 12  # no usage of 200 lines, no traceback
+    return text
+
+
+def test_wrong_use_is_refused_with_one_message(finished, root, tmp_path, capsys):
+    output, _ = finished
+    assert "holds a run already (last.ckpt); go on with --run.resume true" in refused(capsys, options(root, output))
+    wrong = options(root, output, run__resume="true", model__network__attention_kernel=3)
+    assert "has another network: attention_kernel differ" in refused(capsys, wrong)
+    longer = options(root, output, run__resume="true", trainer__max_epochs=4)
+    assert "planned for 9 steps, now there would be 12, but one-cycle cannot be stretched" in refused(capsys, longer)
+    assert "nothing to resume: there is no" in refused(capsys, options(root, tmp_path, run__resume="true"))
+    assert "unrecognized arguments: --data.rot" in refused(capsys, [*options(root, tmp_path), "--data.rot", "x"])
+    assert "crop_width must be a multiple of 8" in refused(capsys, options(root, tmp_path, data__crop_width=7))
+    assert "is no SemanticKITTI root" in refused(capsys, options(tmp_path / "nowhere", tmp_path / "o"))
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "last.ckpt").write_bytes((output / "last.ckpt").read_bytes()[:5000])
+    assert "cut/last.ckpt (5000 bytes) cannot be read" in refused(capsys, options(root, cut, run__resume="true"))
+
+
+class FullDisk(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        raise OSError(28, "No space left on device", "last.ckpt")
+
+
+class KilledWorker(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        for worker in trainer.fit_loop._combined_loader.flattened[0]._iterator._workers:
+            os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (FullDisk, "No space left on device: 'last.ckpt'. The checkpoints written before are whole: make room, then"),
+        (KilledWorker, "a process that prepares training data was killed, probably for want of memory"),
+    ],
+)
+def test_a_failure_from_outside_is_explained(root, tmp_path, monkeypatch, capsys, fault, message):
+    original = run_module.run_callbacks
+    monkeypatch.setattr(run_module, "run_callbacks", lambda *a, **k: [fault(), *original(*a, **k)])
+    assert message in refused(capsys, options(root, tmp_path, data__workers=1), code=1)
+
+
+def test_an_exported_model_may_be_run_at_another_width_than_it_was_trained_at(finished, tmp_path, capsys):
+    checkpoint, model = str(finished[0] / "best.ckpt"), tmp_path / "wide.pt"
+    trained = read_checkpoint(checkpoint)[0]["projection"]["width"]
+    assert main(["export", checkpoint, "--output", str(model), "--width", str(2 * trained)]) == 0
+    info = read_info(model)
+    assert info.projection.width == 2 * trained and info.provenance["trained_width"] == trained
+    for width in ("100", "0", "-8"):
+        assert main(["export", checkpoint, "--output", str(tmp_path / "x.pt"), "--width", width]) == 2
+        assert f"--width must be a multiple of 8, at least 8, found {width}" in capsys.readouterr().err
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "x.ckpt").write_bytes(b"nothing")
+    for name, message in (("x.ckpt", "cannot be read"), ("y.ckpt", "there is no checkpoint")):
+        assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "m.pt")]) == 2
+        assert message in capsys.readouterr().err
+    torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
+    assert main(["export", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "m.pt")]) == 2
+    assert "was not made by `sqsegv3 train`" in capsys.readouterr().err
+
+
+CONFIGS = sorted((ROOT / "config" / "train").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_configuration_that_ships_can_be_read(path, tmp_path):
+    cli = TrainCLI(["--config", str(path), "--data.root", str(tmp_path), "--run.output", str(tmp_path)])
+    assert cli.datamodule.projection == cli.model.projection
+    parameters = sum(p.numel() for p in cli.model.network.parameters())
+    official = {"ssgv3_21": 9_247_140, "ssgv3_21_512": 9_247_140, "ssgv3_53": 25_959_588}
+    assert parameters == official.get(path.stem, parameters) and parameters < 26_000_000
+
+
+def test_configurations_are_there():
+    assert {p.stem for p in CONFIGS} >= {"ssgv3_21", "ssgv3_53", "ssgv3_21_512", "ssgv3_small", "ssgv3_sim"}
+    assert all(isinstance(p, Path) for p in CONFIGS)
