@@ -22,7 +22,7 @@ test: lint
 test-long: $(INSTALLED)
 	$(RUN) pytest -m long
 
-# the node, a player and a judge on a simulated drive; MODEL=... takes another model than `default`
+# the node, a player and an evaluator on a simulated drive; MODEL=... takes another model than `default`
 demo: $(INSTALLED)
 	$(CLI) demo --output demo $(if $(MODEL),--model $(MODEL))
 

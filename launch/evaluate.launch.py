@@ -1,6 +1,6 @@
-"""Starts the segmentation node, a player and the judge: a bag with ground truth comes in, an evaluation goes out.
+"""Starts the segmentation node, a player and the evaluator: a bag with ground truth comes in, an evaluation goes out.
 
-It ends by itself. The exit code of `ros2 launch` is 0 where every scan of the bag was judged, 1 where not. All
+It ends by itself. The exit code of `ros2 launch` is 0 where every scan of the bag was evaluated, 1 where not. All
 arguments of segment.launch.py hold here too.
 """
 
@@ -51,7 +51,7 @@ def absolute(topic: str, namespace: str) -> str:
 
 
 def player_command(value: dict[str, str], input_topic: str, output_topic: str) -> list[str]:
-    """The arguments of `sqsegv3` that replay what is to be judged: to the node and the judge, once both listen."""
+    """The arguments of `sqsegv3` that replay what is to be evaluated: to the node and the evaluator, once both listen."""
     command = ["replay", value["bag"], "--output-topic", input_topic, "--rate", value["rate"]]
     command += ["--wait-for-subscribers", "2"]
     for option in ("topic", "sequence"):
@@ -65,7 +65,7 @@ def player_command(value: dict[str, str], input_topic: str, output_topic: str) -
 
 
 def count_scans(context: LaunchContext) -> list[Any]:
-    """Note how many scans the judge has to see. Raises, before anything is started, where there are none to replay."""
+    """Note how many scans the evaluator has to see. Raises, before anything is started, where there are none to replay."""
     from sqsegv3_ros.evaluation.replay import open_source
 
     bag, topic, sequence = (LaunchConfiguration(name).perform(context) for name in ("bag", "topic", "sequence"))
@@ -75,7 +75,7 @@ def count_scans(context: LaunchContext) -> list[Any]:
 
 
 def start(context: LaunchContext) -> list[Any]:
-    """Player and judge, by the values of the launch arguments."""
+    """Player and evaluate, by the values of the launch arguments."""
     names = [name for name, *_ in ARGUMENTS] + ["namespace", "input_topic", "output_topic", "use_sim_time"]
     value = {name: LaunchConfiguration(name).perform(context) for name in names}
     input_topic = absolute(value["input_topic"], value["namespace"])
@@ -88,7 +88,7 @@ def start(context: LaunchContext) -> list[Any]:
         name="player",
         output="screen",
     )
-    judge = Node(
+    evaluator = Node(
         package=PACKAGE,
         executable="evaluate_node",
         parameters=[
@@ -107,23 +107,25 @@ def start(context: LaunchContext) -> list[Any]:
         ],
         output="screen",
     )
-    ends = ((judge, when_judged), (player, when_played))
-    return [*(RegisterEventHandler(OnProcessExit(target_action=a, on_exit=f)) for a, f in ends), judge, player]
+    ends = ((evaluator, when_evaluated), (player, when_played))
+    return [*(RegisterEventHandler(OnProcessExit(target_action=a, on_exit=f)) for a, f in ends), evaluator, player]
 
 
-def when_judged(event: Any, context: LaunchContext) -> list[Any]:
-    """The judge has ended, and with it everything; an exception is what gives `ros2 launch` the exit code 1."""
+def when_evaluated(event: Any, context: LaunchContext) -> list[Any]:
+    """The evaluate has ended, and with it everything; an exception is what gives `ros2 launch` the exit code 1."""
     if event.returncode == 0:
-        return [EmitEvent(event=Shutdown(reason="every scan was judged"))]
+        return [EmitEvent(event=Shutdown(reason="every scan was evaluated"))]
     if not context.is_shutdown:
-        raise RuntimeError(f"not every scan was judged (exit code {event.returncode} of evaluate_node)")
+        raise RuntimeError(f"not every scan was evaluated (exit code {event.returncode} of evaluate_node)")
     return []
 
 
 def when_played(event: Any, context: LaunchContext) -> list[Any]:
-    """The player has ended: well, and the judge decides when it has seen enough, or not, and nothing more will come."""
+    """The player has ended: well, and the evaluator decides when it has seen enough, or not, and nothing more will come."""
     if event.returncode != 0 and not context.is_shutdown:
-        raise RuntimeError(f"the player failed (exit code {event.returncode}): what it could not play was not judged")
+        raise RuntimeError(
+            f"the player failed (exit code {event.returncode}): what it could not play was not evaluated"
+        )
     return []
 
 

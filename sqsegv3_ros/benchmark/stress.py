@@ -31,7 +31,7 @@ _SAMPLE_S = 1.0
 _START_S = 120.0
 _SETTLED_S = 120.0
 _DOMAINS = range(215, 232)  # the upper ones that ROS 2 calls safe on Linux: robots and tests use low numbers
-_UNWANTED = "not labelled for want of subscribers"
+_UNWANTED = "not labelled without subscribers"
 # what becomes of a cloud in the node
 _ENDS = ("labelled", "superseded by a newer cloud", "rejected", "failed", _UNWANTED)
 COUNTED = ("received", "lost on the way", *_ENDS)

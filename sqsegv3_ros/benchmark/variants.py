@@ -48,10 +48,10 @@ class Ours:
         }
 
     def _start(self, scan: str, parameters: dict[str, Any]) -> None:
-        from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+        from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
         from sqsegv3_ros.inference.settings import SPECS, Settings
 
-        self._pipeline = Pipeline(Settings({spec.name: spec.default for spec in SPECS} | parameters))
+        self._cloud_segmenter = CloudSegmenter(Settings({spec.name: spec.default for spec in SPECS} | parameters))
         self._load(scan)
         self.run()
 
@@ -66,9 +66,9 @@ class Ours:
         """What runs: model, settings and runtime as resolved, seconds of the start, and sizes."""
         import torch
 
-        segmenter = self._pipeline.segmenter
+        segmenter = self._cloud_segmenter.segmenter
         runtime, info = segmenter.runtime, segmenter.info
-        result = self._pipeline.process(self._cloud, ("points",))
+        result = self._cloud_segmenter.process(self._cloud, ("points",))
         return {
             "model": info.name,
             "weights_dtype": info.weights_dtype,
@@ -95,8 +95,8 @@ class Ours:
         """Label the cloud of a scan (default: the last one): milliseconds by stage."""
         if scan and scan != self._scan:
             self._load(scan)
-            self._pipeline.process(self._cloud, ("points",))
-        result, times = timed(lambda: self._pipeline.process(self._cloud, ("points",)))
+            self._cloud_segmenter.process(self._cloud, ("points",))
+        result, times = timed(lambda: self._cloud_segmenter.process(self._cloud, ("points",)))
         stages = dict.fromkeys(STAGES, 0.0)
         for name, milliseconds in result.timings_ms.items():
             stages[_BELONGS_TO.get(name, name)] += milliseconds
@@ -109,7 +109,7 @@ class Ours:
         from sqsegv3_ros.inference.knn import KnnConfig, refine
         from sqsegv3_ros.inference.range_image import project
 
-        segmenter = self._pipeline.segmenter
+        segmenter = self._cloud_segmenter.segmenter
         device, threads = segmenter.runtime.device, segmenter.runtime.threads
         labels = torch.from_numpy(np.load(label_image)).to(device)
         config, classes = KnnConfig("official", size, size), len(segmenter.info.labels)
@@ -120,7 +120,7 @@ class Ours:
     def finish(self, folder: str, scan: str) -> dict[str, Any]:
         """Peak memory; writes labels and label image of `scan`."""
         peak = peak_rss_mb()
-        result = self._pipeline.segmenter.segment(np.load(scan))
+        result = self._cloud_segmenter.segmenter.segment(np.load(scan))
         _write(folder, "ours", label_image=result.label_image.cpu().numpy(), labels=result.labels)
         return {"peak_rss_mb": peak}
 

@@ -1,4 +1,4 @@
-"""`sqsegv3 demo`: the node, a player and a judge at work on a simulated drive; numbers, report and picture come out."""
+"""`sqsegv3 demo`: the node, a player and an evaluator at work on a simulated drive; numbers, report and picture come out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate, drive, judge, draw. Returns 0 where every scan was judged, 1 otherwise."""
+    """Simulate, drive, evaluate, draw. Returns 0 where every scan was evaluated, 1 otherwise."""
     from sqsegv3_ros.inference.model_file import find_model, read_info
 
     if not 2 <= args.scans <= 10_000:
@@ -59,7 +59,7 @@ def _demo(model: Path, name: str, args: argparse.Namespace) -> int:
     demo.write_pictures(model, files)
     _say(f"look at {files.report} and {files.picture}")
     if not complete:
-        raise OperationError("not every scan was judged; see the numbers above")
+        raise OperationError("not every scan was evaluated; see the numbers above")
     return 0
 
 
@@ -67,7 +67,7 @@ def _drive(model: Path, files: DemoFiles, scans: int, keeps_pace: bool) -> bool:
     from sqsegv3_ros.commands.demo_steps import drive_live
 
     complete = drive_live(model, files, scans, keeps_pace)
-    print(files.log("judge").read_text(errors="replace"), end="", flush=True)
+    print(files.log("evaluator").read_text(errors="replace"), end="", flush=True)
     return complete
 
 

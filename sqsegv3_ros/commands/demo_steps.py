@@ -1,6 +1,6 @@
 """The whole system at work on a simulated drive: numbers, a report and a picture come out. Needs no data and no ROS.
 
-The node, the player and the judge are processes of their own that talk over ROS 2, as they do on a robot.
+The node, the player and the evaluator are processes of their own that talk over ROS 2, as they do on a robot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqsegv3_ros.errors import OperationError
 from sqsegv3_ros.ros.fastdds import use_profile
 
 PACE_HZ = 10.0
-SHARE_OF_PERIOD = 0.8  # of a period that labelling may take for player and judge to keep up beside it
+SHARE_OF_PERIOD = 0.8  # of a period that labelling may take for player and evaluate to keep up beside it
 START_TIMEOUT_S = 120.0
 LABELLED_TOPIC = "/sqsegv3/output/points"
 INPUT_TOPIC = "/velodyne_points"
@@ -40,7 +40,7 @@ class DemoFiles:
 
     @property
     def evaluation(self) -> Path:
-        """The judge's numbers."""
+        """The evaluate's numbers."""
         return self.folder / "evaluation.json"
 
     @property
@@ -82,7 +82,7 @@ def latency_ms(model: Path, bag: Path) -> float:
 
 
 def drive_live(model: Path, files: DemoFiles, scans: int, keeps_pace: bool) -> bool:
-    """Replay the drive at the live node while the judge watches. Returns whether every scan was judged.
+    """Replay the drive at the live node while the evaluator watches. Returns whether every scan was evaluated.
 
     keeps_pace: play at the recorded 10 Hz; otherwise each scan is sent when the one before has come back.
     """
@@ -100,13 +100,13 @@ def drive_live(model: Path, files: DemoFiles, scans: int, keeps_pace: bool) -> b
             _process(files, "node", ["sqsegv3_ros.ros.segment_node", *node_arguments], environment)
         )
         _wait_for(files.log("node"), "labelling clouds of", node)
-        judge_arguments = ["sqsegv3_ros.ros.evaluate_node", *_ros_arguments(parameters, {})]
-        judge = stack.enter_context(_process(files, "judge", judge_arguments, environment))
+        evaluator_arguments = ["sqsegv3_ros.ros.evaluate_node", *_ros_arguments(parameters, {})]
+        evaluator = stack.enter_context(_process(files, "evaluator", evaluator_arguments, environment))
         player_arguments = [*replay, *([] if keeps_pace else ["--follow", LABELLED_TOPIC])]
         stack.enter_context(_process(files, "player", player_arguments, environment))
-        code = judge.wait()
+        code = evaluator.wait()
     if code not in (0, 1) or not files.evaluation.is_file():
-        raise OperationError(f"the judge failed (exit code {code}): {_tail(files.log('judge'))}")
+        raise OperationError(f"the evaluator failed (exit code {code}): {_tail(files.log('evaluator'))}")
     return code == 0
 
 
@@ -118,8 +118,8 @@ def write_pictures(model: Path, files: DemoFiles, worst: int = 3) -> None:
     from sqsegv3_ros.inference.segmenter import Segmenter
 
     summary = read_summary(files.evaluation)
-    judged = sorted((s for s in summary["scans"] if s["judged_points"]), key=lambda s: s["miou_present"])
-    wanted = [scan["name"] for scan in judged[:worst]]
+    evaluated = sorted((s for s in summary["scans"] if s["evaluated_points"]), key=lambda s: s["miou_present"])
+    wanted = [scan["name"] for scan in evaluated[:worst]]
     segmenter = Segmenter(model)
     samples: dict[str, Sample] = {}
     for number, scan in enumerate(_scans(files.bag)):

@@ -41,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         const=1,
         metavar="PIXELS",
-        help="also judge the points within so many pixels (default 1) of another class",
+        help="also evaluate the points within so many pixels (default 1) of another class",
     )
     parser.add_argument(
         "--border-connectivity", type=int, choices=(4, 8), help="neighbours of a pixel for --border (default 4)"
     )
-    parser.add_argument("--limit", type=_count, metavar="N", help="judge only the first N scans")
+    parser.add_argument("--limit", type=_count, metavar="N", help="evaluate only the first N scans")
     bags = parser.add_argument_group("bags")
     bags.add_argument("--topic", metavar="T", help="of the labelled clouds (default: the bag's only ones)")
     bags.add_argument("--ground-truth-topic", metavar="T", help="of the clouds in --dataset (default: the only ones)")
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge, print, write. Returns the exit code."""
+    """Evaluate, print, write. Returns the exit code."""
     import json
     from pathlib import Path
 

@@ -20,7 +20,7 @@ from sqsegv3_ros.commands.options import (
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.segmenter import Segmenter
     from sqsegv3_ros.labelling.job import Job
 
@@ -94,38 +94,38 @@ def run(args: argparse.Namespace) -> int:
         return 0
     jobs = check(jobs, options)
     total = sum(job.scans for job in jobs)
-    pipeline = _make_pipeline(args) if args.params or any(job.is_bag for job in jobs) else None
-    segmenter = make_segmenter(args) if pipeline is None else pipeline.segmenter
-    remarked: dict[Path, str] = {}
-    for source, remark in progress(_label(segmenter, pipeline, jobs, args), total, "scan"):
-        if remark:
-            remarked.setdefault(source, remark)
-    if remarked:
-        source, remark = next(iter(remarked.items()))
-        more = f" (and {len(remarked) - 1} more such folders or bags)" if len(remarked) > 1 else ""
-        print(f"sqsegv3 label: {source}: {remark}{more}", file=sys.stderr)
+    cloud_segmenter = _make_cloud_segmenter(args) if args.params or any(job.is_bag for job in jobs) else None
+    segmenter = make_segmenter(args) if cloud_segmenter is None else cloud_segmenter.segmenter
+    warned: dict[Path, str] = {}
+    for source, warning in progress(_label(segmenter, cloud_segmenter, jobs, args), total, "scan"):
+        if warning:
+            warned.setdefault(source, warning)
+    if warned:
+        source, warning = next(iter(warned.items()))
+        more = f" (and {len(warned) - 1} more such folders or bags)" if len(warned) > 1 else ""
+        print(f"sqsegv3 label: {source}: {warning}{more}", file=sys.stderr)
     print(f"labelled {total} scans{done} with {segmenter.info.name} ({segmenter.runtime}): {args.output}")
     return 0
 
 
 def _label(
-    segmenter: Segmenter, pipeline: Pipeline | None, jobs: list[Job], args: argparse.Namespace
+    segmenter: Segmenter, cloud_segmenter: CloudSegmenter | None, jobs: list[Job], args: argparse.Namespace
 ) -> Iterator[tuple[Path, str]]:
-    """Do the jobs. Yields with every scan the bag or folder where it comes from and the remark on it."""
+    """Do the jobs. Yields with every scan the bag or folder where it comes from and the input warning on it."""
     from sqsegv3_ros.labelling.job import label_bag, label_scan
     from sqsegv3_ros.pointcloud2 import CloudSettings
 
     for job in jobs:
-        if pipeline is not None and job.is_bag:
-            for remark in label_bag(pipeline, job, args.output_topic, force=args.force):
-                yield job.source, remark
+        if cloud_segmenter is not None and job.is_bag:
+            for warning in label_bag(cloud_segmenter, job, args.output_topic, force=args.force):
+                yield job.source, warning
         else:
             yield job.source.parent, label_scan(segmenter, job, CloudSettings(**intensity_settings(args)))
 
 
-def _make_pipeline(args: argparse.Namespace) -> Pipeline:
+def _make_cloud_segmenter(args: argparse.Namespace) -> CloudSegmenter:
     """The node's way from cloud to labelled cloud, by parameter file and options."""
-    from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.model_file import find_model
     from sqsegv3_ros.inference.parameter_files import checked, read_parameters
     from sqsegv3_ros.inference.settings import SPECS, Settings
@@ -144,7 +144,7 @@ def _make_pipeline(args: argparse.Namespace) -> Pipeline:
         **intensity_settings(args),
     }
     values.update({name: checked(name, value) for name, value in given.items() if value is not None})
-    return Pipeline(Settings(values), warm_up=False)
+    return CloudSegmenter(Settings(values), warm_up=False)
 
 
 def _shard(text: str) -> tuple[int, int]:

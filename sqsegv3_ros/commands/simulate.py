@@ -1,4 +1,4 @@
-"""`sqsegv3 simulate`: made-up streets in, labelled scans (SemanticKITTI's layout) and bags out."""
+"""`sqsegv3 simulate`: synthetic streets in, labelled scans (SemanticKITTI's layout) and bags out."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class LabelClass:
     """One class of a label set.
 
     name: as the data set calls it. color: RGB, 0..255. raw_id: the data set's id that predictions of the class are
-    written as. ignored: neither trained nor judged. frequency: the share of all points, where known.
+    written as. ignored: neither trained nor evaluated. frequency: the share of all points, where known.
     """
 
     name: str
@@ -71,8 +71,8 @@ class LabelSet:
         return np.uint8 if len(self.classes) <= 256 else np.uint16
 
     @property
-    def judged(self) -> tuple[int, ...]:
-        """The labels that are trained and judged (those not ignored), ascending."""
+    def evaluated(self) -> tuple[int, ...]:
+        """The labels that are trained and evaluated (those not ignored), ascending."""
         return tuple(i for i, c in enumerate(self.classes) if not c.ignored)
 
     @cached_property

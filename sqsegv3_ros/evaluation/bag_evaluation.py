@@ -12,8 +12,8 @@ from typing import Any
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.rosbag_reader import BagReader, find_bags, is_bag
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.evaluator import BorderConfig, Judge
-from sqsegv3_ros.evaluation.live_evaluation import judge_clouds
+from sqsegv3_ros.evaluation.evaluator import BorderConfig, Evaluator
+from sqsegv3_ros.evaluation.live_evaluation import evaluate_clouds
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ def evaluate_bags(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Judge every labelled cloud of a bag, or of a folder of bags.
+    """Evaluate every labelled cloud of a bag, or of a folder of bags.
 
     ground_truth: a bag with the same clouds in the same order, or a folder of bags with the same names; None where the
     labelled clouds hold the ground truth too. limit: only the first clouds.
-    Returns the summary of `Judge` with 'predictions_bag' and 'ground_truth_bag' added. Raises UserError naming the bag
-    and the cloud that cannot be judged.
+    Returns the summary of `Evaluator` with 'predictions_bag' and 'ground_truth_bag' added. Raises UserError naming the bag
+    and the cloud that cannot be evaluated.
     """
-    judge = Judge(labels, border)
+    evaluator = Evaluator(labels, border)
     bags = _bags(predictions, ground_truth)
     total = _count(bags, fields)
     total = total if limit is None else min(limit, total)
@@ -59,7 +59,9 @@ def evaluate_bags(
             stamp = labelled_cloud.header.stamp
             scan = f"{name}/{stamp.sec}.{stamp.nanosec:09d}"
             try:
-                judge_clouds(judge, scan, truth_cloud, labelled_cloud, fields.ground_truth_field, fields.label_field)
+                evaluate_clouds(
+                    evaluator, scan, truth_cloud, labelled_cloud, fields.ground_truth_field, fields.label_field
+                )
             except UserError as error:
                 raise UserError(f"bag {labelled}: {error}{_help(labelled_cloud, truth_cloud, fields)}") from error
             done += 1
@@ -70,7 +72,7 @@ def evaluate_bags(
         "ground_truth_bag": None if ground_truth is None else str(ground_truth.resolve()),
         "limit": limit,
     }
-    return origin | judge.summary()
+    return origin | evaluator.summary()
 
 
 def _help(labelled: Any, truth: Any, fields: BagFields) -> str:
@@ -100,7 +102,7 @@ def _bags(predictions: Path, ground_truth: Path | None) -> list[tuple[str, Path,
 
 
 def _count(bags: list[tuple[str, Path, Path | None]], fields: BagFields) -> int:
-    """How many clouds there are to judge. Raises UserError for bags that do not fit, before anything is judged."""
+    """How many clouds there are to evaluate. Raises UserError for bags that do not fit, before anything is evaluated."""
     total = 0
     for _, bag, truth in bags:
         with BagReader(bag) as reader:

@@ -1,4 +1,4 @@
-"""A label image goes in, the mask of the pixels near a border between classes comes out: where border IoU is judged."""
+"""A label image goes in, the mask of the pixels near a border between classes comes out: where border IoU is evaluated."""
 
 from __future__ import annotations
 

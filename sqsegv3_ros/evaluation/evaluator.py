@@ -1,6 +1,6 @@
 """Scans with predicted and true labels go in, one after the other; the summary of the evaluation comes out.
 
-The summary is plain JSON types; docs/evaluation.md describes its keys. Folders, bags and the live judge share it.
+The summary is plain JSON types; docs/evaluation.md describes its keys. Folders, bags and the live evaluator share it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class BorderConfig:
-    """Where border IoU is judged: within `pixels` steps (over 4 or 8 neighbours) of a change of class.
+    """Where border IoU is evaluated: within `pixels` steps (over 4 or 8 neighbours) of a change of class.
 
     projection: of the label image; None for the release's 64 x 2048, +3 to -25 degrees.
     """
@@ -41,10 +41,10 @@ class BorderConfig:
             )
 
 
-class Judge:
+class Evaluator:
     """Counts scan by scan and sums up; its memory grows by a few numbers a scan.
 
-    labels: the label set that predictions and ground truth are given in. border: also judge points near borders.
+    labels: the label set that predictions and ground truth are given in. border: also evaluate points near borders.
     """
 
     def __init__(self, labels: LabelSet, border: BorderConfig | None = None) -> None:
@@ -85,7 +85,7 @@ class Judge:
             {
                 "name": name,
                 "points": matrix.points,
-                "judged_points": matrix.judged_points,
+                "evaluated_points": matrix.evaluated_points,
                 "miou_present": official.miou_present,
                 "accuracy": official.accuracy,
                 "strict": {"miou_present": strict.miou_present, "accuracy": strict.accuracy},
@@ -134,7 +134,7 @@ class Judge:
 def _numbers(matrix: ConfusionMatrix) -> dict[str, Any]:
     """What a summary says about a confusion matrix: the official numbers, the strict ones, how many points."""
     classes = matrix.labels.classes
-    judged = matrix.labels.judged
+    evaluated = matrix.labels.evaluated
 
     def of(strict: bool) -> dict[str, Any]:
         scores = matrix.scores(strict)
@@ -142,7 +142,7 @@ def _numbers(matrix: ConfusionMatrix) -> dict[str, Any]:
             "miou": scores.miou,
             "miou_present": scores.miou_present,
             "accuracy": scores.accuracy,
-            "iou": {classes[label].name: float(scores.iou[label]) for label in judged},
+            "iou": {classes[label].name: float(scores.iou[label]) for label in evaluated},
         }
 
     support = matrix.support
@@ -150,7 +150,7 @@ def _numbers(matrix: ConfusionMatrix) -> dict[str, Any]:
         **of(strict=False),
         "strict": of(strict=True),
         "points": matrix.points,
-        "judged_points": matrix.judged_points,
+        "evaluated_points": matrix.evaluated_points,
         "left_unlabeled": matrix.left_unlabeled,
-        "support": {classes[label].name: int(support[label]) for label in judged},
+        "support": {classes[label].name: int(support[label]) for label in evaluated},
     }

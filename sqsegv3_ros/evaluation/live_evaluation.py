@@ -1,4 +1,4 @@
-"""Ground truth and labelled clouds come in as they arrive; a judged, matched and timed evaluation goes out.
+"""Ground truth and labelled clouds come in as they arrive; a evaluated, matched and timed evaluation goes out.
 
 No ROS in it. Clouds are matched by their stamp; times are seconds of one monotonic clock.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.evaluator import BorderConfig, Judge
+from sqsegv3_ros.evaluation.evaluator import BorderConfig, Evaluator
 from sqsegv3_ros.pointcloud2 import CloudSettings, PointCloudLike, decode, read_field
 
 _XYZ = CloudSettings(intensity_field="", ring_field="")
@@ -42,7 +42,7 @@ class _Waiting:
 class Matcher:
     """Pairs ground truths with outputs by stamp; remembers at most `capacity` of either that have no partner yet.
 
-    Outputs of scans from before the first ground truth are not counted: whoever judges came too late for them.
+    Outputs of scans from before the first ground truth are not counted: whoever evaluates came too late for them.
     Threads may share it.
     """
 
@@ -118,9 +118,9 @@ class Matcher:
 
 
 class LiveEvaluation:
-    """Judges pairs of clouds and sums up: what `sqsegv3 evaluate` says, and what was lost and how long it took.
+    """Evaluates pairs of clouds and sums up: what `sqsegv3 evaluate` says, and what was lost and how long it took.
 
-    expected: how many scans there should be, where that is known. Raises UserError for clouds that cannot be judged.
+    expected: how many scans there should be, where that is known. Raises UserError for clouds that cannot be evaluated.
     """
 
     def __init__(
@@ -133,31 +133,31 @@ class LiveEvaluation:
         label_field: str = "label",
     ) -> None:
         self.matcher = matcher
-        self.judge = Judge(labels, border)
+        self.evaluator = Evaluator(labels, border)
         self._fields = ground_truth_field, label_field
         self._expected = expected
         self._latencies_ms: list[float] = []
 
     def add(self, pair: Pair, ground_truth: PointCloudLike, output: PointCloudLike) -> None:
-        """Judge the clouds of a pair (decoded meanwhile, if the pair holds them as bytes)."""
+        """Evaluate the clouds of a pair (decoded meanwhile, if the pair holds them as bytes)."""
         name = f"{pair.stamp_ns // 10**9}.{pair.stamp_ns % 10**9:09d}"
-        judge_clouds(self.judge, name, ground_truth, output, *self._fields)
+        evaluate_clouds(self.evaluator, name, ground_truth, output, *self._fields)
         self._latencies_ms.append(pair.latency_ms)
 
     @property
-    def judged(self) -> int:
-        """How many scans were judged."""
+    def evaluated(self) -> int:
+        """How many scans were evaluated."""
         return len(self._latencies_ms)
 
     @property
     def lost(self) -> int:
-        """How many scans came in, or should have, and were not judged."""
-        return max(self.matcher.scans_in, self._expected or 0) - self.judged
+        """How many scans came in, or should have, and were not evaluated."""
+        return max(self.matcher.scans_in, self._expected or 0) - self.evaluated
 
     @property
     def complete(self) -> bool:
-        """Whether there were scans, and each was judged, and no output came of a scan that was not seen."""
-        return self.judged > 0 and self.lost == 0 and self.matcher.scans_out == self.judged
+        """Whether there were scans, and each was evaluated, and no output came of a scan that was not seen."""
+        return self.evaluated > 0 and self.lost == 0 and self.matcher.scans_out == self.evaluated
 
     def numbers(self) -> dict[str, Any]:
         """The live numbers: counts, latency percentiles (milliseconds), output rate. None where there is none yet."""
@@ -169,7 +169,7 @@ class LiveEvaluation:
         return {
             "scans_in": matcher.scans_in,
             "scans_out": matcher.scans_out,
-            "scans_judged": self.judged,
+            "scans_evaluated": self.evaluated,
             "scans_expected": self._expected,
             "lost": self.lost,
             "complete": self.complete,
@@ -179,18 +179,20 @@ class LiveEvaluation:
 
     def brief(self) -> dict[str, Any]:
         """What is worth publishing while it runs: the live numbers and the scores so far."""
-        matrix = self.judge.matrix
+        matrix = self.evaluator.matrix
         scores = matrix.scores()
-        names = {self.judge.labels.names[label]: float(scores.iou[label]) for label in self.judge.labels.judged}
+        names = {
+            self.evaluator.labels.names[label]: float(scores.iou[label]) for label in self.evaluator.labels.evaluated
+        }
         quality = {"miou": scores.miou, "miou_present": scores.miou_present, "accuracy": scores.accuracy}
         return {**self.numbers(), **quality, "iou": names}
 
     def summary(self) -> dict[str, Any]:
-        """The whole evaluation: the keys of `Judge.summary`, the live numbers, `latency_ms` of every judged scan, and
+        """The whole evaluation: the keys of `Evaluator.summary`, the live numbers, `latency_ms` of every evaluated scan, and
         `live`, the numbers with titles, as `sqsegv3 report` shows them."""
         numbers = self.numbers()
         return {
-            **self.judge.summary(),
+            **self.evaluator.summary(),
             **numbers,
             "latency_ms": [round(value, 3) for value in self._latencies_ms],
             "live": dict(titled(numbers)),
@@ -214,15 +216,15 @@ def titled(numbers: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield title, round(value, 3) if isinstance(value, float) else value
 
 
-def judge_clouds(
-    judge: Judge,
+def evaluate_clouds(
+    evaluator: Evaluator,
     name: str,
     ground_truth: PointCloudLike,
     output: PointCloudLike,
     ground_truth_field: str,
     label_field: str,
 ) -> None:
-    """Judge an output cloud by a ground-truth cloud with the same points in the same order.
+    """Evaluate an output cloud by a ground-truth cloud with the same points in the same order.
 
     name: what messages and summary call the scan. Raises UserError where a field is missing, or the numbers of points
     or the labels do not fit.
@@ -236,7 +238,7 @@ def judge_clouds(
                 raise UserError(f"field '{field}' holds {values.dtype}; expected one integer a point")
         if len(truth) != len(labels):
             raise UserError(f"{len(labels)} labels, but the ground truth has {len(truth)} points")
-        judge.add(name, points, labels, truth)
+        evaluator.add(name, points, labels, truth)
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(f"scan {name}") else f"scan {name}: {text}") from error

@@ -20,8 +20,8 @@ BAND_EDGES_M = (0.0, 10.0, 20.0, 30.0, 50.0)
 class Scores:
     """What a confusion matrix says. All are fractions, 0..1.
 
-    iou: (C,) float64 by label, 0 for ignored and absent classes. miou: its mean over all judged classes, absent ones
-    included as 0 (the official way). miou_present: its mean over the judged classes that the ground truth holds.
+    iou: (C,) float64 by label, 0 for ignored and absent classes. miou: its mean over all evaluated classes, absent ones
+    included as 0 (the official way). miou_present: its mean over the evaluated classes that the ground truth holds.
     accuracy: the share of the counted points that are right.
     """
 
@@ -34,7 +34,7 @@ class Scores:
 class ConfusionMatrix:
     """Counts of points by predicted label (rows) and true label (columns), as in the official release.
 
-    labels: the label set; its ignored classes are counted but not judged. counts: (C, C) int64, zeros if not given.
+    labels: the label set; its ignored classes are counted but not evaluated. counts: (C, C) int64, zeros if not given.
     """
 
     def __init__(self, labels: LabelSet, counts: npt.NDArray[Any] | None = None) -> None:
@@ -64,41 +64,41 @@ class ConfusionMatrix:
         return self.counts.sum(axis=0)
 
     @property
-    def judged_points(self) -> int:
-        """How many points have a true class that is judged."""
-        return int(self.support[list(self.labels.judged)].sum())
+    def evaluated_points(self) -> int:
+        """How many points have a true class that is evaluated."""
+        return int(self.support[list(self.labels.evaluated)].sum())
 
     @property
     def left_unlabeled(self) -> int:
-        """How many points of a judged class were predicted as an ignored one: dropped or wrong, as scores() is told."""
-        judged = self._is_judged()
-        return int(self.counts[~judged][:, judged].sum())
+        """How many points of a evaluated class were predicted as an ignored one: dropped or wrong, as scores() is told."""
+        evaluated = self._is_evaluated()
+        return int(self.counts[~evaluated][:, evaluated].sum())
 
     def scores(self, strict: bool = False) -> Scores:
         """IoU = TP / (TP + FP + FN) and what follows from it.
 
-        strict False: the official release's way; a point of a judged class that is predicted as an ignored class is
+        strict False: the official release's way; a point of a evaluated class that is predicted as an ignored class is
         dropped. strict True: such a point is a miss of its true class. Points whose true class is ignored never count.
         """
-        judged = self._is_judged()
-        counts = np.where(judged[None, :], self.counts, 0)
+        evaluated = self._is_evaluated()
+        counts = np.where(evaluated[None, :], self.counts, 0)
         if not strict:
-            counts = np.where(judged[:, None], counts, 0)
-        true_positive = np.where(judged, np.diag(counts), 0)
+            counts = np.where(evaluated[:, None], counts, 0)
+        true_positive = np.where(evaluated, np.diag(counts), 0)
         union = counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
-        iou = np.where(judged, true_positive / np.maximum(union, 1), 0.0)
-        present = judged & (self.support > 0)
+        iou = np.where(evaluated, true_positive / np.maximum(union, 1), 0.0)
+        present = evaluated & (self.support > 0)
         return Scores(
             iou=iou,
-            miou=float(iou[judged].mean()) if judged.any() else 0.0,
+            miou=float(iou[evaluated].mean()) if evaluated.any() else 0.0,
             miou_present=float(iou[present].mean()) if present.any() else 0.0,
             accuracy=float(true_positive.sum() / max(int(counts.sum()), 1)),
         )
 
-    def _is_judged(self) -> npt.NDArray[np.bool_]:
-        judged = np.zeros(len(self.labels), dtype=bool)
-        judged[list(self.labels.judged)] = True
-        return judged
+    def _is_evaluated(self) -> npt.NDArray[np.bool_]:
+        evaluated = np.zeros(len(self.labels), dtype=bool)
+        evaluated[list(self.labels.evaluated)] = True
+        return evaluated
 
 
 def count_pairs(

@@ -112,9 +112,9 @@ def label_layers(
 
 def error_kinds(label_set: LabelSet, labels: npt.NDArray[Any], truth: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """(N,) labels and true labels -> (N,) which of `ERROR_COLORS` each point is, by position."""
-    judged = np.isin(np.arange(len(label_set)), label_set.judged)
-    kind = np.where(labels == truth, 0, np.where(judged[labels], 1, 2))
-    return np.where(judged[truth], kind, 3)
+    evaluated = np.isin(np.arange(len(label_set)), label_set.evaluated)
+    kind = np.where(labels == truth, 0, np.where(evaluated[labels], 1, 2))
+    return np.where(evaluated[truth], kind, 3)
 
 
 def image_of_points(colors: Picture, index: npt.NDArray[np.int64]) -> Picture:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_labels, read_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.evaluator import BorderConfig, Judge
+from sqsegv3_ros.evaluation.evaluator import BorderConfig, Evaluator
 
 
 def evaluate_dataset(
@@ -24,19 +24,19 @@ def evaluate_dataset(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Judge the predictions for a data set, every point of every scan.
+    """Evaluate the predictions for a data set, every point of every scan.
 
     root: sequences/NN/{velodyne,labels}. predictions: sequences/NN/predictions/<stem>.label, raw ids. sequences: which
     ones, None for all. limit: only the first scans. progress: called with (done, all) after every scan.
-    Returns the summary of `Judge` with 'dataset', 'predictions' and 'sequences' (where it came from) added.
+    Returns the summary of `Evaluator` with 'dataset', 'predictions' and 'sequences' (where it came from) added.
     Raises UserError naming the file: one that is missing, one that fits no scan, labels that do not match the points,
     an id that the label set does not know.
     """
     scans = find_pairs(root, predictions, sequences)[:limit]
-    judge = Judge(labels, border)
+    evaluator = Evaluator(labels, border)
     for done, scan in enumerate(scans, start=1):
         points, prediction, ground_truth = read_pair(scan, predictions, labels)
-        judge.add(scan_name(scan), points, prediction, ground_truth)
+        evaluator.add(scan_name(scan), points, prediction, ground_truth)
         if progress is not None:
             progress(done, len(scans))
     origin = {
@@ -45,7 +45,7 @@ def evaluate_dataset(
         "sequences": sorted({scan.sequence for scan in scans}),
         "limit": limit,
     }
-    return origin | judge.summary()
+    return origin | evaluator.summary()
 
 
 def scan_name(scan: ScanFile) -> str:
@@ -65,7 +65,7 @@ def find_pairs(root: str | Path, predictions: str | Path, sequences: Sequence[st
         of_sequence = [scan for scan in scans if scan.sequence == sequence]
         truth, predicted = of_sequence[0].labels_path.parent, of_sequence[0].prediction_path(predictions).parent
         if not truth.is_dir():
-            raise UserError(f"sequence {sequence} has no ground truth to judge by: no folder {truth}")
+            raise UserError(f"sequence {sequence} has no ground truth to evaluate by: no folder {truth}")
         if not predicted.is_dir():
             raise UserError(f"sequence {sequence} has no predictions: no folder {predicted}")
         _require("ground truth", [scan.labels_path for scan in of_sequence])

@@ -29,9 +29,9 @@
       const predicted = scan.predicted[i], truth = scan.truth[i];
       if (coloring === "prediction") colors[i] = classColors[predicted];
       else if (coloring === "truth") colors[i] = classColors[truth];
-      else if (!data.judged[truth]) colors[i] = unjudged;
+      else if (!data.evaluated[truth]) colors[i] = unjudged;
       else if (predicted === truth) colors[i] = right;
-      else colors[i] = data.judged[predicted] ? wrong : missed;
+      else colors[i] = data.evaluated[predicted] ? wrong : missed;
     }
     redraw();
   }

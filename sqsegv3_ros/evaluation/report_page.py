@@ -28,7 +28,7 @@ CLOUD_POINTS = 30_000
 REACH_M = 300.0  # what 16 bits of centimetres hold
 PICTURE_RADIUS_M, PICTURE_SIZE = 50.0, 640
 NEEDED = (
-    *("label_set", "scan_count", "points", "judged_points", "left_unlabeled", "support", "scans"),
+    *("label_set", "scan_count", "points", "evaluated_points", "left_unlabeled", "support", "scans"),
     *("miou", "miou_present", "accuracy", "iou", "strict", "by_range", "confusion"),
 )
 
@@ -68,11 +68,11 @@ def worst_samples(
 ) -> Iterator[Sample]:
     """The scans of a summary with the lowest mIoU over their present classes, worst first, read from their files.
 
-    Raises UserError where a file is missing, or its labels are not those that were judged.
+    Raises UserError where a file is missing, or its labels are not those that were evaluated.
     """
     label_set = LabelSet.from_dict(summary["label_set"])
-    judged = [scan for scan in summary["scans"] if scan["judged_points"]]
-    worst = sorted(judged, key=lambda scan: (scan["miou_present"], scan["name"]))[:count]
+    evaluated = [scan for scan in summary["scans"] if scan["evaluated_points"]]
+    worst = sorted(evaluated, key=lambda scan: (scan["miou_present"], scan["name"]))[:count]
     sequences = sorted({scan["name"].partition("/")[0] for scan in worst})
     files = {scan_name(file): file for file in find_scans(root, sequences)} if worst else {}
     for scan in worst:
@@ -97,7 +97,7 @@ def build_report(
 ) -> str:
     """Put the page together.
 
-    summary: of `Judge`, with 'latency_ms' (a list, a number a scan) and 'live' (names and values) where there are such.
+    summary: of `Evaluator`, with 'latency_ms' (a list, a number a scan) and 'live' (names and values) where there are such.
     samples: the scans to show, in this order. note: a sentence to the reader. projection: of the samples' images; 64 x
     2048, +3 to -25 degrees, if not given. Returns the HTML.
     """
@@ -184,7 +184,7 @@ def _cloud(clouds: list[dict[str, str]], label_set: LabelSet) -> str:
     """The canvas, what steers it, and the points that report.js draws on it."""
     data = {
         "colors": pictures.display_colors(label_set).tolist(),
-        "judged": [label in label_set.judged for label in range(len(label_set))],
+        "evaluated": [label in label_set.evaluated for label in range(len(label_set))],
         "error_colors": pictures.ERROR_COLORS,
         "scans": clouds,
     }

@@ -16,12 +16,14 @@ LATENCY_PERCENTILES = (50, 95, 99)
 
 
 def about(summary: dict[str, Any], label_set: LabelSet) -> str:
-    """What was judged: a list of names and values."""
+    """What was evaluated: a list of names and values."""
     rows = [("Data set", summary.get("dataset")), ("Predictions", summary.get("predictions"))]
     rows.append(("Sequences", ", ".join(summary.get("sequences") or [])))
-    rows.append(("Label set", f"{label_set.name}, {len(label_set.judged)} classes judged"))
+    rows.append(("Label set", f"{label_set.name}, {len(label_set.evaluated)} classes evaluated"))
     rows.append(("Scans", f"{summary['scan_count']:,}"))
-    rows.append(("Points", f"{summary['points']:,}, of them {summary['judged_points']:,} with a class to judge by"))
+    rows.append(
+        ("Points", f"{summary['points']:,}, of them {summary['evaluated_points']:,} with a class to evaluate by")
+    )
     rows += [(str(name), f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in live(summary)]
     items = (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in rows if value)
     return f'<dl class="about">{"".join(items)}</dl>'
@@ -50,7 +52,7 @@ def numbers(summary: dict[str, Any]) -> str:
 
 
 def by_class(summary: dict[str, Any], label_set: LabelSet) -> str:
-    """IoU of every judged class, with a bar."""
+    """IoU of every evaluated class, with a bar."""
     border = summary.get("border")
     head = '<th>class</th><th colspan="2">IoU</th><th class="n">strict</th>'
     head += ('<th class="n">border</th>' if border else "") + '<th class="n">points</th>'
@@ -72,11 +74,11 @@ def by_range(summary: dict[str, Any], label_set: LabelSet) -> str:
     bands = summary["by_range"]
     rows = []
     for band in bands:
-        judged = band["judged_points"]
+        evaluated = band["evaluated_points"]
         values = (band["miou_present"], band["miou"], band["accuracy"])
-        cells = "".join(f'<td class="n">{percent(v) if judged else "-"}</td>' for v in values)
-        rows.append(f'<tr><td>{band_title(band)}</td>{cells}<td class="n">{judged:,}</td></tr>')
-    head = "".join(f'<th class="n">{c}</th>' for c in ("mIoU present", "mIoU", "accuracy", "points judged"))
+        cells = "".join(f'<td class="n">{percent(v) if evaluated else "-"}</td>' for v in values)
+        rows.append(f'<tr><td>{band_title(band)}</td>{cells}<td class="n">{evaluated:,}</td></tr>')
+    head = "".join(f'<th class="n">{c}</th>' for c in ("mIoU present", "mIoU", "accuracy", "points evaluated"))
     means = f"<table><thead><tr><th>range</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     heat = []
     for name in summary["support"]:

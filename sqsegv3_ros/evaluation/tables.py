@@ -6,7 +6,7 @@ from typing import Any
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """The summary of `Judge` as text: IoU by class, the means, IoU by range. Numbers are percent."""
+    """The summary of `Evaluator` as text: IoU by class, the means, IoU by range. Numbers are percent."""
     return "\n\n".join((_by_class(summary), _overall(summary), _by_range(summary), _legend(summary)))
 
 
@@ -37,24 +37,24 @@ def _overall(summary: dict[str, Any]) -> str:
 def _by_range(summary: dict[str, Any]) -> str:
     lines = [f"{'range':<18}{'mIoU':>8}{'present':>8}{'accuracy':>10}{'points':>14}"]
     for band in summary["by_range"]:
-        if not band["judged_points"]:
+        if not band["evaluated_points"]:
             lines.append(f"{band_title(band):<18}{'-':>8}{'-':>8}{'-':>10}{0:>14}")
             continue
         cells = f"{_percent(band['miou']):>8}{_percent(band['miou_present']):>8}{_percent(band['accuracy']):>10}"
-        lines.append(f"{band_title(band):<18}{cells}{band['judged_points']:>14,}")
+        lines.append(f"{band_title(band):<18}{cells}{band['evaluated_points']:>14,}")
     return "\n".join(lines)
 
 
 def _legend(summary: dict[str, Any]) -> str:
     lines = [
-        f"{summary['scan_count']:,} scans, {summary['judged_points']:,} of {summary['points']:,} points judged, "
+        f"{summary['scan_count']:,} scans, {summary['evaluated_points']:,} of {summary['points']:,} points evaluated, "
         f"{summary['left_unlabeled']:,} of them predicted as unlabeled (dropped; wrong in 'strict').",
         "Percent. A class that the ground truth does not hold ('-') counts as 0 in the mIoU over all classes.",
     ]
     border = summary.get("border")
     if border:
         lines.append(
-            f"'border': the {border['judged_points']:,} points within {border['pixels']} pixel of another class "
+            f"'border': the {border['evaluated_points']:,} points within {border['pixels']} pixel of another class "
             f"({border['connectivity']} neighbours)."
         )
     return "\n".join(lines)

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.inference.extrinsics import Mount
-from sqsegv3_ros.inference.input_checks import Expected, remarks
+from sqsegv3_ros.inference.extrinsics import Extrinsics
+from sqsegv3_ros.inference.input_checks import Expected, check_input
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.model_file import find_model, load_model
 from sqsegv3_ros.inference.range_image import ProjectionConfig
@@ -22,7 +22,7 @@ from sqsegv3_ros.inference.segmenter import Segmentation, Segmenter
 from sqsegv3_ros.inference.settings import Settings
 from sqsegv3_ros.pointcloud2 import CloudSettings, LabelledCloudWriter, decode, encode_filtered
 
-REMARKS_PERIOD_S = 1.0
+INPUT_CHECK_PERIOD_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Result:
 
     clouds: messages by product, of the input's class. images: (encoding, pixels) by product: label_image 'rgb8'
     (H, W, 3) uint8 in the class colours, range_image '32FC1' (H, W) float32 metres, 0 where there is no point.
-    remarks: what about the cloud does not fit the model.
+    input warnings: what about the cloud does not fit the model.
     """
 
     clouds: dict[str, Any]
     images: dict[str, tuple[str, npt.NDArray[Any]]]
     timings_ms: dict[str, float]
-    remarks: tuple[str, ...]
+    input_warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,19 @@ class _Applied:
 
     projection: ProjectionConfig
     knn: KnnConfig
-    mount: Mount
+    extrinsics: Extrinsics
     keep: npt.NDArray[np.bool_]
     writer: LabelledCloudWriter
     cloud: CloudSettings
 
 
-class Pipeline:
+class CloudSegmenter:
     """A model with a robot's settings. Raises UserError where they cannot be used together."""
 
     CLOUDS: ClassVar[tuple[str, ...]] = ("points", "filtered")
     PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image")
 
-    def __init__(self, settings: Settings, mount: Mount | None = None, *, warm_up: bool = True) -> None:
+    def __init__(self, settings: Settings, extrinsics: Extrinsics | None = None, *, warm_up: bool = True) -> None:
         model = load_model(find_model(settings["model"]), settings["model_sha256"] or None)
         self.segmenter = Segmenter(
             model,
@@ -69,15 +69,15 @@ class Pipeline:
             cuda_graph=settings["cuda_graph"],
             projection=settings.projection(model.info),
         )
-        self._tf_mount = mount
+        self._tf_extrinsics = extrinsics
         self.apply(settings)
         begin = time.perf_counter()
         self._use(self._applied)
         if warm_up:  # a live node's first cloud must be as quick as the others; offline it would be labelled thrice
             self.segmenter.warm_up()
         self.warm_up_s = time.perf_counter() - begin
-        self._remarks: tuple[str, ...] = ()
-        self._remarks_at = -REMARKS_PERIOD_S
+        self._input_warnings: tuple[str, ...] = ()
+        self._input_checked_at = -INPUT_CHECK_PERIOD_S
 
     def apply(self, settings: Settings) -> None:
         """Take over settings with the next cloud; all of them, or, where they do not fit (UserError), none.
@@ -87,14 +87,16 @@ class Pipeline:
         info = self.segmenter.info
         projection, knn = settings.projection(info), settings.knn(info)
         angles = (settings[f"mount.{name}_deg"] for name in ("roll", "pitch", "yaw"))
-        mount = self._tf_mount or Mount.from_angles(*angles)
-        mount = replace(mount, height_m=settings["mount.height_m"] or mount.height_m)
+        extrinsics = self._tf_extrinsics or Extrinsics.from_angles(*angles)
+        extrinsics = replace(extrinsics, height_m=settings["mount.height_m"] or extrinsics.height_m)
         keep = np.ones(len(info.labels), bool)
         keep[[info.labels.index(name) for name in settings.remove_classes]] = False
         writer = LabelledCloudWriter(info.labels.colors, settings.outputs)
         cloud_settings = settings.cloud_settings(rings_needed=projection.needs_rings)
 
-        self._applied = _Applied(projection, knn, mount, keep, writer, cloud_settings)  # at once: another thread works
+        self._applied = _Applied(
+            projection, knn, extrinsics, keep, writer, cloud_settings
+        )  # at once: another thread works
 
     def process(self, cloud: Any, wanted: Collection[str]) -> Result:
         """Label a cloud. wanted: which of PRODUCTS to make. Raises CloudError for a cloud that cannot be used."""
@@ -121,18 +123,20 @@ class Pipeline:
             **segmentation.timings_ms,
             "encode": 1e3 * (time.perf_counter() - encode_from),
         }
-        if begin - self._remarks_at >= REMARKS_PERIOD_S:
-            self._remarks = remarks(decoded.points, decoded.rings, self._expected(), segmentation.image.index >= 0)
-            self._remarks_at = begin
-        return Result(clouds, images, timings, self._remarks)
+        if begin - self._input_checked_at >= INPUT_CHECK_PERIOD_S:
+            self._input_warnings = check_input(
+                decoded.points, decoded.rings, self._expected(), segmentation.image.index >= 0
+            )
+            self._input_checked_at = begin
+        return Result(clouds, images, timings, self._input_warnings)
 
     def _use(self, applied: _Applied) -> None:
         segmenter = self.segmenter
-        segmenter.projection, segmenter.knn, segmenter.mount = applied.projection, applied.knn, applied.mount
+        segmenter.projection, segmenter.knn, segmenter.extrinsics = applied.projection, applied.knn, applied.extrinsics
 
     def _expected(self) -> Expected:
         segmenter, info = self.segmenter, self.segmenter.info
-        return Expected(segmenter.projection, info.normalization, segmenter.mount, info.sensor_height_m)
+        return Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m)
 
     def description(self) -> dict[str, str]:
         """What runs here, for diagnostics."""

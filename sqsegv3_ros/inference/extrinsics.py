@@ -17,7 +17,7 @@ _IDENTITY: Rows = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 @dataclass(frozen=True)
-class Mount:
+class Extrinsics:
     """A rotation from the sensor's frame to a level one with the same origin, and the sensor's height.
 
     rotation: row-major 3 x 3. height_m: over the ground, metres; 0 where unknown: as the model's sensor.
@@ -27,7 +27,7 @@ class Mount:
     height_m: float = 0.0
 
     @classmethod
-    def from_angles(cls, roll_deg: float, pitch_deg: float, yaw_deg: float, height_m: float = 0.0) -> Mount:
+    def from_angles(cls, roll_deg: float, pitch_deg: float, yaw_deg: float, height_m: float = 0.0) -> Extrinsics:
         """A mount from its angles (REP 103: fixed axes x, y, z; positive pitch looks down).
 
         Raises UserError where no package turns the angles into a rotation.
@@ -37,7 +37,7 @@ class Mount:
         return cls(_rows(_rotation(*(math.radians(a) for a in (roll_deg, pitch_deg, yaw_deg)))), height_m)
 
     @classmethod
-    def from_quaternion(cls, x: float, y: float, z: float, w: float, height_m: float = 0.0) -> Mount:
+    def from_quaternion(cls, x: float, y: float, z: float, w: float, height_m: float = 0.0) -> Extrinsics:
         """A mount from the rotation of a transform level frame <- sensor frame."""
         norm = math.sqrt(x * x + y * y + z * z + w * w)
         x, y, z, w = x / norm, y / norm, z / norm, w / norm
@@ -59,18 +59,18 @@ class Mount:
             return points
         return torch.cat([points[:, :3] @ points.new_tensor(self.rotation).T, points[:, 3:]], 1)
 
-    def lifts(self, model_height_m: float | None) -> bool:
+    def changes_height(self, model_height_m: float | None) -> bool:
         """Whether the sensor is known to be at another height than the model's."""
         return bool(self.height_m and model_height_m) and self.height_m != model_height_m
 
-    def lift(self, image: RangeImage, model_height_m: float | None) -> RangeImage:
+    def compensate_height(self, image: RangeImage, model_height_m: float | None) -> RangeImage:
         """The image with the coordinates that a sensor at the model's height would measure of the same places.
 
         The ground comes to lie where the model expects it, without which it takes roads for cars. Every place keeps the
         pixel of the ray that met it: where the rays leave the sensor at another height, they still are as far apart as
         they are. model_height_m: of the sensor that the model learned from; None where unknown, then nothing changes.
         """
-        if model_height_m is None or not self.lifts(model_height_m):
+        if model_height_m is None or not self.changes_height(model_height_m):
             return image
         _, x, y, z, remission = image.channels
         z = z + (self.height_m - model_height_m)

@@ -1,4 +1,4 @@
-"""Does a scan look like those that the model learned from? Points go in, remarks on what does not fit come out."""
+"""Does a scan look like those that the model learned from? Points go in, input warnings on what does not fit come out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.inference.extrinsics import Mount
+from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 
 # Points looked at: enough for percentiles, too few to cost anything. Odd, so that a cloud that holds the returns of
 # 16, 32, 64 or 128 lasers in turn shows all of them.
 _EVERY = 17
 _MIN_POINTS = 200
-_LEVEL = Mount()
+_LEVEL = Extrinsics()
 _EDGE_DEG = 1.0  # so far outside of the field of view, the edge row is still a good place
 _OUTSIDE = 0.05  # share of points from which on it matters
 _HEIGHT_M = 0.35  # the ground of streets is seldom further from where it should be
@@ -29,11 +29,11 @@ class Expected:
 
     projection: ProjectionConfig
     normalization: Normalization
-    mount: Mount = _LEVEL
+    extrinsics: Extrinsics = _LEVEL
     model_height_m: float | None = None
 
 
-def remarks(
+def check_input(
     points: npt.NDArray[np.float32],
     rings: npt.NDArray[Any] | None,
     expected: Expected,
@@ -45,7 +45,7 @@ def remarks(
     cloud has them. mask: (H, W) bool, the pixels of the image that have a point.
     """
     projection = expected.projection
-    sample = expected.mount.level(torch.from_numpy(points[::_EVERY].copy())).numpy()
+    sample = expected.extrinsics.level(torch.from_numpy(points[::_EVERY].copy())).numpy()
     xyz = sample[:, :3].astype(np.float64)
     distance = np.sqrt((xyz**2).sum(1))
     good = np.isfinite(distance) & (distance > 0)
@@ -60,7 +60,7 @@ def remarks(
     if mask is not None:
         found.append(_columns(mask))
     found.append(_height(xyz[good], expected))
-    return tuple(remark for remark in found if remark)
+    return tuple(warning for warning in found if warning)
 
 
 def _intensity(remission: npt.NDArray[np.float32], normalization: Normalization) -> str:
@@ -163,8 +163,8 @@ def _height(xyz: npt.NDArray[np.float64], expected: Expected) -> str:
     fullest = int(in_three_bins.argmax())
     ground = -float(np.median(below[np.abs(below - edges[fullest : fullest + 2].mean()) < 0.15]))
     height, source = expected.model_height_m, "the model learned from"
-    if expected.mount.height_m:
-        height, source = expected.mount.height_m, "mount.height_m says"
+    if expected.extrinsics.height_m:
+        height, source = expected.extrinsics.height_m, "mount.height_m says"
     if in_three_bins[fullest] < 0.3 * len(below) or abs(ground - height) <= _HEIGHT_M:
         return ""
     return (

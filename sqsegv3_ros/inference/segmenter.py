@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.backends import make_backend, resolve_runtime
-from sqsegv3_ros.inference.extrinsics import Mount
+from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.knn import KnnConfig, refine
 from sqsegv3_ros.inference.model_file import ModelFile, find_model, load_model
 from sqsegv3_ros.inference.range_image import ProjectionConfig, RangeImage, fill_gaps, normalize, project
@@ -60,7 +60,7 @@ class Segmenter:
         cuda_graph: bool = False,
         projection: ProjectionConfig | None = None,
         knn: KnnConfig | None = None,
-        mount: Mount | None = None,
+        extrinsics: Extrinsics | None = None,
         sha256: str | None = None,
     ) -> None:
         """Load a model and make it ready to run.
@@ -86,7 +86,7 @@ class Segmenter:
         self.info = self.model.info
         self.projection = projection or self.info.projection
         self.knn = knn or self.info.knn
-        self.mount = mount or Mount()
+        self.extrinsics = extrinsics or Extrinsics()
         with self._on_device():
             self._network = make_backend(self.model, self.runtime, self.projection.height, self.projection.width)
 
@@ -117,7 +117,7 @@ class Segmenter:
     ) -> tuple[Tensor, Tensor, RangeImage, Tensor]:
         """Labels and confidences of the points, the image and its labels; the host never waits for the device here."""
         threads = self.runtime.threads
-        image, network_input = self._project(self.mount.level(points), rings)
+        image, network_input = self._project(self.extrinsics.level(points), rings)
         clock.stop("project")
 
         logits = self._network(network_input)[0]
@@ -135,12 +135,12 @@ class Segmenter:
     def _project(self, points: Tensor, rings: Tensor | None) -> tuple[RangeImage, Tensor]:
         """The range image of the points, and the network's input (1, 5, H, W) made from it."""
         normalization, height_m, threads = self.info.normalization, self.info.sensor_height_m, self.runtime.threads
-        if not (self.projection.fill_rows or self.mount.lifts(height_m)):
+        if not (self.projection.fill_rows or self.extrinsics.changes_height(height_m)):
             image = project(points, self.projection, rings, normalization, threads=threads)
             assert image.normalized is not None
             return image, image.normalized[None]
         image = project(points, self.projection, rings, threads=threads)
-        network_image = self.mount.lift(fill_gaps(image, self.projection.fill_rows), height_m)
+        network_image = self.extrinsics.compensate_height(fill_gaps(image, self.projection.fill_rows), height_m)
         return image, normalize(network_image, normalization)
 
     def _classify(self, logits: Tensor) -> tuple[Tensor, Tensor]:

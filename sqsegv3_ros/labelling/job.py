@@ -24,7 +24,7 @@ from sqsegv3_ros.errors import OperationError, UserError
 from sqsegv3_ros.pointcloud2 import DEFAULT_SETTINGS, CloudSettings, to_remission
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.segmenter import Segmenter
 
 
@@ -139,11 +139,11 @@ def _checked_bag(job: Job, options: BagOptions) -> Job:
 
 
 def label_scan(segmenter: Segmenter, job: Job, settings: CloudSettings = DEFAULT_SETTINGS) -> str:
-    """A .bin file -> a .label file of raw ids. Returns the remarks on the scan ('' for none).
+    """A .bin file -> a .label file of raw ids. Returns the input warnings on the scan ('' for none).
 
     settings: how the file's fourth column becomes the remission; by default it holds it.
     """
-    from sqsegv3_ros.inference.input_checks import Expected, remarks
+    from sqsegv3_ros.inference.input_checks import Expected, check_input
 
     points = read_scan(job.source)
     to_remission(points[:, 3], settings)
@@ -153,21 +153,23 @@ def label_scan(segmenter: Segmenter, job: Job, settings: CloudSettings = DEFAULT
         raise OperationError(f"{job.source}: {error}") from error
     info = segmenter.info
     write_labels(job.target, info.labels.to_raw(result.labels))
-    expected = Expected(segmenter.projection, info.normalization, segmenter.mount, info.sensor_height_m)
-    return "; ".join(remarks(points, None, expected, result.image.index >= 0))
+    expected = Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m)
+    return "; ".join(check_input(points, None, expected, result.image.index >= 0))
 
 
-def label_bag(pipeline: Pipeline, job: Job, output_topic: str | None, *, force: bool = False) -> Iterator[str]:
-    """A bag -> the same bag, its clouds with their labels. Yields with every cloud, the remarks on it ('' for none).
+def label_bag(
+    cloud_segmenter: CloudSegmenter, job: Job, output_topic: str | None, *, force: bool = False
+) -> Iterator[str]:
+    """A bag -> the same bag, its clouds with their labels. Yields with every cloud, the input warnings on it ('' for none).
 
     Every other topic is copied byte by byte. Raises UserError naming bag and cloud where one cannot be labelled; there
     is no bag then.
     """
     assert job.storage is not None
-    info = pipeline.segmenter.info
+    info = cloud_segmenter.segmenter.info
     notes = {
         "sqsegv3_model": info.name,
-        "sqsegv3_model_sha256": pipeline.segmenter.model.sha256,
+        "sqsegv3_model_sha256": cloud_segmenter.segmenter.model.sha256,
         "sqsegv3_label_set": info.labels.name,
     }
     with BagReader(job.source) as reader, BagWriter(job.target, job.storage, force=force, notes=notes) as writer:
@@ -183,16 +185,16 @@ def label_bag(pipeline: Pipeline, job: Job, output_topic: str | None, *, force: 
                 continue
             number += 1
             where = f"bag {job.source}, cloud {number} of {job.topic}"
-            labelled, remarks = _labelled(pipeline, reader.cloud(message), where)
+            labelled, input_warnings = _labelled(cloud_segmenter, reader.cloud(message), where)
             writer.write(channel, message.time_ns, reader.serialized(labelled))
-            yield "; ".join(remarks)
+            yield "; ".join(input_warnings)
 
 
-def _labelled(pipeline: Pipeline, cloud: Any, where: str) -> tuple[Any, tuple[str, ...]]:
+def _labelled(cloud_segmenter: CloudSegmenter, cloud: Any, where: str) -> tuple[Any, tuple[str, ...]]:
     try:
-        result = pipeline.process(cloud, {"points"})
+        result = cloud_segmenter.process(cloud, {"points"})
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except RuntimeError as error:  # torch: out of memory, ...
         raise OperationError(f"{where}: {error}") from error
-    return result.clouds["points"], result.remarks
+    return result.clouds["points"], result.input_warnings

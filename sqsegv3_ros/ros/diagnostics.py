@@ -56,7 +56,7 @@ class Monitor:
         self._in_work_since: float | None = None
         self._last_rejection: tuple[float, str] | None = None
         self._last_failure: tuple[float, str] | None = None
-        self._remarks: tuple[str, ...] = ()
+        self._input_warnings: tuple[str, ...] = ()
         self._rejected: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
@@ -91,7 +91,7 @@ class Monitor:
     def unwanted(self) -> None:
         """A cloud was not labelled, because nobody subscribes to any output."""
         with self._lock:
-            self._counts["not labelled for want of subscribers"] += 1
+            self._counts["not labelled without subscribers"] += 1
             self._late_since = None
 
     def rejected(self, now: float, reason: str, message: str) -> None:
@@ -121,10 +121,10 @@ class Monitor:
             elif self._late_since is None:
                 self._late_since = now
 
-    def remark(self, remarks: tuple[str, ...]) -> None:
+    def warning(self, input_warnings: tuple[str, ...]) -> None:
         """What about the clouds does not fit what the model has learned."""
         with self._lock:
-            self._remarks = remarks
+            self._input_warnings = input_warnings
 
     def statuses(self, now: float) -> list[Status]:
         """The state of the input and of the processing at this moment."""
@@ -144,8 +144,8 @@ class Monitor:
             # every cloud rejected: the node is blind; one now and then: it is not
             blind = not self._done or self._done[-1][0] < self._last_rejection[0] - self.limits.stale_after_s
             status.report(ERROR if blind else WARN, f"clouds are rejected: {self._last_rejection[1]}")
-        for remark in self._remarks:
-            status.report(WARN, remark)
+        for warning in self._input_warnings:
+            status.report(WARN, warning)
         status.message = status.message or "receiving clouds"
         status.values = {
             "rate (Hz)": f"{_rate(self._received, now, self._since):.2f}",
@@ -175,7 +175,7 @@ class Monitor:
             "rate (Hz)": f"{_rate([entry[0] for entry in done], now, self._since):.2f}",
             "labelled": str(self._counts["labelled"]),
             "failed": str(self._counts["failed"]),
-            "not labelled for want of subscribers": str(self._counts["not labelled for want of subscribers"]),
+            "not labelled without subscribers": str(self._counts["not labelled without subscribers"]),
             "latency budget (ms)": f"{budget:g}",
         }
         if done:

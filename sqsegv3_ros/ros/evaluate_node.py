@@ -1,7 +1,7 @@
-"""The ROS boundary of the live judge: ground truth and labelled clouds come in, the evaluation goes out.
+"""The ROS boundary of the live evaluator: ground truth and labelled clouds come in, the evaluation goes out.
 
-It ends by itself, prints and saves the evaluation, and its exit code says whether every scan was judged: 0 yes, 1 no,
-2 where something cannot be judged at all.
+It ends by itself, prints and saves the evaluation, and its exit code says whether every scan was evaluated: 0 yes, 1 no,
+2 where something cannot be evaluated at all.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PARAMETERS: dict[str, tuple[bool | int | float | str, str]] = {
 
 
 class EvaluateNode(Node):
-    """Subscribes once both topics are offered, matches what comes, and judges it on a thread of its own."""
+    """Subscribes once both topics are offered, matches what comes, and evaluates it on a thread of its own."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(NODE_NAME, **kwargs)
@@ -74,7 +74,7 @@ class EvaluateNode(Node):
         self.error: UserError | None = None
         self._lock = threading.Lock()  # of the evaluation
         self._pairs: queue.Queue[Pair | None] = queue.Queue(self.settings["max_pending"])
-        self._worker = threading.Thread(target=self._judge, name="judge", daemon=True)
+        self._worker = threading.Thread(target=self._evaluate, name="evaluator", daemon=True)
         self._worker.start()
         self._summary = self.create_publisher(String, "~/summary", LATCHED)
         self._topics = {name: self._topic(name, default) for name, default in TOPICS.items()}
@@ -107,7 +107,7 @@ class EvaluateNode(Node):
         self._summary.publish(String(data=json.dumps(brief)))
 
     def finish(self) -> None:
-        """Judge what has been matched, then stop."""
+        """Evaluate what has been matched, then stop."""
         self._pairs.put(None)
         self._worker.join()
 
@@ -144,7 +144,7 @@ class EvaluateNode(Node):
         elif now - self._offered_s >= SETTLE_S:
             subscribe_as_offered(self, truth, self._on_input)
             self._listening = True
-            self.get_logger().info(f"judging {labelled} by {truth}")
+            self.get_logger().info(f"evaluating {labelled} by {truth}")
 
     def _on_input(self, raw: bytes) -> None:
         self._matched(self._matcher.input(stamp_of(raw), raw, time.monotonic()))
@@ -157,7 +157,7 @@ class EvaluateNode(Node):
             try:
                 self._pairs.put_nowait(pair)
             except queue.Full:
-                self.get_logger().warning("judging is slower than labelling: a scan is not judged")
+                self.get_logger().warning("evaluating is slower than labelling: a scan is not evaluated")
 
     def _on_label_set(self, message: String) -> None:
         announced = LabelSet.from_dict(json.loads(message.data))
@@ -167,7 +167,7 @@ class EvaluateNode(Node):
                 f"truth has those of '{self._labels.name}' ({', '.join(self._labels.names)}); set the parameter labels"
             )
 
-    def _judge(self) -> None:
+    def _evaluate(self) -> None:
         while (pair := self._pairs.get()) is not None:
             truth = deserialize_message(pair.ground_truth, PointCloud2)
             output = deserialize_message(pair.output, PointCloud2)
@@ -183,16 +183,16 @@ def report(evaluation: LiveEvaluation, path: str) -> None:
     summary = evaluation.summary()
     if path:
         write_whole(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
-    if evaluation.judged:
+    if evaluation.evaluated:
         print(format_summary(summary) + "\n")
     for title, value in titled(summary):
         print(f"{title:<18}{value:>8}" if isinstance(value, int) else f"{title:<18}{value:>8.1f}")
-    verdict = "every scan was judged" if evaluation.complete else "not every scan was judged"
-    print(f"{evaluation.judged} scans judged: {verdict}" + (f"; saved to {path}" if path else ""), flush=True)
+    verdict = "every scan was evaluated" if evaluation.complete else "not every scan was evaluated"
+    print(f"{evaluation.evaluated} scans evaluated: {verdict}" + (f"; saved to {path}" if path else ""), flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Judge until the end of the scans, SIGINT or SIGTERM. Returns the exit code."""
+    """Evaluate until the end of the scans, SIGINT or SIGTERM. Returns the exit code."""
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -6,13 +6,13 @@ import time
 from typing import Any
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.extrinsics import Mount
+from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.settings import Settings
 
 _POLL_S = 0.05
 
 
-def read_mount(node: Any, settings: Settings) -> Mount:
+def read_extrinsics(node: Any, settings: Settings) -> Extrinsics:
     """Wait for the transform base_frame <- sensor_frame. Raises UserError where it does not come.
 
     Its rotation levels the sensor, and how high it stands above the base frame is its height over the ground.
@@ -52,4 +52,4 @@ def read_mount(node: Any, settings: Settings) -> Mount:
         executor.shutdown()
         listener_node.destroy_node()
     rotation = transform.rotation
-    return Mount.from_quaternion(rotation.x, rotation.y, rotation.z, rotation.w, max(transform.translation.z, 0.0))
+    return Extrinsics.from_quaternion(rotation.x, rotation.y, rotation.z, rotation.w, max(transform.translation.z, 0.0))

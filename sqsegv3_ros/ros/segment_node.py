@@ -34,7 +34,7 @@ from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, Monitor, Status
 from sqsegv3_ros.ros.latest_worker import Worker
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.inference.cloud_segmenter import Pipeline, Result
+    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter, Result
 
 NODE_NAME = "sqsegv3"
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -46,7 +46,7 @@ class SegmentNode(LifecycleNode):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(NODE_NAME, **kwargs)
-        self._pipeline: Pipeline | None = None
+        self._cloud_segmenter: CloudSegmenter | None = None
         self._configure_error = ""
         self._outputs: dict[str, Any] = {}
         self._input: InputSubscription | None = None
@@ -66,11 +66,11 @@ class SegmentNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, warm it up, and offer the topics. Fails, with the reason, where something does not fit."""
-        from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+        from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
 
         try:
-            mount = self._mount_from_tf() if self._settings["base_frame"] else None
-            self._pipeline = pipeline = Pipeline(self._settings, mount)
+            extrinsics = self._extrinsics_from_tf() if self._settings["base_frame"] else None
+            self._cloud_segmenter = cloud_segmenter = CloudSegmenter(self._settings, extrinsics)
             self._create_outputs()
             self._worker = Worker(self._work, "segmentation")
         except Exception as error:  # whatever it is: unconfigured with a reason, not half configured
@@ -79,10 +79,10 @@ class SegmentNode(LifecycleNode):
             self.get_logger().error(f"cannot configure: {self._configure_error}")
             return FAILURE
         self._configure_error = ""
-        segmenter = pipeline.segmenter
+        segmenter = cloud_segmenter.segmenter
         self.get_logger().info(
             f"model {segmenter.info.name} ({segmenter.model.path}), {segmenter.runtime}, "
-            f"{segmenter.projection.height} x {segmenter.projection.width} pixels, warm in {pipeline.warm_up_s:.2f} s; "
+            f"{segmenter.projection.height} x {segmenter.projection.width} pixels, warm in {cloud_segmenter.warm_up_s:.2f} s; "
             f"licence of its weights: {segmenter.info.licence}"
         )
         if segmenter.runtime.hint:
@@ -149,20 +149,20 @@ class SegmentNode(LifecycleNode):
         for publisher in self._outputs.values():
             self.destroy_lifecycle_publisher(publisher)
         self._outputs = {}
-        if self._pipeline is not None:
-            self._pipeline.release()
-            self._pipeline = None
+        if self._cloud_segmenter is not None:
+            self._cloud_segmenter.release()
+            self._cloud_segmenter = None
 
     # ---- topics ----------------------------------------------------------------------------------------------------
 
     def _create_outputs(self) -> None:
         from std_msgs.msg import String
 
-        from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+        from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
 
-        for name in Pipeline.PRODUCTS:
+        for name in CloudSegmenter.PRODUCTS:
             self._outputs[name] = self.create_lifecycle_publisher(
-                PointCloud2 if name in Pipeline.CLOUDS else Image,
+                PointCloud2 if name in CloudSegmenter.CLOUDS else Image,
                 f"~/output/{name}",
                 QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE),
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
@@ -183,8 +183,8 @@ class SegmentNode(LifecycleNode):
 
         from std_msgs.msg import String
 
-        assert self._pipeline is not None
-        labels = self._pipeline.segmenter.info.labels
+        assert self._cloud_segmenter is not None
+        labels = self._cloud_segmenter.segmenter.info.labels
         self._outputs["label_set"].publish(String(data=json.dumps(labels.to_dict())))
         if "label_info" in self._outputs:
             from vision_msgs.msg import LabelInfo, VisionClass
@@ -224,13 +224,13 @@ class SegmentNode(LifecycleNode):
         self.get_logger().error(f"labelling failed: {message}", throttle_duration_sec=5.0)
 
     def _label(self, cloud: PointCloud2, received: float, monitor: Monitor) -> None:
-        pipeline, worker = self._pipeline, self._worker
-        assert pipeline is not None and worker is not None
-        wanted = {name for name in pipeline.PRODUCTS if self._outputs[name].get_subscription_count() > 0}
+        cloud_segmenter, worker = self._cloud_segmenter, self._worker
+        assert cloud_segmenter is not None and worker is not None
+        wanted = {name for name in cloud_segmenter.PRODUCTS if self._outputs[name].get_subscription_count() > 0}
         if not wanted:
             monitor.unwanted()
             return
-        result = pipeline.process(cloud, wanted)
+        result = cloud_segmenter.process(cloud, wanted)
         begin = time.perf_counter()
         messages = self._messages(cloud, result)
         with worker.delivering() as still_wanted:
@@ -241,7 +241,7 @@ class SegmentNode(LifecycleNode):
         now = time.monotonic()
         stages = {**result.timings_ms, "publish": 1e3 * (time.perf_counter() - begin)}
         monitor.labelled(now, 1e3 * (now - received), stages)
-        monitor.remark(result.remarks)
+        monitor.warning(result.input_warnings)
 
     def _messages(self, cloud: PointCloud2, result: Result) -> list[tuple[str, Any]]:
         messages = list(result.clouds.items())
@@ -259,13 +259,13 @@ class SegmentNode(LifecycleNode):
         if not changes:
             return SetParametersResult(successful=True)
         fixed = sorted(n for n in set(changes) & AT_CONFIGURE if changes[n] != self._settings[n])
-        if fixed and self._pipeline is not None:
+        if fixed and self._cloud_segmenter is not None:
             reason = f"{', '.join(fixed)}: read when the node is configured; deactivate and clean it up before"
             return SetParametersResult(successful=False, reason=reason)
         try:
             settings = Settings({**self._settings.values, **changes})
-            if self._pipeline is not None:
-                self._pipeline.apply(settings)
+            if self._cloud_segmenter is not None:
+                self._cloud_segmenter.apply(settings)
         except Exception as error:  # nothing that a parameter is set to may end the node
             return SetParametersResult(successful=False, reason=str(error) or type(error).__name__)
         self._settings = settings
@@ -279,10 +279,10 @@ class SegmentNode(LifecycleNode):
     def _new_monitor(self) -> Monitor:
         return Monitor(self._limits(), time.monotonic())
 
-    def _mount_from_tf(self) -> Any:
-        from sqsegv3_ros.ros.extrinsics_tf import read_mount
+    def _extrinsics_from_tf(self) -> Any:
+        from sqsegv3_ros.ros.extrinsics_tf import read_extrinsics
 
-        return read_mount(self, self._settings)
+        return read_extrinsics(self, self._settings)
 
     # ---- diagnostics -----------------------------------------------------------------------------------------------
 
@@ -294,7 +294,7 @@ class SegmentNode(LifecycleNode):
             statuses[1].values["reliability"] = self._input.reliability.name.lower()
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
-        hardware = self._pipeline.segmenter.info.name if self._pipeline else ""
+        hardware = self._cloud_segmenter.segmenter.info.name if self._cloud_segmenter else ""
         # nodes of one name in several namespaces are told apart
         node = self.get_fully_qualified_name().lstrip("/")
         for status in statuses:
@@ -311,12 +311,12 @@ class SegmentNode(LifecycleNode):
         self._diagnostics.publish(array)
 
     def _model_status(self) -> Status:
-        if self._pipeline is None:
+        if self._cloud_segmenter is None:
             if self._configure_error:
                 return Status("model", ERROR, f"cannot configure: {self._configure_error}")
             return Status("model", WARN, "not configured")
         level, message = (OK, "active") if self._input is not None else (WARN, "not active")
-        return Status("model", level, message, self._pipeline.description())
+        return Status("model", level, message, self._cloud_segmenter.description())
 
 
 def _descriptor(spec: Any) -> ParameterDescriptor:

@@ -1,1 +1,1 @@
-"""A ray-cast spinning LiDAR in made-up streets, with ground truth."""
+"""A ray-cast spinning LiDAR in synthetic streets, with ground truth."""

@@ -85,15 +85,15 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     return total / weight_sum.clamp_min(torch.finfo(weight_sum.dtype).tiny)
 
 
-def lovasz_softmax(logits: Tensor, labels: Tensor, judged: Sequence[int]) -> Tensor:
-    """The Lovász extension of 1 - IoU, averaged over the judged classes that the batch holds (Berman et al. 2018).
+def lovasz_softmax(logits: Tensor, labels: Tensor, evaluated: Sequence[int]) -> Tensor:
+    """The Lovász extension of 1 - IoU, averaged over the evaluated classes that the batch holds (Berman et al. 2018).
 
-    logits: (N, C, H, W). labels: (N, H, W); pixels of a class that is not judged do not count. 0 where none is left.
+    logits: (N, C, H, W). labels: (N, H, W); pixels of a class that is not evaluated do not count. 0 where none is left.
     """
-    counted = torch.isin(labels, torch.tensor(list(judged), device=labels.device))
+    counted = torch.isin(labels, torch.tensor(list(evaluated), device=labels.device))
     probabilities = F.softmax(logits, dim=1).movedim(1, -1)[counted]
     truth = labels[counted]
-    terms = [_lovasz_of_class(probabilities[:, c], truth == c) for c in judged if bool((truth == c).any())]
+    terms = [_lovasz_of_class(probabilities[:, c], truth == c) for c in evaluated if bool((truth == c).any())]
     return torch.stack(terms).mean() if terms else logits.sum() * 0.0
 
 
@@ -109,15 +109,15 @@ def _lovasz_of_class(probability: Tensor, is_class: Tensor) -> Tensor:
 class MultiLayerLoss(nn.Module):
     """The release's loss: the cross entropies of all heads, each with the labels narrowed to its width, added up.
 
-    weights: (C,) class weights. judged: the labels that are not ignored.
+    weights: (C,) class weights. evaluated: the labels that are not ignored.
     """
 
     weights: Tensor
 
-    def __init__(self, config: LossConfig, weights: Tensor, judged: Sequence[int]):
+    def __init__(self, config: LossConfig, weights: Tensor, evaluated: Sequence[int]):
         super().__init__()
         self.config = config
-        self.judged = tuple(judged)
+        self.evaluated = tuple(evaluated)
         self.register_buffer("weights", weights)
 
     def forward(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -128,5 +128,5 @@ class MultiLayerLoss(nn.Module):
                 narrowed = narrow_labels(labels, head.shape[3])
                 loss = loss + factor * weighted_cross_entropy(head, narrowed, self.weights)
         if self.config.lovasz:
-            loss = loss + self.config.lovasz * lovasz_softmax(logits[0].float(), labels, self.judged)
+            loss = loss + self.config.lovasz * lovasz_softmax(logits[0].float(), labels, self.evaluated)
         return loss

@@ -1,4 +1,4 @@
-"""Batches of range images go in; a SqueezeSegV3 is trained and judged, self-describing checkpoints come out."""
+"""Batches of range images go in; a SqueezeSegV3 is trained and evaluated, self-describing checkpoints come out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights,
 from sqsegv3_ros.training.schedule import OptimizerConfig, build_optimizer, build_schedule
 
 BEST = "val/miou"
-"""The metric by which checkpoints are chosen: mean IoU over the judged classes that the validation scans hold."""
+"""The metric by which checkpoints are chosen: mean IoU over the evaluated classes that the validation scans hold."""
 
 
 class SegmentationModule(LightningModule):
@@ -85,7 +85,7 @@ class SegmentationModule(LightningModule):
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         classes = self.label_set.classes
         weights = class_weights(loss.class_weights, [c.frequency or 0.0 for c in classes], [c.ignored for c in classes])
-        self.criterion = MultiLayerLoss(loss, weights, self.label_set.judged)
+        self.criterion = MultiLayerLoss(loss, weights, self.label_set.evaluated)
         self.confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
         self.validation_loss = MeanMetric()
         self.scores: dict[str, float] = {}
@@ -156,7 +156,7 @@ class SegmentationModule(LightningModule):
             "val/accuracy": scores.accuracy,
             "val/loss": float(self.validation_loss.compute()),
         }
-        found |= {f"iou/{self.label_set.names[c]}": float(scores.iou[c]) for c in matrix.labels.judged if support[c]}
+        found |= {f"iou/{self.label_set.names[c]}": float(scores.iou[c]) for c in matrix.labels.evaluated if support[c]}
         self.confusion.reset()
         self.validation_loss.reset()
         if self.trainer.sanity_checking:

@@ -189,7 +189,7 @@ def _explained(error: Exception) -> Exception:
         return UserError(text.rsplit("UserError: ", 1)[-1].strip())
     if "DataLoader worker" in text or isinstance(error, ConnectionError):
         return OperationError(
-            "a process that prepares training data was killed, probably for want of memory; go on with --run.resume "
+            "a process that prepares training data was killed, probably without memory; go on with --run.resume "
             f"true and fewer --data.workers or a smaller --data.cache_gb ({text.splitlines()[0]})"
         )
     if isinstance(error, OSError):

@@ -176,7 +176,7 @@ def describe(found: Found, labels: LabelSet, what: str) -> str:
         if found.points[c]
     ]
     lines.append(f"  classes: {', '.join(shares)}")
-    absent = [labels.names[c] for c in labels.judged if not found.points[c]]
+    absent = [labels.names[c] for c in labels.evaluated if not found.points[c]]
     if absent and found.cached == found.scans:
         lines.append(f"  not among them: {', '.join(absent)}")
     lines += [f"  skipped: {message}" for message in found.skipped[:5]]

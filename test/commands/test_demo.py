@@ -24,9 +24,9 @@ def test_the_demo_judges_every_scan_and_leaves_numbers_report_and_picture(
     assert main(["demo", "--model", str(small_model), "--scans", "4", "--output", str(tmp_path / "demo")]) == 0
     files = DemoFiles(tmp_path / "demo")
     summary = json.loads(files.evaluation.read_text())
-    assert (summary["scans_in"], summary["scans_judged"], summary["lost"]) == (4, 4, 0)
+    assert (summary["scans_in"], summary["scans_evaluated"], summary["lost"]) == (4, 4, 0)
     assert len(summary["latency_ms"]) == 4
-    assert "every scan was judged" in capfd.readouterr().out
+    assert "every scan was evaluated" in capfd.readouterr().out
     assert files.picture.read_bytes().startswith(b"\x89PNG")
     assert "small-random" in files.report.read_text()
 
@@ -38,8 +38,8 @@ def test_a_machine_that_loses_scans_at_the_recorded_rate_judges_them_all_at_its_
     monkeypatch.setattr(demo, "latency_ms", lambda *_: 1.0)  # the machine was quicker when it was asked
     assert main(["demo", "--model", str(model), "--scans", "4", "--output", str(tmp_path / "demo")]) == 0
     first, _, second = capfd.readouterr().out.partition("scans were lost at 10 Hz: once more")
-    assert "not every scan was judged" in first
-    assert "4 scans judged: every scan was judged" in second
+    assert "not every scan was evaluated" in first
+    assert "4 scans evaluated: every scan was evaluated" in second
     assert json.loads(DemoFiles(tmp_path / "demo").evaluation.read_text())["lost"] == 0
 
 

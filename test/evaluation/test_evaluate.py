@@ -69,7 +69,7 @@ def test_numbers_of_a_small_data_set_worked_out_by_hand(folders):
     assert found["accuracy"] == pytest.approx(7 / 9)
     assert found["strict"]["iou"]["road"] == pytest.approx(4 / 7)
     assert found["strict"]["accuracy"] == pytest.approx(7 / 10)
-    assert (found["points"], found["judged_points"], found["left_unlabeled"], found["scan_count"]) == (12, 10, 1, 3)
+    assert (found["points"], found["evaluated_points"], found["left_unlabeled"], found["scan_count"]) == (12, 10, 1, 3)
     assert found["support"]["road"] == 7
 
 
@@ -88,7 +88,12 @@ def test_points_are_judged_by_their_range(folders):
     assert (near["from_m"], near["to_m"], near["points"], near["accuracy"]) == (0, 10, 3, 1.0)
     assert middle["left_unlabeled"] == 1
     assert far["accuracy"] == pytest.approx(2 / 3)
-    assert (farthest["to_m"], farthest["points"], farthest["judged_points"], farthest["accuracy"]) == (None, 3, 1, 0.0)
+    assert (farthest["to_m"], farthest["points"], farthest["evaluated_points"], farthest["accuracy"]) == (
+        None,
+        3,
+        1,
+        0.0,
+    )
 
 
 def test_points_without_a_finite_range_are_judged_and_shown_in_a_band_of_their_own(tmp_path):

@@ -56,7 +56,7 @@ def test_a_bag_gives_the_numbers_counted_by_hand(tmp_path: Path, storage: str) -
     found = evaluated(tmp_path, "--predictions", record(named(tmp_path, storage), storage, {"/lidar": [scan, scan]}))
     assert found["iou"]["car"] == pytest.approx(1 / 3)
     assert found["iou"]["road"] == pytest.approx(2 / 4)
-    assert (found["points"], found["judged_points"], found["scan_count"]) == (12, 10, 2)
+    assert (found["points"], found["evaluated_points"], found["scan_count"]) == (12, 10, 2)
     assert found["scans"][1]["name"] == "drive/1600000000.100000000"
     assert found["predictions_bag"] == str(named(tmp_path, storage)) and found["ground_truth_bag"] is None
 

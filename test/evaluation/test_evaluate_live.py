@@ -1,4 +1,4 @@
-"""The live judge without ROS: matching, counting and timing on made-up times."""
+"""The live evaluator without ROS: matching, counting and timing on synthetic times."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_recording_that_begins_again_is_matched_anew_and_the_unanswered_scan_i
     assert (evaluation.lost, evaluation.complete) == (1, False)
 
 
-def judged(expected: int | None = None) -> LiveEvaluation:
+def evaluated(expected: int | None = None) -> LiveEvaluation:
     """Four scans, 10 ms, 20 ms, 30 ms and 40 ms in work, one of them lost."""
     matcher = Matcher()
     evaluation = LiveEvaluation(SEMANTIC_KITTI, matcher, expected=expected)
@@ -99,7 +99,7 @@ def judged(expected: int | None = None) -> LiveEvaluation:
 
 
 def test_the_summary_has_the_keys_of_evaluate_and_what_was_lost_and_how_long_it_took() -> None:
-    summary = judged().summary()
+    summary = evaluated().summary()
     assert summary["iou"]["car"] == pytest.approx(1 / 2) and summary["iou"]["road"] == pytest.approx(1 / 2)
     assert summary["accuracy"] == pytest.approx(2 / 3) and summary["scan_count"] == 4
     assert (summary["scans_in"], summary["scans_out"], summary["lost"], summary["complete"]) == (5, 4, 1, False)
@@ -111,7 +111,7 @@ def test_the_summary_has_the_keys_of_evaluate_and_what_was_lost_and_how_long_it_
 
 
 def test_scans_that_were_expected_and_never_came_are_lost() -> None:
-    assert judged(expected=7).lost == 3
+    assert evaluated(expected=7).lost == 3
     nothing = LiveEvaluation(SEMANTIC_KITTI, Matcher(), expected=7)
     assert (nothing.lost, nothing.complete) == (7, False)
     assert nothing.summary()["latency_p50_ms"] is None
@@ -137,6 +137,6 @@ def test_clouds_that_cannot_be_judged_are_named() -> None:
 def test_a_report_is_made_of_it(tmp_path: Path) -> None:
     from sqsegv3_ros.evaluation.report_page import build_report, read_summary
 
-    (tmp_path / "live.json").write_text(json.dumps(judged().summary()))
+    (tmp_path / "live.json").write_text(json.dumps(evaluated().summary()))
     page = build_report(read_summary(tmp_path / "live.json"), (), "")
     assert "latency p95 (ms)" in page and "scans lost" in page

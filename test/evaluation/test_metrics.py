@@ -1,4 +1,4 @@
-"""The numbers that judge a prediction, against the official release's and against cases worked out by hand."""
+"""The numbers that evaluator a prediction, against the official release's and against cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_points_whose_true_class_is_ignored_count_in_no_column():
         scores = with_ignored.scores(strict)
         np.testing.assert_allclose(scores.iou, [0, 1, 1, 0])
         assert scores.accuracy == 1.0
-    assert with_ignored.judged_points == 2
+    assert with_ignored.evaluated_points == 2
     assert with_ignored.points == 5
 
 

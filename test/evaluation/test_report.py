@@ -15,7 +15,7 @@ import pytest
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
-from sqsegv3_ros.evaluation.evaluator import Judge
+from sqsegv3_ros.evaluation.evaluator import Evaluator
 from sqsegv3_ros.evaluation.report_page import CLOUD_POINTS, Sample, build_report
 
 CAR, ROAD = SEMANTIC_KITTI.index("car"), SEMANTIC_KITTI.index("road")
@@ -62,10 +62,10 @@ def sample(name="00/000000", count=200, seed=0, wrong=0.2) -> Sample:
 
 
 def summary_of(*samples: Sample, labels: LabelSet = SEMANTIC_KITTI) -> dict:
-    judge = Judge(labels)
+    evaluator = Evaluator(labels)
     for one in samples:
-        judge.add(one.name, one.points, one.prediction, one.ground_truth)
-    return judge.summary()
+        evaluator.add(one.name, one.points, one.prediction, one.ground_truth)
+    return evaluator.summary()
 
 
 @pytest.fixture

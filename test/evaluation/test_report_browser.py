@@ -7,7 +7,7 @@ import pytest
 from browser import CHROMIUM, Browser
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
-from sqsegv3_ros.evaluation.evaluator import Judge
+from sqsegv3_ros.evaluation.evaluator import Evaluator
 from sqsegv3_ros.evaluation.pictures import ERROR_COLORS
 from sqsegv3_ros.evaluation.report_page import Sample, build_report
 
@@ -35,9 +35,9 @@ def page(tmp_path_factory):
     points = np.concatenate([left, right])
     truth = np.repeat([PERSON, POLE], [len(left), len(right)])
     prediction = np.where(truth == POLE, CAR, PERSON)
-    judge = Judge(SEMANTIC_KITTI)
-    judge.add("00/000000", points, prediction, truth)
-    summary = judge.summary() | {"latency_ms": [50.0, 52.0, 61.0]}
+    evaluator = Evaluator(SEMANTIC_KITTI)
+    evaluator.add("00/000000", points, prediction, truth)
+    summary = evaluator.summary() | {"latency_ms": [50.0, 52.0, 61.0]}
     samples = [Sample("00/000000", points, prediction, truth)]
     wall, fence = plate(14), plate(16)
     for name, plates, labels in (("wall", [wall], [WALL]), ("wall and fence", [wall, fence], [WALL, FENCE])):

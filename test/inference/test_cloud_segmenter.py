@@ -8,7 +8,7 @@ import pytest
 from clouds import LAYOUTS, message, random_points
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.cloud_segmenter import Pipeline
+from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
 from sqsegv3_ros.inference.settings import SPECS, Settings
 
 
@@ -21,31 +21,31 @@ def test_settings_that_change_while_a_cloud_is_in_work_hold_from_the_next_cloud_
     small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another thread answers parameters: a cloud decoded without rings must not be projected by rings."""
-    pipeline = Pipeline(settings(model=str(small_model), ring_field=""), warm_up=False)
+    cloud_segmenter = CloudSegmenter(settings(model=str(small_model), ring_field=""), warm_up=False)
     points = random_points(LAYOUTS["velodyne xyzirt 22"], 2000)
     points["ring"] %= 64
     changed = settings(
         model=str(small_model), projection__rows="ring_from_top", publish__rgb=False, filtered__remove_classes=["car"]
     )
-    segment = pipeline.segmenter.segment
+    segment = cloud_segmenter.segmenter.segment
 
     def segment_late(*arguments: Any) -> Any:
-        pipeline.apply(changed)
+        cloud_segmenter.apply(changed)
         return segment(*arguments)
 
-    monkeypatch.setattr(pipeline.segmenter, "segment", segment_late)
-    before = pipeline.process(message(points), {"points"}).clouds["points"]
-    after = pipeline.process(message(points), {"points"}).clouds["points"]
+    monkeypatch.setattr(cloud_segmenter.segmenter, "segment", segment_late)
+    before = cloud_segmenter.process(message(points), {"points"}).clouds["points"]
+    after = cloud_segmenter.process(message(points), {"points"}).clouds["points"]
     assert [f.name for f in before.fields][-3:] == ["rgb", "confidence", "label"]
     assert [f.name for f in after.fields][-3:] == ["time", "confidence", "label"]
     assert bytes(before.data)[:22] == bytes(after.data)[:22] == np.asarray(points)[:1].tobytes()
-    assert pipeline.description()["knn"] == "safe"
+    assert cloud_segmenter.description()["knn"] == "safe"
 
 
 def test_a_model_that_ships_is_found_by_its_name_and_a_cuda_graph_needs_cuda() -> None:
-    described = Pipeline(settings(model="simulated"), warm_up=False).description()
+    described = CloudSegmenter(settings(model="simulated"), warm_up=False).description()
     assert Path(described["file"]).name == "simulated.pt" and described["licence"] == "Apache-2.0"
     with pytest.raises(UserError, match="a CUDA graph needs a CUDA device, found cpu"):
-        Pipeline(settings(model="simulated", device="cpu", cuda_graph=True), warm_up=False)
+        CloudSegmenter(settings(model="simulated", device="cpu", cuda_graph=True), warm_up=False)
     with pytest.raises(UserError, match=r"none that ships \(default, simulated\)"):
-        Pipeline(settings(model="simulatd"), warm_up=False)
+        CloudSegmenter(settings(model="simulatd"), warm_up=False)

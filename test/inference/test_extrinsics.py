@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.extrinsics import Mount
+from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig, project
 from sqsegv3_ros.inference.segmenter import Segmenter
 
@@ -39,7 +39,7 @@ def in_level_frame(vector: np.ndarray, roll: float, pitch: float, yaw: float) ->
 @pytest.mark.parametrize("angles", ANGLES)
 def test_points_are_turned_about_fixed_axes_and_keep_their_remission(angles: tuple[float, float, float]) -> None:
     points = np.random.default_rng(0).normal(size=(50, 4))
-    levelled = Mount.from_angles(*angles).level(torch.from_numpy(points).float()).numpy()
+    levelled = Extrinsics.from_angles(*angles).level(torch.from_numpy(points).float()).numpy()
     expected = [in_level_frame(point[:3], *angles) for point in points]
     np.testing.assert_allclose(levelled[:, :3], expected, atol=1e-5)
     np.testing.assert_array_equal(levelled[:, 3], points[:, 3].astype(np.float32))
@@ -47,7 +47,7 @@ def test_points_are_turned_about_fixed_axes_and_keep_their_remission(angles: tup
 
 def test_a_sensor_that_looks_down_has_a_positive_pitch() -> None:
     ahead = torch.tensor([[10.0, 0.0, 0.0, 0.0]])
-    assert Mount.from_angles(0, 20, 0).level(ahead)[0, 2] < -3
+    assert Extrinsics.from_angles(0, 20, 0).level(ahead)[0, 2] < -3
 
 
 @pytest.mark.parametrize("angles", ANGLES)
@@ -61,10 +61,10 @@ def test_the_network_sees_the_ground_as_deep_below_a_tilted_sensor_as_below_the_
     seen = np.column_stack([ground @ to_level, np.full(len(ground), 0.5)]).astype(np.float32)
 
     shown: list[torch.Tensor] = []
-    segmenter = Segmenter(small_model, mount=Mount())
+    segmenter = Segmenter(small_model, extrinsics=Extrinsics())
     segmenter._network = recorder(shown)
     segmenter.segment(np.column_stack([ground, seen[:, 3]]).astype(np.float32))
-    segmenter.mount = Mount.from_angles(*angles, height_m=0.6)
+    segmenter.extrinsics = Extrinsics.from_angles(*angles, height_m=0.6)
     segmenter.segment(seen)
     level, lifted = (x[0].permute(1, 2, 0).double() * torch.tensor(STDS) + torch.tensor(MEANS) for x in shown)
     used = (shown[0][0] != 0).any(0)
@@ -91,13 +91,13 @@ def recorder(shown: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor
 @pytest.mark.parametrize(("own", "models"), [(0.0, 1.73), (1.73, 1.73), (0.6, None)])
 def test_an_unknown_height_on_either_side_changes_nothing(own: float, models: float | None) -> None:
     image = project(torch.tensor([[5.0, 0.0, -0.6, 0.3]]), ProjectionConfig())
-    assert Mount(height_m=own).lift(image, models) is image
+    assert Extrinsics(height_m=own).compensate_height(image, models) is image
 
 
 def test_missing_returns_stay_missing_on_a_lifted_mount() -> None:
     points = torch.tensor([[0.0, 0.0, 0.0, 0.5], [math.nan, 1.0, 1.0, 0.5], [5.0, 0.0, -0.5, 0.5]])
-    mount = Mount.from_angles(0, 10, 0, height_m=1.0)
-    image = mount.lift(project(mount.level(points), ProjectionConfig()), 1.73)
+    extrinsics = Extrinsics.from_angles(0, 10, 0, height_m=1.0)
+    image = extrinsics.compensate_height(project(extrinsics.level(points), ProjectionConfig()), 1.73)
     assert image.usable.tolist() == [False, False, True]
     assert (image.channels.amax(0) > -1).sum() == 1
 
@@ -114,5 +114,5 @@ def test_angles_without_a_package_that_turns_them_into_a_rotation_say_which_to_i
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"tf_transformations.*pip install transforms3d"):
-        Mount.from_angles(0, 10, 0)
-    assert Mount.from_angles(0, 0, 0, 1.0).is_level  # needs neither
+        Extrinsics.from_angles(0, 10, 0)
+    assert Extrinsics.from_angles(0, 0, 0, 1.0).is_level  # needs neither

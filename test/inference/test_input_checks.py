@@ -1,4 +1,4 @@
-"""What is remarked about clouds that do not fit: made-up ones, and real sensors' recordings with every preset."""
+"""What is warned about about clouds that do not fit: synthetic ones, and real sensors' recordings with every preset."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import DATA, ROOT, needs_shared
 
-from sqsegv3_ros.inference.extrinsics import Mount
-from sqsegv3_ros.inference.input_checks import Expected, remarks
+from sqsegv3_ros.inference.extrinsics import Extrinsics
+from sqsegv3_ros.inference.input_checks import Expected, check_input
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig, project
 from sqsegv3_ros.pointcloud2 import CloudSettings, to_remission
 
@@ -29,8 +29,10 @@ def scan(elevations_deg: np.ndarray, columns: int = 500, intensity: float = 0.25
 PUCK = np.linspace(-15, 15, 16)
 
 
-def of(points: np.ndarray, rings: np.ndarray | None, projection: ProjectionConfig, mount: Mount | None = None) -> str:
-    return "; ".join(remarks(points, rings, Expected(projection, Normalization(), mount or Mount())))
+def of(
+    points: np.ndarray, rings: np.ndarray | None, projection: ProjectionConfig, extrinsics: Extrinsics | None = None
+) -> str:
+    return "; ".join(check_input(points, rings, Expected(projection, Normalization(), extrinsics or Extrinsics())))
 
 
 def test_a_scan_of_the_expected_sensor_is_not_remarked() -> None:
@@ -45,7 +47,7 @@ def test_a_sensor_whose_upper_beams_meet_nothing_is_not_remarked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("intensity", "remark"),
+    ("intensity", "input warning"),
     [
         (60.0, "its median is 60"),
         (0.001, "hardly exceeds 0.001"),
@@ -54,9 +56,9 @@ def test_a_sensor_whose_upper_beams_meet_nothing_is_not_remarked() -> None:
         (0.6, ""),
     ],
 )
-def test_intensity_of_another_scale_is_remarked(intensity: float, remark: str) -> None:
+def test_intensity_of_another_scale_is_remarked(intensity: float, warning: str) -> None:
     found = of(*scan(PUCK, intensity=intensity), VLP16)
-    assert remark in found and bool(found) == bool(remark) and ("intensity_" in found) == bool(remark)
+    assert warning in found and bool(found) == bool(warning) and ("intensity_" in found) == bool(warning)
 
 
 def test_points_beyond_the_field_of_view_are_remarked_with_what_was_found() -> None:
@@ -75,7 +77,7 @@ def test_another_number_of_rings_is_remarked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "rows", "remark"),
+    ("order", "rows", "input warning"),
     [
         (np.arange(16), "ring_from_bottom", ""),
         (np.arange(16), "ring_from_top", "the other way round"),
@@ -84,10 +86,10 @@ def test_another_number_of_rings_is_remarked() -> None:
         (np.concatenate([np.arange(0, 16, 2), np.arange(1, 16, 2)[::-1]]), "ring_from_bottom", "not by elevation"),
     ],
 )
-def test_rows_from_rings_that_are_numbered_otherwise_are_remarked(order: np.ndarray, rows: str, remark: str) -> None:
+def test_rows_from_rings_that_are_numbered_otherwise_are_remarked(order: np.ndarray, rows: str, warning: str) -> None:
     points, rings = scan(PUCK)
     found = of(points, order[rings].astype(np.int32), ProjectionConfig(16, 1024, 16.0, -16.0, rows=rows))
-    assert remark in found and bool(found) == bool(remark)
+    assert warning in found and bool(found) == bool(warning)
 
 
 def test_gaps_between_beams_are_remarked_where_the_cloud_has_no_rings_and_not_where_they_are_filled() -> None:
@@ -109,17 +111,17 @@ def test_an_image_wider_than_the_sensors_turn_is_remarked(columns: int, width: i
     seen = np.random.default_rng(0).random(len(cloud)) < 0.8  # some rays meet nothing
     seen[: len(cloud) // 4] = False
     mask = project(torch.from_numpy(cloud[seen]), projection).mask
-    found = "; ".join(remarks(cloud[seen], None, Expected(projection, Normalization()), mask))
+    found = "; ".join(check_input(cloud[seen], None, Expected(projection, Normalization()), mask))
     assert ("columns do not fit" in found) != fits and bool(found) != fits
 
 
 def test_the_cloud_is_judged_as_its_mount_levels_it() -> None:
     points, rings = scan(PUCK)
-    mount = Mount.from_angles(0, 30, 0)
+    extrinsics = Extrinsics.from_angles(0, 30, 0)
     tilted = points.copy()
-    tilted[:, :3] = points[:, :3] @ np.array(mount.rotation)
+    tilted[:, :3] = points[:, :3] @ np.array(extrinsics.rotation)
     assert "field of view does not fit" in of(tilted, rings, VLP16)
-    assert of(tilted, rings, VLP16, mount) == ""
+    assert of(tilted, rings, VLP16, extrinsics) == ""
 
 
 def on_the_ground(height_m: float) -> np.ndarray:
@@ -133,7 +135,7 @@ def on_the_ground(height_m: float) -> np.ndarray:
 
 @pytest.mark.parametrize("tilt", [0.0, 12.0])
 @pytest.mark.parametrize(
-    ("height", "said", "remark"),
+    ("height", "said", "input warning"),
     [
         (1.73, 0.0, ""),
         (0.6, 0.0, "ground seems to lie 0.6 m below the sensor, the model learned from 1.73 m; set mount.height_m"),
@@ -143,14 +145,14 @@ def on_the_ground(height_m: float) -> np.ndarray:
     ],
 )
 def test_a_sensor_at_another_height_than_it_is_said_to_be_is_remarked(
-    height: float, said: float, remark: str, tilt: float
+    height: float, said: float, warning: str, tilt: float
 ) -> None:
     points = on_the_ground(height)
-    mount = Mount.from_angles(0, tilt, 0, said)
-    points[:, :3] = points[:, :3] @ np.array(mount.rotation)
-    found = "; ".join(remarks(points, None, Expected(VLP16, Normalization(), mount, 1.73)))
-    assert remark in found and bool(found) == bool(remark)
-    assert remarks(points, None, Expected(VLP16, Normalization(), mount, None)) == ()
+    extrinsics = Extrinsics.from_angles(0, tilt, 0, said)
+    points[:, :3] = points[:, :3] @ np.array(extrinsics.rotation)
+    found = "; ".join(check_input(points, None, Expected(VLP16, Normalization(), extrinsics, 1.73)))
+    assert warning in found and bool(found) == bool(warning)
+    assert check_input(points, None, Expected(VLP16, Normalization(), extrinsics, None)) == ()
 
 
 def test_clouds_of_few_points_and_of_nothing_are_not_judged() -> None:
@@ -192,7 +194,7 @@ def remarks_on(name: str, sensor: str) -> str:
     projection, intensity = preset(sensor)
     to_remission(points[:, 3], intensity)
     mask = project(torch.from_numpy(points), projection).mask
-    return "; ".join(remarks(points, rings, Expected(projection, Normalization()), mask))
+    return "; ".join(check_input(points, rings, Expected(projection, Normalization()), mask))
 
 
 OWN = {
@@ -226,8 +228,8 @@ def test_real_clouds_fit_their_sensors_preset(name: str) -> None:
 def test_kitti_fits_what_the_model_learned_from_and_not_twice_scaled(sequence: str) -> None:
     path = DATA / f"semantic_kitti/sequences/{sequence}/velodyne/000000.bin"
     points = np.fromfile(path, np.float32).reshape(-1, 4).copy()
-    expected = Expected(ProjectionConfig(), Normalization(), Mount(), 1.73)
-    assert remarks(points, None, expected, project(torch.from_numpy(points), expected.projection).mask) == ()
+    expected = Expected(ProjectionConfig(), Normalization(), Extrinsics(), 1.73)
+    assert check_input(points, None, expected, project(torch.from_numpy(points), expected.projection).mask) == ()
     projection, intensity = preset("hdl64e")
     assert of(points, None, projection) == ""
     to_remission(points[:, 3], intensity)
@@ -241,7 +243,7 @@ def test_kitti_fits_what_the_model_learned_from_and_not_twice_scaled(sequence: s
 )
 def test_the_height_of_a_real_sensor_is_told_from_its_cloud(name: str, ground_m: float | None) -> None:
     points, _ = recording(name)
-    found = "; ".join(remarks(points, None, Expected(ProjectionConfig(), Normalization(), Mount(), 1.73)))
+    found = "; ".join(check_input(points, None, Expected(ProjectionConfig(), Normalization(), Extrinsics(), 1.73)))
     assert ("height does not fit" in found) == (ground_m is not None)
     if ground_m is not None:  # as the scans' pictures show it
         assert float(found.rpartition("seems to lie ")[2].split()[0]) == pytest.approx(ground_m, abs=0.15)

@@ -11,7 +11,7 @@ from conftest import DATA, GOLDEN, SHARED, needs_openvino, needs_shared
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.semantic_kitti import read_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.extrinsics import Mount
+from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.knn import KnnConfig, refine
 from sqsegv3_ros.inference.model_file import load_model
 from sqsegv3_ros.inference.range_image import ProjectionConfig, normalize
@@ -139,16 +139,16 @@ def test_a_tilted_sensor_with_its_mount_sees_what_a_level_one_sees(small_model: 
     to_level = np.array(pitch_matrix) @ np.array(roll_matrix)  # REP 103: roll first, about fixed axes
     tilted = points.copy()
     tilted[:, :3] = points[:, :3] @ to_level  # the transposed rotation, for row vectors
-    mount = Mount.from_angles(10, 20, 0)
+    extrinsics = Extrinsics.from_angles(10, 20, 0)
     assert (Segmenter(small_model).segment(tilted).labels == level).mean() < 0.9
-    assert (Segmenter(small_model, mount=mount).segment(tilted).labels == level).mean() > 0.98
+    assert (Segmenter(small_model, extrinsics=extrinsics).segment(tilted).labels == level).mean() > 0.98
 
 
 def test_a_mount_from_a_quaternion_equals_the_one_from_angles() -> None:
     half = math.radians(30) / 2
-    by_quaternion = Mount.from_quaternion(0, 0, math.sin(half), math.cos(half))
-    np.testing.assert_allclose(by_quaternion.rotation, Mount.from_angles(0, 0, 30).rotation, atol=1e-12)
-    assert Mount.from_angles(0, 0, 0).is_level and not by_quaternion.is_level
+    by_quaternion = Extrinsics.from_quaternion(0, 0, math.sin(half), math.cos(half))
+    np.testing.assert_allclose(by_quaternion.rotation, Extrinsics.from_angles(0, 0, 30).rotation, atol=1e-12)
+    assert Extrinsics.from_angles(0, 0, 0).is_level and not by_quaternion.is_level
 
 
 def test_another_image_size_and_field_of_view_run_with_the_same_model(small_model: Path) -> None:

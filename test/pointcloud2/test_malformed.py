@@ -1,6 +1,6 @@
 """Any message at all -> accepted and read as plain numpy reads it, or refused with a reason; never another error.
 
-The judge of what must be accepted is `is_consistent`, written from the message's definition, not from the codec.
+The evaluate of what must be accepted is `is_consistent`, written from the message's definition, not from the codec.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A million malformed clouds by a seeded mutator, at the codec: judged by plain numpy."""
+"""A million malformed clouds by a seeded mutator, at the codec: evaluated by plain numpy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqsegv3_ros.pointcloud2 import REASONS, CloudError, decode
 
 
 def run(seed: int, count: int) -> Counter[str]:
-    """How many clouds were accepted, and refused for which reason. Each is judged."""
+    """How many clouds were accepted, and refused for which reason. Each is evaluated."""
     outcome: Counter[str] = Counter()
     for number, cloud in enumerate(malformed_clouds(seed, count)):
         try:

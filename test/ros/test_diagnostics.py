@@ -111,9 +111,9 @@ def test_being_late_does_not_count_from_before_a_break() -> None:
 def test_remarks_warn_until_they_are_gone() -> None:
     monitor = Monitor(LIMITS, 0.0)
     now = feed(monitor, 0.0, 1, 20.0)
-    monitor.remark(("set intensity_scale",))
+    monitor.warning(("set intensity_scale",))
     assert statuses(monitor, now)[0].level == WARN
-    monitor.remark(())
+    monitor.warning(())
     assert statuses(monitor, now)[0].level == OK
 
 

@@ -1,4 +1,4 @@
-"""The live judge as a process, beside clients of the test's own and beside the real node and player."""
+"""The live evaluator as a process, beside clients of the test's own and beside the real node and player."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class FakeNode:
         remaps = [f"~/input/ground_truth:={self.truth}", f"~/input/labelled:={self.labels}"]
         return [*parameters(**values), *(word for remap in remaps for word in ("-r", remap))]
 
-    def wait_for(self, judge: Program) -> None:
+    def wait_for(self, evaluator: Program) -> None:
         for publisher in self.publishers.values():
-            wait_until(lambda p=publisher: p.get_subscription_count() > 0, 30, lambda: judge.log)
+            wait_until(lambda p=publisher: p.get_subscription_count() > 0, 30, lambda: evaluator.log)
 
     def send(self, topic: str, number: int, scan: np.ndarray) -> None:
         cloud = make_cloud(scan, ros.PointCloud2, ros.PointField)
@@ -63,61 +63,63 @@ def test_the_judge_ends_when_all_scans_are_judged_and_publishes_prints_and_saves
     client: Client, tmp_path: Path
 ) -> None:
     fake = FakeNode(client, "whole")
-    with running("evaluate_node", *fake.arguments(scans=3, output=tmp_path / "e.json", publish_period_s=0.1)) as judge:
-        fake.wait_for(judge)
+    with running(
+        "evaluate_node", *fake.arguments(scans=3, output=tmp_path / "e.json", publish_period_s=0.1)
+    ) as evaluator:
+        fake.wait_for(evaluator)
         briefs = client.collect(String, "/evaluate_node/summary", LATCHED)
         for number in range(3):
             fake.send(fake.truth, number, SCAN)
             fake.send(fake.labels, number, ANSWER)
-        wait_until(lambda: briefs and json.loads(briefs[-1].data)["scans_judged"] == 3, 20, lambda: judge.log)
-        assert judge.result(20) == 0, judge.log
+        wait_until(lambda: briefs and json.loads(briefs[-1].data)["scans_evaluated"] == 3, 20, lambda: evaluator.log)
+        assert evaluator.result(20) == 0, evaluator.log
     assert json.loads(briefs[-1].data)["iou"]["car"] == pytest.approx(1 / 2)
     saved = json.loads((tmp_path / "e.json").read_text())
     assert (saved["scans_in"], saved["scans_out"], saved["lost"], saved["complete"]) == (3, 3, 0, True)
     assert saved["iou"]["car"] == pytest.approx(1 / 2) and len(saved["latency_ms"]) == 3
-    rows = {line[:18].strip(): line[18:].split() for line in judge.lines}
+    rows = {line[:18].strip(): line[18:].split() for line in evaluator.lines}
     assert rows["car"][0] == "50.0" and rows["scans lost"] == ["0"]
-    assert "every scan was judged" in judge.log
+    assert "every scan was evaluated" in evaluator.log
 
 
 def test_a_lost_scan_is_said_by_the_exit_code_when_the_input_falls_quiet(client: Client, tmp_path: Path) -> None:
     fake = FakeNode(client, "lossy")
-    with running("evaluate_node", *fake.arguments(quiet_s=1.0, output=tmp_path / "e.json")) as judge:
-        fake.wait_for(judge)
+    with running("evaluate_node", *fake.arguments(quiet_s=1.0, output=tmp_path / "e.json")) as evaluator:
+        fake.wait_for(evaluator)
         for number in range(4):
             fake.send(fake.truth, number, SCAN)
             if number != 2:
                 fake.send(fake.labels, number, ANSWER)
-        assert judge.result(30) == 1, judge.log
+        assert evaluator.result(30) == 1, evaluator.log
     saved = json.loads((tmp_path / "e.json").read_text())
     assert (saved["scans_in"], saved["scans_out"], saved["lost"]) == (4, 3, 1)
-    assert "not every scan was judged" in judge.log
+    assert "not every scan was evaluated" in evaluator.log
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_what_was_judged_so_far(client: Client, tmp_path: Path, number: signal.Signals) -> None:
     fake = FakeNode(client, f"stopped_{number}")
-    with running("evaluate_node", *fake.arguments(output=tmp_path / "e.json", publish_period_s=0.1)) as judge:
-        fake.wait_for(judge)
+    with running("evaluate_node", *fake.arguments(output=tmp_path / "e.json", publish_period_s=0.1)) as evaluator:
+        fake.wait_for(evaluator)
         briefs = client.collect(String, "/evaluate_node/summary", LATCHED)
         briefs.clear()
         fake.send(fake.truth, 1, SCAN)
         fake.send(fake.labels, 1, ANSWER)
-        wait_until(lambda: any(json.loads(b.data)["scans_judged"] == 1 for b in briefs), 20, lambda: judge.log)
-        judge.interrupt(number)
-        assert judge.result(15) == 0, judge.log
+        wait_until(lambda: any(json.loads(b.data)["scans_evaluated"] == 1 for b in briefs), 20, lambda: evaluator.log)
+        evaluator.interrupt(number)
+        assert evaluator.result(15) == 0, evaluator.log
     assert json.loads((tmp_path / "e.json").read_text())["scan_count"] == 1
-    assert "Traceback" not in judge.log
+    assert "Traceback" not in evaluator.log
 
 
 def test_what_cannot_be_judged_ends_it_with_exit_code_2(client: Client) -> None:
     fake = FakeNode(client, "strange")
-    with running("evaluate_node", *fake.arguments()) as judge:
-        fake.wait_for(judge)
+    with running("evaluate_node", *fake.arguments()) as evaluator:
+        fake.wait_for(evaluator)
         fake.send(fake.truth, 1, SCAN)
         fake.send(fake.labels, 1, ANSWER[:3])
-        assert judge.result(20) == 2
-    assert "3 labels, but the ground truth has 4 points" in judge.log and "Traceback" not in judge.log
+        assert evaluator.result(20) == 2
+    assert "3 labels, but the ground truth has 4 points" in evaluator.log and "Traceback" not in evaluator.log
 
 
 def test_a_node_with_other_classes_is_not_judged_by_the_wrong_ones(client: Client) -> None:
@@ -127,23 +129,23 @@ def test_a_node_with_other_classes_is_not_judged_by_the_wrong_ones(client: Clien
     announcement = client.node.create_publisher(String, "/other_classes/label_set", LATCHED)
     announcement.publish(String(data=json.dumps(SEMANTIC_KITTI_MULTISCAN.to_dict())))
     arguments = [*fake.arguments(), "-r", "~/input/label_set:=/other_classes/label_set"]
-    with running("evaluate_node", *arguments) as judge:
-        assert judge.result(30) == 2
-    assert "moving-car" in judge.log and "set the parameter labels" in judge.log
+    with running("evaluate_node", *arguments) as evaluator:
+        assert evaluator.result(30) == 2
+    assert "moving-car" in evaluator.log and "set the parameter labels" in evaluator.log
 
 
 def test_it_gives_up_where_nothing_comes_and_says_what_is_missing() -> None:
     remaps = ["-r", "~/input/ground_truth:=/nowhere", "-r", "~/input/labelled:=/nobody"]
-    with running("evaluate_node", *parameters(start_timeout_s=0.5), *remaps) as judge:
-        assert judge.result(30) == 1
-    assert "nobody publishes /nowhere nor /nobody" in judge.log
+    with running("evaluate_node", *parameters(start_timeout_s=0.5), *remaps) as evaluator:
+        assert evaluator.result(30) == 1
+    assert "nobody publishes /nowhere nor /nobody" in evaluator.log
 
 
 def test_a_wrong_parameter_ends_it_with_a_message() -> None:
     for values, words in (({"max_pending": 0}, "at least 1"), ({"scans": "many"}, "scans"), ({"labels": "/no"}, "/no")):
-        with running("evaluate_node", *parameters(**values)) as judge:
-            assert judge.result(30) == 2, judge.log
-        assert words in judge.log and "Traceback" not in judge.log
+        with running("evaluate_node", *parameters(**values)) as evaluator:
+            assert evaluator.result(30) == 2, evaluator.log
+        assert words in evaluator.log and "Traceback" not in evaluator.log
 
 
 def test_node_player_and_judge_give_the_numbers_of_labelling_and_evaluating_the_bag(
@@ -158,14 +160,14 @@ def test_node_player_and_judge_give_the_numbers_of_labelling_and_evaluating_the_
     assert main(["label", "--model", str(small_model), str(bag), "--output", str(tmp_path / "out")]) == 0
     assert main(["evaluate", "--predictions", str(tmp_path / "out" / "drive"), "--json", str(tmp_path / "a.json")]) == 0
     node = NodeProcess("-r", "~/input/points:=/velodyne_points", model=small_model)
-    judge = Program("evaluate_node", *parameters(scans=4, output=tmp_path / "b.json"))
+    evaluator = Program("evaluate_node", *parameters(scans=4, output=tmp_path / "b.json"))
     player = Program("cli", "replay", bag, "--wait-for-subscribers", 2, "--follow", "/sqsegv3/output/points")
     try:
-        assert judge.result(120) == 0, f"{judge.log}\n{player.log}\n{node.log}"
+        assert evaluator.result(120) == 0, f"{evaluate.log}\n{player.log}\n{node.log}"
         assert player.result(20) == 0, player.log
         assert node.stop() == 0
     finally:
-        for process in (node.process, judge.process, player.process):
+        for process in (node.process, evaluator.process, player.process):
             process.kill()
     offline, live = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     for key in ("confusion", "miou", "iou", "by_range", "support", "scan_count"):

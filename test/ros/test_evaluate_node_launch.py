@@ -106,8 +106,8 @@ def test_ros2_launch_judges_a_bag_and_its_exit_code_says_whether_every_scan_was(
 
     code, text = launched(f"bag:={bag}", "follow:=true", "namespace:=front", f"output:={tmp_path / 'e.json'}")
     assert code == 0, text
-    assert json.loads((tmp_path / "e.json").read_text())["scans_judged"] == 3
+    assert json.loads((tmp_path / "e.json").read_text())["scans_evaluated"] == 3
     code, text = launched(f"bag:={bag}", "rate:=1000", "quiet_s:=2")
-    assert code == 1 and "not every scan was judged" in text, text
+    assert code == 1 and "not every scan was evaluated" in text, text
     code, text = launched("bag:=/nowhere")
     assert code == 1 and "there is no bag" in text, text

@@ -177,7 +177,7 @@ def test_without_subscribers_nothing_is_computed_and_diagnostics_say_so(client: 
             status = client.diagnostics.get("processing", DiagnosticStatus())
             return {v.key: v.value for v in status.values}
 
-        wait_until(lambda: int(numbers().get("not labelled for want of subscribers", "0")) > 0, 30)
+        wait_until(lambda: int(numbers().get("not labelled without subscribers", "0")) > 0, 30)
         wait_until(lambda: numbers()["labelled"] == "0", 5)
 
 
@@ -363,11 +363,11 @@ def test_a_parameter_out_of_range_at_start_ends_the_node_with_a_message(paramete
 def test_intensity_that_does_not_fit_the_model_is_remarked_until_it_fits(live: Client) -> None:
     results = live.collect(PointCloud2, f"{NODE}/output/points")
 
-    def remarked(points: np.ndarray) -> bool:
+    def warned(points: np.ndarray) -> bool:
         label_one(live, message(points), results)  # again and again: clouds are looked at once a second
         return "intensity_scale" in live.diagnostics["input"].message
 
     points = street(20_000)
     points[:, 3] *= 255
-    wait_until(lambda: remarked(points), 30, lambda: live.diagnostics)
-    wait_until(lambda: not remarked(street(20_000)), 30, lambda: live.diagnostics)
+    wait_until(lambda: warned(points), 30, lambda: live.diagnostics)
+    wait_until(lambda: not warned(street(20_000)), 30, lambda: live.diagnostics)

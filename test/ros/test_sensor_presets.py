@@ -1,4 +1,4 @@
-"""Presets, remarks and mounts in the real node, with made-up clouds of real sensors' beams and layouts."""
+"""Presets, input warnings and mounts in the real node, with synthetic clouds of real sensors' beams and layouts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
-from sqsegv3_ros.inference.extrinsics import Mount
+from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.model_file import ModelInfo, save_model
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
@@ -173,7 +173,7 @@ def test_a_preset_makes_the_node_label_its_sensors_clouds_without_a_remark(
 
 
 @pytest.mark.parametrize(
-    ("preset", "sensor", "remark"),
+    ("preset", "sensor", "input warning"),
     [
         ("vlp16", "hdl32e", "rings do not fit: found 0..31, expected 0..15"),
         ("ouster_os1_64", "ouster_os1_128", "rings do not fit: found 0..127, expected 0..63"),
@@ -181,11 +181,11 @@ def test_a_preset_makes_the_node_label_its_sensors_clouds_without_a_remark(
     ],
 )
 def test_diagnostics_tell_of_another_sensor_than_the_presets(
-    client: Client, model: Path, preset: str, sensor: str, remark: str
+    client: Client, model: Path, preset: str, sensor: str, warning: str
 ) -> None:
     file = ROOT / "config" / "sensors" / f"{preset}.yaml"
     with node_of(client, "--params-file", str(file), model=model) as node:
-        assert remark in remarks_on(client, node, cloud_of(sensor))
+        assert warning in remarks_on(client, node, cloud_of(sensor))
 
 
 def test_diagnostics_tell_of_a_turn_with_fewer_columns_than_the_image(client: Client, model: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_file_of_the_users_own_beats_the_preset_and_leaves_the_rest_of_it(
 ) -> None:
     preset, own = ROOT / "config" / "sensors" / "ouster_os1_64.yaml", tmp_path / "own.yaml"
     for nodes in ("/**", "/**/sqsegv3"):  # as drivers' files are keyed, and as one for many nodes is
-        own.write_text(f"{nodes}: {{ros__parameters: {{mount: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
+        own.write_text(f"{nodes}: {{ros__parameters: {{extrinsics: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
         with node_of(client, "--params-file", str(preset), "--params-file", str(own), model=model) as node:
             names = ("mount.yaw_deg", "intensity_scale", "intensity_field")
             values = [node.get_parameter(name).value for name in names]
@@ -211,10 +211,10 @@ def test_a_file_of_the_users_own_beats_the_preset_and_leaves_the_rest_of_it(
 TILT: dict[str, Any] = {"mount__roll_deg": 6.0, "mount__pitch_deg": 15.0}
 
 
-def tilted(points: np.ndarray, mount: Mount) -> np.ndarray:
+def tilted(points: np.ndarray, extrinsics: Extrinsics) -> np.ndarray:
     """What a sensor on that mount measures of what a level one would measure."""
     result = points.copy()
-    result[:, :3] = points[:, :3] @ np.array(mount.rotation)
+    result[:, :3] = points[:, :3] @ np.array(extrinsics.rotation)
     return result
 
 
@@ -225,9 +225,9 @@ def pixel_centres() -> np.ndarray:
 
 def check_levelled(client: Client, node: SegmentNode, model: Path, height_m: float = 0.0) -> None:
     level = pixel_centres()
-    seen = tilted(level, Mount.from_angles(TILT["mount__roll_deg"], TILT["mount__pitch_deg"], 0))
+    seen = tilted(level, Extrinsics.from_angles(TILT["mount__roll_deg"], TILT["mount__pitch_deg"], 0))
     result = labelled(client, node, message(seen))
-    expected = Segmenter(model, mount=Mount(height_m=height_m)).segment(level).labels
+    expected = Segmenter(model, extrinsics=Extrinsics(height_m=height_m)).segment(level).labels
     assert (Segmenter(model).segment(seen).labels == expected).mean() < 0.9
     assert ((Segmenter(model).segment(level).labels == expected).mean() < 0.95) == bool(height_m)
     assert (result["label"] == expected).mean() > 0.995
@@ -240,7 +240,7 @@ def test_a_tilted_sensor_with_its_mount_gets_the_labels_of_a_level_one_and_keeps
 ) -> None:
     with node_of(client, model=model, **TILT) as node:
         check_levelled(client, node, model)
-        # the level image holds the tilted points: there is nothing to remark on the field of view
+        # the level image holds the tilted points: there is nothing to input warning on the field of view
         client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] != "0")
         assert client.diagnostics["input"].message == "receiving clouds"
 
@@ -253,15 +253,17 @@ def test_a_base_frame_without_tf2_ros_fails_to_configure_and_says_what_to_do(cli
         assert "ros-$ROS_DISTRO-tf2-ros-py" in status.message and "mount.roll_deg" in status.message
 
 
-def broadcast(client: Client, parent: str, child: str, mount: Mount, send: Callable[[TransformStamped], Any]) -> None:
+def broadcast(
+    client: Client, parent: str, child: str, extrinsics: Extrinsics, send: Callable[[TransformStamped], Any]
+) -> None:
     transform = TransformStamped()
     transform.header.frame_id, transform.child_frame_id = parent, child
     transform.transform.translation.x, transform.transform.translation.z = 0.4, 1.2
-    (_, _, r02), (_, _, r12), (r20, r21, r22) = mount.rotation
-    w = math.sqrt(1 + mount.rotation[0][0] + mount.rotation[1][1] + r22) / 2
+    (_, _, r02), (_, _, r12), (r20, r21, r22) = extrinsics.rotation
+    w = math.sqrt(1 + extrinsics.rotation[0][0] + extrinsics.rotation[1][1] + r22) / 2
     rotation = transform.transform.rotation
     rotation.w, rotation.x, rotation.y = w, (r21 - r12) / (4 * w), (r02 - r20) / (4 * w)
-    rotation.z = (mount.rotation[1][0] - mount.rotation[0][1]) / (4 * w)
+    rotation.z = (extrinsics.rotation[1][0] - extrinsics.rotation[0][1]) / (4 * w)
     send(transform)
 
 
@@ -314,7 +316,7 @@ def send_transform(client: Client, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def test_the_mount_is_read_from_tf_when_the_node_is_configured(
     client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
 ) -> None:
-    broadcast(client, "base_link", "lidar", Mount.from_angles(6.0, 15.0, 0), send_transform)
+    broadcast(client, "base_link", "lidar", Extrinsics.from_angles(6.0, 15.0, 0), send_transform)
     threads = threading.active_count()
     frames: dict[str, Any] = {"base_frame": "base_link", "sensor_frame": "lidar"}
     with node_of(client, model=model, **frames) as node:

@@ -1,4 +1,4 @@
-"""The made-up streets and what stands in them: whole meshes, plausible sizes, every class, no seams."""
+"""The synthetic streets and what stands in them: whole meshes, plausible sizes, every class, no seams."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def golden():
 
 def release_loss(**settings):
     weights = class_weights("release", FREQUENCIES, IGNORED)
-    return MultiLayerLoss(LossConfig(**settings), weights, SEMANTIC_KITTI.judged)
+    return MultiLayerLoss(LossConfig(**settings), weights, SEMANTIC_KITTI.evaluated)
 
 
 def logits_and_labels(golden):
@@ -95,10 +95,10 @@ def test_a_batch_without_labels_costs_nothing_and_moves_nothing():
     assert all(float(x.grad.abs().max()) == 0 for x in logits)
 
 
-def lovasz_by_definition(probabilities, truth, judged):
+def lovasz_by_definition(probabilities, truth, evaluated):
     """Sum of sorted errors times what each adds to 1 - IoU of the set of the errors before it; sets, float64."""
     terms = []
-    for c in [c for c in judged if (truth == c).any()]:
+    for c in [c for c in evaluated if (truth == c).any()]:
         positive = {i for i, t in enumerate(truth) if t == c}
         errors = [1 - p[c] if i in positive else p[c] for i, p in enumerate(probabilities)]
 
@@ -133,7 +133,7 @@ def test_lovasz_softmax_of_certain_answers_is_one_minus_iou():
 def test_lovasz_is_added_with_its_factor():
     logits = [torch.randn(1, 20, 4, w) for w in (32, 16, 8, 4, 4)]
     labels = torch.randint(0, 20, (1, 4, 32))
-    expected = release_loss()(logits, labels) + 0.5 * lovasz_softmax(logits[0], labels, SEMANTIC_KITTI.judged)
+    expected = release_loss()(logits, labels) + 0.5 * lovasz_softmax(logits[0], labels, SEMANTIC_KITTI.evaluated)
     assert float(release_loss(lovasz=0.5)(logits, labels)) == pytest.approx(float(expected))
 
 

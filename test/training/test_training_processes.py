@@ -38,7 +38,7 @@ class Together(torch.nn.Module):
         self.network = SqueezeSegV3(config)
         classes = SEMANTIC_KITTI.classes
         weights = class_weights("release", [c.frequency for c in classes], [c.ignored for c in classes])
-        self.criterion = MultiLayerLoss(LossConfig(), weights, SEMANTIC_KITTI.judged)
+        self.criterion = MultiLayerLoss(LossConfig(), weights, SEMANTIC_KITTI.evaluated)
         self.eval()
 
     def forward(self, images, labels):

@@ -359,7 +359,7 @@ class KilledWorker(Callback):
     ("fault", "message"),
     [
         (FullDisk, "No space left on device: 'last.ckpt'. The checkpoints written before are whole: make room, then"),
-        (KilledWorker, "a process that prepares training data was killed, probably for want of memory"),
+        (KilledWorker, "a process that prepares training data was killed, probably without memory"),
     ],
 )
 def test_a_failure_from_outside_is_explained(root, tmp_path, monkeypatch, capsys, fault, message):

@@ -1,7 +1,7 @@
 """The folders of finished runs come in; the paper's tables 3, 4 and 5 made of them, mean and spread, go out.
 
 A run is what a command of `training_commands` leaves: a folder NAME-seedN with a `history.jsonl`. What counts is its
-last validation, not its best one, which would be chosen by the scans that judge.
+last validation, not its best one, which would be chosen by the scans that evaluate it.
 """
 
 from __future__ import annotations
