@@ -1,10 +1,61 @@
-"""Where the package lies comes in; its share folders (launch, config, models) go out, with and without ROS."""
+"""Files: where the package's own are, atomic writing, and progress of work on many of them."""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+from sqsegv3_ros.errors import UserError
+
+T = TypeVar("T")
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file so that no reader ever sees half of it: into a temporary neighbour, then renamed.
+
+    Args:
+        path: File to write; missing folders above it are made.
+        data: Its content.
+
+    Raises:
+        UserError: The file cannot be written; the temporary file is gone then.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def refuse_existing(path: str | Path, force: bool) -> None:
+    """Raise UserError if an output exists already and may not be overwritten."""
+    if Path(path).exists() and not force:
+        raise UserError(f"{path} exists already; choose another output, or pass --force to overwrite it")
+
+
+def progress(items: Iterable[T], total: int, unit: str) -> Iterator[T]:
+    """The items, with a progress bar on a terminal's standard error if tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iter(items)
+    return iter(tqdm(items, total=total, unit=unit, disable=None, dynamic_ncols=True))
 
 
 def share_folders() -> list[Path]:

@@ -25,7 +25,7 @@ from sqsegv3_ros.benchmark.child import Child, child_environment, leaving_on_sig
 from sqsegv3_ros.benchmark.stages import NODE_STAGES, distribution
 from sqsegv3_ros.benchmark.tables import table
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.ros.fastdds import PROFILE_VARIABLES, use_profile
+from sqsegv3_ros.process import PROFILE_VARIABLES, use_fastdds_profile
 
 _SAMPLE_S = 1.0
 _START_S = 120.0
@@ -213,7 +213,7 @@ def ros_environment(profile: bool) -> dict[str, str]:
         "ROS_DOMAIN_ID": str(random.SystemRandom().choice(_DOMAINS)),
         **dict.fromkeys(PROFILE_VARIABLES, ""),
     }
-    if profile and not use_profile(environment):
+    if profile and not use_fastdds_profile(environment):
         raise OperationError("the Fast DDS profile config/fastdds.xml is not installed with this package")
     return environment
 

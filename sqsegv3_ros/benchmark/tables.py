@@ -176,8 +176,8 @@ def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, atomically."""
     import io
 
-    from sqsegv3_ros.data.semantic_kitti import write_whole
+    from sqsegv3_ros.files import write_atomically
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    write_whole(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())

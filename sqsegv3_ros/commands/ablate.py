@@ -88,10 +88,10 @@ def _collect(args: argparse.Namespace) -> int:
 
 
 def _say(args: argparse.Namespace, result: Any, tables: str) -> None:
-    from sqsegv3_ros.data.semantic_kitti import write_whole
+    from sqsegv3_ros.files import write_atomically
 
     print(tables)
     if args.json is not None:
-        write_whole(args.json, json.dumps(result, indent=1).encode())
+        write_atomically(args.json, json.dumps(result, indent=1).encode())
     if args.markdown is not None:
-        write_whole(args.markdown, f"{tables}\n".encode())
+        write_atomically(args.markdown, f"{tables}\n".encode())

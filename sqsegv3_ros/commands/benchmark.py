@@ -142,6 +142,6 @@ def _refuse(given: dict[str, Any], reason: str) -> None:
 
 def _write_json(path: Path | None, result: dict[str, Any]) -> None:
     if path is not None:
-        from sqsegv3_ros.data.semantic_kitti import write_whole
+        from sqsegv3_ros.files import write_atomically
 
-        write_whole(path, json.dumps(result, indent=1).encode())
+        write_atomically(path, json.dumps(result, indent=1).encode())

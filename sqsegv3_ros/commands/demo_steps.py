@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.errors import OperationError
-from sqsegv3_ros.ros.fastdds import use_profile
+from sqsegv3_ros.process import use_fastdds_profile
 
 PACE_HZ = 10.0
 SHARE_OF_PERIOD = 0.8  # of a period that labelling may take for player and evaluate to keep up beside it
@@ -88,7 +88,7 @@ def drive_live(model: Path, files: DemoFiles, scans: int, keeps_pace: bool) -> b
     """
     environment = {**os.environ, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     environment.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 100)))
-    use_profile(environment)
+    use_fastdds_profile(environment)
     files.evaluation.unlink(missing_ok=True)
     quiet_s = 5.0 if keeps_pace else 20.0  # without a scan: the drive is over
     evaluation = str(files.evaluation.resolve())
@@ -112,9 +112,9 @@ def drive_live(model: Path, files: DemoFiles, scans: int, keeps_pace: bool) -> b
 
 def write_pictures(model: Path, files: DemoFiles, worst: int = 3) -> None:
     """The report, with the scans of the lowest mIoU, and a picture of the scan in the middle of the drive."""
-    from sqsegv3_ros.data.semantic_kitti import write_whole
     from sqsegv3_ros.evaluation.report_page import Sample, build_report, read_summary
     from sqsegv3_ros.evaluation.sheet import png_of, scan_sheet
+    from sqsegv3_ros.files import write_atomically
     from sqsegv3_ros.inference.segmenter import Segmenter
 
     summary = read_summary(files.evaluation)
@@ -132,9 +132,9 @@ def write_pictures(model: Path, files: DemoFiles, worst: int = 3) -> None:
         if is_middle:
             title = f"{scan.name} s of a simulated drive, labelled by {segmenter.info.name}"
             sheet = scan_sheet(title, scan.points, segmenter.info.labels, labels, scan.ground_truth)
-            write_whole(files.picture, png_of(sheet))
+            write_atomically(files.picture, png_of(sheet))
     note = f"A simulated drive, labelled live by {segmenter.info.name}."
-    write_whole(files.report, build_report(summary, [samples[n] for n in wanted if n in samples], note).encode())
+    write_atomically(files.report, build_report(summary, [samples[n] for n in wanted if n in samples], note).encode())
 
 
 @dataclass(frozen=True)

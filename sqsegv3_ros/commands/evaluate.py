@@ -60,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
-    from sqsegv3_ros.data.semantic_kitti import write_whole
     from sqsegv3_ros.evaluation.bag_evaluation import holds_bags
     from sqsegv3_ros.evaluation.evaluator import BorderConfig
     from sqsegv3_ros.evaluation.tables import format_summary
+    from sqsegv3_ros.files import write_atomically
 
     labels = SEMANTIC_KITTI if args.labels is None else LabelSet.from_yaml(args.labels)
     if args.border is None and args.border_connectivity is not None:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     summary = evaluate(args, labels, border)
     print(format_summary(summary))
     if args.json is not None:
-        write_whole(args.json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        write_atomically(args.json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     return 0
 
 

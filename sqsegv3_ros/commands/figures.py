@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
     import_pyplot()  # better missed now than after the work
     from sqsegv3_ros.benchmark.ablation import figures, observation
-    from sqsegv3_ros.data.semantic_kitti import find_scans, read_scan, write_whole
+    from sqsegv3_ros.data.semantic_kitti import find_scans, read_scan
+    from sqsegv3_ros.files import write_atomically
     from sqsegv3_ros.inference.range_image import ProjectionConfig
 
     names = {"means": "coordinates.png", "places": "locations.png", "filters": "activation.png", "json": "figures.json"}
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if found:
         figures.draw_activations(found, args.stage, paths["filters"])
     result = figures.summary(seen, found, args.stage)
-    write_whole(paths["json"], json.dumps(result, indent=1).encode())
+    write_atomically(paths["json"], json.dumps(result, indent=1).encode())
     drawn = [path.name for key, path in paths.items() if found or key != "filters"]
     print(f"{', '.join(drawn)} of {seen.scans} scans in {args.output}")
     return 0

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.commands.options import add_runtime_options, runtime_settings
-from sqsegv3_ros.data.semantic_kitti import write_whole
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import write_atomically
 from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
 
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
         if args.legend.exists() and not args.force:
             raise UserError(f"{args.legend} exists already; give --force to replace it")
-        write_whole(args.legend, legend(info.labels))
+        write_atomically(args.legend, legend(info.labels))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     runtime = _runtime(path, args) if args.runtime else {}
     if args.json:

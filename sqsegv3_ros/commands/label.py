@@ -14,10 +14,10 @@ from sqsegv3_ros.commands.options import (
     add_model_options,
     intensity_settings,
     make_segmenter,
-    progress,
     runtime_settings,
 )
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import progress
 
 if TYPE_CHECKING:
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter

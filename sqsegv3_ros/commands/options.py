@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -78,12 +77,3 @@ def make_segmenter(args: argparse.Namespace) -> Segmenter:
     if segmenter.runtime.hint:
         print(segmenter.runtime.hint, file=sys.stderr)
     return segmenter
-
-
-def progress(items: Iterable[T], total: int, unit: str) -> Iterator[T]:
-    """The items, with a progress bar on a terminal's standard error where tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return iter(items)
-    return iter(tqdm(items, total=total, unit=unit, disable=None, dynamic_ncols=True))

@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw and write. Returns the exit code."""
     from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
-    from sqsegv3_ros.data.semantic_kitti import read_scan, write_whole
-    from sqsegv3_ros.evaluation.predictions import read_known_labels
+    from sqsegv3_ros.data.semantic_kitti import read_known_labels, read_scan
     from sqsegv3_ros.evaluation.sheet import png_of, scan_sheet
+    from sqsegv3_ros.files import write_atomically
     from sqsegv3_ros.inference.range_image import ProjectionConfig
 
     check_output(args.output, ".png", args.force)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     sources = (("", scan.path), ("labels: ", labels_path), ("compared with: ", compared))
     title = "   ".join(f"{what}{path}" for what, path in sources if path is not None)
     sheet = scan_sheet(title, points, label_set, labels, truth, projection)
-    write_whole(args.output, png_of(sheet))
+    write_atomically(args.output, png_of(sheet))
     return 0
 
 

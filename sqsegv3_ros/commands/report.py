@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate where asked to, build the page, write it. Returns the exit code."""
     from sqsegv3_ros.commands.render import check_output
-    from sqsegv3_ros.data.semantic_kitti import write_whole
     from sqsegv3_ros.evaluation.report_page import build_report, worst_samples
+    from sqsegv3_ros.files import write_atomically
 
     check_output(args.output, ".html", args.force)
     if args.worst < 0:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.worst:
         note = "Without pictures: the scans and predictions that were evaluated are not on this machine."
         print(f"sqsegv3 report: {note} Give --dataset and --predictions to show scans.", file=sys.stderr)
-    write_whole(args.output, build_report(summary, samples, note).encode())
+    write_atomically(args.output, build_report(summary, samples, note).encode())
     return 0
 
 

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         results = stress.run(bench, wanted, args.seconds, lambda line: print(line, file=sys.stderr, flush=True))
         print(stress.text(results))
     if args.json is not None:
-        from sqsegv3_ros.data.semantic_kitti import write_whole
+        from sqsegv3_ros.files import write_atomically
 
-        write_whole(args.json, json.dumps(results, indent=1).encode())
+        write_atomically(args.json, json.dumps(results, indent=1).encode())
     return 1 if any(result["lost"] > 0 or result["damaged"] for result in results) else 0

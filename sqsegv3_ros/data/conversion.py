@@ -162,7 +162,7 @@ def bag_to_sequence(
                 progress(number + 1, total)
         poses, to_camera = _poses(reader, frame, stamps)
         for file, text in sequence_texts(np.array(stamps, np.int64), poses, to_camera).items():
-            kitti.write_whole(draft / file, text.encode())
+            kitti.write_atomically(draft / file, text.encode())
     parts = [f"{len(stamps)} scans", "with labels" if labelled else "without labels"]
     return f"{' '.join(parts)}, {'without' if poses is None else 'with'} poses"
 

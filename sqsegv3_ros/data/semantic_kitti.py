@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import write_atomically
 
 POINT_BYTES = 16  # x, y, z, remission as float32, little-endian
 
@@ -50,38 +50,27 @@ def read_labels(path: str | Path, count: int | None = None) -> npt.NDArray[np.ui
     return words
 
 
+def read_known_labels(path: str | Path, count: int, labels: LabelSet) -> npt.NDArray[Any]:
+    """A .label file -> (N,) labels of the set. Raises UserError where it does not fit, or an id has no class in it."""
+    raw = read_labels(path, count)
+    unknown = labels.unknown_ids(raw)
+    if unknown:
+        shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+        raise UserError(
+            f"{path}: ids {shown} are not in label set '{labels.name}'; .label files hold the data set's raw ids, and "
+            "another data set needs its own label configuration (YAML)"
+        )
+    return labels.to_labels(raw)
+
+
 def write_labels(path: str | Path, raw: npt.NDArray[Any]) -> None:
     """(N,) raw ids -> a .label file (uint32 little-endian), whole or not at all."""
-    write_whole(path, np.ascontiguousarray(raw, dtype="<u4").tobytes())
+    write_atomically(path, np.ascontiguousarray(raw, dtype="<u4").tobytes())
 
 
 def write_scan(path: str | Path, points: npt.NDArray[Any]) -> None:
     """(N, 4) x, y, z, remission -> a .bin file (float32 little-endian), whole or not at all."""
-    write_whole(path, np.ascontiguousarray(points, dtype="<f4").tobytes())
-
-
-def write_whole(path: str | Path, data: bytes) -> None:
-    """Write a file so that no reader ever sees half of it: into a temporary neighbour, then renamed.
-
-    Raises UserError where the file cannot be written; the temporary file is gone then.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    write_atomically(path, np.ascontiguousarray(points, dtype="<f4").tobytes())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
-from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_labels, read_scan
+from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_known_labels, read_labels, read_scan
 from sqsegv3_ros.errors import UserError
 
 Matrices = npt.NDArray[np.float64]
@@ -108,8 +108,6 @@ def structured_points(
 
     raw: raw_label (uint32) as well. Raises UserError naming the file where labels are missing or do not fit.
     """
-    from sqsegv3_ros.evaluation.predictions import read_known_labels
-
     points = read_scan(scan.path)
     result = np.zeros(len(points), POINT_TRUTH_RAW if raw and truth else POINT_TRUTH if truth else POINT)
     for column, name in enumerate(_XYZI):

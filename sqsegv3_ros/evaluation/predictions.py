@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelSet
-from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_labels, read_scan
+from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_known_labels, read_scan
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.evaluator import BorderConfig, Evaluator
 
@@ -87,19 +87,6 @@ def read_pair(
     points = read_scan(scan.path)
     prediction = read_known_labels(scan.prediction_path(predictions), len(points), labels)
     return points, prediction, read_known_labels(scan.labels_path, len(points), labels)
-
-
-def read_known_labels(path: str | Path, count: int, labels: LabelSet) -> npt.NDArray[Any]:
-    """A .label file -> (N,) labels of the set. Raises UserError where it does not fit, or an id has no class in it."""
-    raw = read_labels(path, count)
-    unknown = labels.unknown_ids(raw)
-    if unknown:
-        shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-        raise UserError(
-            f"{path}: ids {shown} are not in label set '{labels.name}'; .label files hold the data set's raw ids, and "
-            "another data set needs its own label configuration (YAML)"
-        )
-    return labels.to_labels(raw)
 
 
 def _require(what: str, paths: Sequence[Path]) -> None:

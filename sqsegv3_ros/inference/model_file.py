@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqsegv3_ros.data.label_set import LabelSet
-from sqsegv3_ros.data.semantic_kitti import write_whole
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.files import share_folders
+from sqsegv3_ros.files import share_folders, write_atomically
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 
@@ -164,7 +163,7 @@ def save_model(
     extra = {INFO_FILE: json.dumps(info.to_dict(), indent=1).encode(), STATE_FILE: state_file.getvalue()}
     buffer = io.BytesIO()
     torch.jit.save(network, buffer, _extra_files=extra)
-    write_whole(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
     return info
 
 

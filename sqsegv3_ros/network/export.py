@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sqsegv3_ros.data.semantic_kitti import write_whole
 from sqsegv3_ros.errors import OperationError, UserError, missing_package
+from sqsegv3_ros.files import write_atomically
 from sqsegv3_ros.inference.model_file import INFO_FILE, ModelInfo, save_model
 from sqsegv3_ros.network.layers import ConvNorm, pad_azimuth
 from sqsegv3_ros.network.model import SqueezeSegV3
@@ -210,7 +210,7 @@ def export_onnx(model: SqueezeSegV3, path: str | Path, info: ModelInfo) -> float
             f"ONNX Runtime labels {wrong} of {clear.numel()} pixels of a test image differently from torch; "
             "nothing written"
         )
-    write_whole(path, data)
+    write_atomically(path, data)
     return float((expected - found).abs().max())
 
 

@@ -27,10 +27,10 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import String
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
-from sqsegv3_ros.data.semantic_kitti import write_whole
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, stamp_of, titled
 from sqsegv3_ros.evaluation.tables import format_summary
+from sqsegv3_ros.files import write_atomically
 from sqsegv3_ros.ros.listening import subscribe_as_offered
 
 NODE_NAME = "evaluate_node"
@@ -182,7 +182,7 @@ def report(evaluation: LiveEvaluation, path: str) -> None:
     """Print the evaluation, and save it where a path is given."""
     summary = evaluation.summary()
     if path:
-        write_whole(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        write_atomically(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     if evaluation.evaluated:
         print(format_summary(summary) + "\n")
     for title, value in titled(summary):

@@ -24,7 +24,7 @@ from sqsegv3_ros.errors import OperationError
 from sqsegv3_ros.evaluation.live_evaluation import stamp_of
 from sqsegv3_ros.evaluation.replay import Player, Report, Source, TimedCloud
 from sqsegv3_ros.pointcloud2 import make_cloud
-from sqsegv3_ros.ros.fastdds import use_profile
+from sqsegv3_ros.process import use_fastdds_profile
 from sqsegv3_ros.ros.listening import subscribe_as_offered
 
 NODE_NAME = "sqsegv3_replay"
@@ -55,7 +55,7 @@ class ReplaySettings:
 
 def replay(source: Source, settings: ReplaySettings, arguments: list[str] | None = None) -> Report:
     """Publish a source until its end, SIGINT or SIGTERM. arguments: for rclpy, such as --ros-args."""
-    use_profile()
+    use_fastdds_profile()
     stop = threading.Event()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

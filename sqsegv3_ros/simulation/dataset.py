@@ -167,7 +167,7 @@ def _prepared(folder: Path, settings: Settings, force: bool) -> bool:
             )
         for file in present:
             file.unlink()
-    kitti.write_whole(note, (json.dumps(_described(settings), indent=2) + "\n").encode())
+    kitti.write_atomically(note, (json.dumps(_described(settings), indent=2) + "\n").encode())
     return same and not force
 
 
@@ -183,14 +183,14 @@ def _write_poses(folder: Path, settings: Settings) -> None:
     for pose in poses:
         camera = _CAMERA @ back @ matrix(pose) @ to_camera
         lines.append(" ".join(f"{value:.9e}" for value in camera[:3].ravel()))
-    kitti.write_whole(folder / "poses.txt", ("\n".join(lines) + "\n").encode())
+    kitti.write_atomically(folder / "poses.txt", ("\n".join(lines) + "\n").encode())
 
     def row(name: str, values: npt.NDArray[np.float64]) -> str:
         return f"{name}: " + " ".join(f"{v:.9e}" for v in values[:3].ravel())
 
     rows = [row(f"P{i}", np.eye(4)) for i in range(4)] + [row("Tr", _CAMERA)]
-    kitti.write_whole(folder / "calib.txt", ("\n".join(rows) + "\n").encode())
-    kitti.write_whole(folder / "times.txt", "".join(f"{stamp:.6e}\n" for stamp in stamps).encode())
+    kitti.write_atomically(folder / "calib.txt", ("\n".join(rows) + "\n").encode())
+    kitti.write_atomically(folder / "times.txt", "".join(f"{stamp:.6e}\n" for stamp in stamps).encode())
 
 
 def simulate(

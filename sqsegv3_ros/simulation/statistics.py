@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         real, simulated = tally(args.real), tally(args.simulated)
         text = f"{summary_table(real, simulated)}\n\n{class_table(real, simulated)}\n"
-        kitti.write_whole(args.output / "statistics.md", text.encode())
+        kitti.write_atomically(args.output / "statistics.md", text.encode())
         figures(real, simulated, args.output)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from sqsegv3_ros.data.semantic_kitti import write_whole
+from sqsegv3_ros.files import write_atomically
 from sqsegv3_ros.training.module import BEST, SegmentationModule
 
 BEST_NAME, LAST_NAME, HISTORY_NAME = "best", "last", "history.jsonl"
@@ -32,7 +32,7 @@ class WholeFiles(TorchCheckpointIO):
         """Write a checkpoint. Raises UserError where the disk is full or cannot be written to."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_whole(path, buffer.getvalue())
+        write_atomically(path, buffer.getvalue())
 
 
 class WeightEma(WeightAveraging):

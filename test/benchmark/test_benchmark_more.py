@@ -10,7 +10,7 @@ from sqsegv3_ros.benchmark import live, scaling, stress
 from sqsegv3_ros.benchmark.child import child_environment
 from sqsegv3_ros.benchmark.measure import EDGE, off_the_edges
 from sqsegv3_ros.benchmark.stages import NODE_STAGES, STAGES
-from sqsegv3_ros.ros.fastdds import PROFILE_VARIABLES
+from sqsegv3_ros.process import PROFILE_VARIABLES
 
 
 def sweep(power: float) -> list[dict[str, Any]]:

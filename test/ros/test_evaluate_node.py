@@ -160,10 +160,10 @@ def test_node_player_and_judge_give_the_numbers_of_labelling_and_evaluating_the_
     assert main(["label", "--model", str(small_model), str(bag), "--output", str(tmp_path / "out")]) == 0
     assert main(["evaluate", "--predictions", str(tmp_path / "out" / "drive"), "--json", str(tmp_path / "a.json")]) == 0
     node = NodeProcess("-r", "~/input/points:=/velodyne_points", model=small_model)
-    evaluator = Program("evaluate_node", *parameters(scans=4, output=tmp_path / "b.json"))
+    evaluator = Program("ros.evaluate_node", *parameters(scans=4, output=tmp_path / "b.json"))
     player = Program("cli", "replay", bag, "--wait-for-subscribers", 2, "--follow", "/sqsegv3/output/points")
     try:
-        assert evaluator.result(120) == 0, f"{evaluate.log}\n{player.log}\n{node.log}"
+        assert evaluator.result(120) == 0, f"{evaluator.log}\n{player.log}\n{node.log}"
         assert player.result(20) == 0, player.log
         assert node.stop() == 0
     finally:

@@ -44,11 +44,11 @@ def test_a_client_without_ros_feeds_the_node_and_reads_its_labels(points: int, t
     needs_namespace()
     from faults import write_model
 
-    from sqsegv3_ros.ros.fastdds import use_profile
+    from sqsegv3_ros.process import use_fastdds_profile
 
     environment = {**os.environ, "ROS_AUTOMATIC_DISCOVERY_RANGE": "SYSTEM_DEFAULT"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    use_profile(environment)
+    use_fastdds_profile(environment)
     model = write_model(tmp_path / "model.pt", "1/16", 64)
     domain = random.SystemRandom().randint(110, 200)  # shared memory is not part of the namespace
     script = str(ROOT / "test" / "interop_rosless.py")

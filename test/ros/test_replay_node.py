@@ -22,7 +22,7 @@ from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
 from sqsegv3_ros.pointcloud2 import read_field
-from sqsegv3_ros.ros.fastdds import PROFILE_VARIABLES, use_profile
+from sqsegv3_ros.process import PROFILE_VARIABLES, use_fastdds_profile
 
 FOUND = scans(4, 20_000)
 
@@ -117,7 +117,7 @@ def test_the_profile_for_big_clouds_is_used_unless_another_is_set() -> None:
         ({second: "mine"}, {second}),
     ):
         before = dict(environment)
-        assert use_profile(environment) is not bool(before.keys() & {first, second})
+        assert use_fastdds_profile(environment) is not bool(before.keys() & {first, second})
         assert environment.keys() - {"ROS_DISTRO"} == expected
         for name in expected:
             assert before.get(name) == "mine" or Path(environment[name]).name == "fastdds.xml"
