@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label every input. Nothing is written before all inputs and outputs have been checked."""
-    from sqsegv3_ros.inference.parameter_files import checked
+    from sqsegv3_ros.inference.settings import checked
     from sqsegv3_ros.labelling.job import BagOptions, check, plan, share
 
     options = BagOptions(args.topic, args.output_topic, args.storage)
@@ -127,8 +127,7 @@ def _make_cloud_segmenter(args: argparse.Namespace) -> CloudSegmenter:
     """The node's way from cloud to labelled cloud, by parameter file and options."""
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.parameter_files import checked, read_parameters
-    from sqsegv3_ros.inference.settings import SPECS, Settings
+    from sqsegv3_ros.inference.settings import SPECS, Settings, checked, read_parameters
 
     values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
     for file in args.params:
