@@ -1,10 +1,11 @@
-"""The node's parameters: their names, defaults, descriptions and ranges, and the settings that their values make.
+"""Specifications and values of all settings of the node, and ROS 2 parameter files; no ROS in it.
 
-No ROS in it: the node declares what stands here, and hands the values back as one checked `Settings`.
+`ros/parameters.py` declares the specifications on the node and makes one validated `Settings` from the values.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,16 +20,22 @@ if TYPE_CHECKING:
     from sqsegv3_ros.inference.model_file import ModelInfo
     from sqsegv3_ros.inference.range_image import ProjectionConfig
 
-NAN = math.nan  # "the model's own" where every number could be meant
+NAN = math.nan  # as the model says, for parameters of which every number is a value
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One parameter. The default's type is the parameter's type.
+    """Specification of one parameter.
 
-    low, high: its range, both included. rule: a constraint in words, where a range cannot say it.
-    at_configure: it is read when the node is configured, and cannot be set while the node holds a model; all others
-    take effect with the next cloud.
+    Attributes:
+        name: Full name; dots separate groups.
+        default: Its type is the parameter's type.
+        description: One sentence for `ros2 param describe`.
+        low: Smallest value, included.
+        high: Largest value, included.
+        rule: A constraint in words, if a range cannot express it.
+        at_configure: Read when the node is configured and fixed while it holds a model; all others take effect with
+            the next cloud.
     """
 
     name: str
@@ -40,13 +47,12 @@ class Spec:
     at_configure: bool = False
 
 
-_DEG = "degrees"
 SPECS: tuple[Spec, ...] = (
     Spec(
         "model",
         "",
-        "Path of the model file, or the name of one that ships.",
-        rule="empty: the one called default",
+        "Path of the model file, or the name of a shipped one.",
+        rule="empty: the shipped model called default",
         at_configure=True,
     ),
     Spec(
@@ -140,7 +146,14 @@ _OF_EVERY_NODE = ("use_sim_time", "start_type_description_service", "qos_overrid
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of all parameters, checked as far as possible without a model."""
+    """The values of all parameters, validated as far as possible without a model.
+
+    Attributes:
+        values: Value of every parameter by name.
+
+    Raises:
+        UserError: A value is not allowed.
+    """
 
     values: Mapping[str, Any]
 
@@ -164,7 +177,7 @@ class Settings:
                 raise UserError(f"{name} must lie in -90..90 or be NaN, found {angle}")
         for spec in SPECS:
             value = self.values[spec.name]
-            allowed = isinstance(spec.default, float) and math.isnan(spec.default)  # there it is "the model's own"
+            allowed = isinstance(spec.default, float) and math.isnan(spec.default)  # NaN is then "as the model says"
             if isinstance(value, float) and (math.isinf(value) or (math.isnan(value) and not allowed)):
                 raise UserError(f"{spec.name} must be finite, found {value}")
 
@@ -182,7 +195,7 @@ class Settings:
         return tuple(name for name in self.values["filtered.remove_classes"] if name)
 
     def cloud_settings(self, rings_needed: bool) -> CloudSettings:
-        """How clouds are read. Raises UserError where the settings contradict each other."""
+        """How clouds are decoded. Raises UserError if the settings contradict each other."""
         return CloudSettings(
             intensity_field=self.values["intensity_field"],
             intensity_scale=self.values["intensity_scale"],
@@ -193,16 +206,16 @@ class Settings:
         )
 
     def projection(self, info: ModelInfo) -> ProjectionConfig:
-        """The model's projection with what the robot overrides. Raises UserError where they do not fit together."""
+        """The model's projection with the robot's overrides. Raises UserError if they do not fit together."""
         return replace(info.projection, **self._overrides("projection"))
 
     def knn(self, info: ModelInfo) -> KnnConfig:
-        """The model's KNN settings with what the robot overrides. Raises UserError where they do not fit together."""
+        """The model's KNN settings with the robot's overrides. Raises UserError if they do not fit together."""
         return replace(info.knn, **self._overrides("knn"))
 
     def _overrides(self, group: str) -> dict[str, Any]:
         own = {name.partition(".")[2]: v for name, v in self.values.items() if name.startswith(f"{group}.")}
-        # "", 0 and NaN stand for the model's own; a cutoff of 0 is a value
+        # "", 0 and NaN mean "as the model says"; a cutoff of 0 is a value
         return {
             name: value
             for name, value in own.items()
@@ -219,9 +232,16 @@ def _one_of(values: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> N
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """The parameters that a file sets (`/**: {ros__parameters: {...}}`, nested or joined by dots), by name.
+    """Read a ROS 2 parameter file (`/**: {ros__parameters: {...}}`, nested or with dotted names).
 
-    Raises UserError naming the file and the parameter where one is unknown, of a wrong type or out of its range.
+    Args:
+        path: YAML file.
+
+    Returns:
+        The values that the file sets, by parameter name.
+
+    Raises:
+        UserError: A parameter is unknown, of a wrong type or out of its range; names file and parameter.
     """
     try:
         import yaml
@@ -232,22 +252,23 @@ def read_parameters(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read parameter file {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"parameter file {path} is no YAML: {error}") from error
+        raise UserError(f"parameter file {path} is not valid YAML: {error}") from error
     groups = list(_groups(tree))
     if not groups:
-        raise UserError(f"parameter file {path} holds no ros__parameters")
+        raise UserError(f"parameter file {path} has no ros__parameters; expected /**: {{ros__parameters: {{...}}}}")
     found = {name: value for group in groups for name, value in _flat(group)}
     values = {name: value for name, value in found.items() if not name.startswith(_OF_EVERY_NODE)}
     try:
-        return {name: checked(name, value) for name, value in values.items()}
+        return {name: check_value(name, value) for name, value in values.items()}
     except UserError as error:
         raise UserError(f"parameter file {path}: {error}") from error
 
 
-def checked(name: str, value: Any) -> Any:
-    """A parameter's value in its own type. Raises UserError where the name is unknown or the value does not fit."""
+def check_value(name: str, value: Any) -> Any:
+    """Convert a parameter's value to its type. Raises UserError if the name is unknown or the value not allowed."""
     if name not in NAMES:
-        raise UserError(f"there is no parameter '{name}'")
+        similar = difflib.get_close_matches(name, NAMES, n=1)
+        raise UserError(f"unknown parameter '{name}'" + (f"; did you mean '{similar[0]}'?" if similar else ""))
     spec = _BY_NAME[name]
     kind = type(spec.default)
     if kind is float and type(value) is int:
@@ -261,7 +282,7 @@ def checked(name: str, value: Any) -> Any:
 
 
 def _groups(tree: Any) -> Iterator[Mapping[str, Any]]:
-    """What stands below every ros__parameters, in order."""
+    """The mappings below every ros__parameters, in order."""
     if isinstance(tree, Mapping):
         for name, below in tree.items():
             if name == "ros__parameters" and isinstance(below, Mapping):
