@@ -238,6 +238,7 @@ def test_sound_clouds_are_read_and_written_as_numpy_does(cloud, chosen):
     check(cloud, chosen)
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, **QUICK)
 @given(malformed_clouds(), st.sampled_from(SETTINGS))
 def test_malformed_clouds_are_refused_with_a_reason_and_nothing_else(cloud, chosen):
