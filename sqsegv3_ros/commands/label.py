@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check all inputs and outputs, then label every input."""
-    from sqsegv3_ros.inference.parameter_files import checked
+    from sqsegv3_ros.inference.settings import check_value
     from sqsegv3_ros.labelling.plan import BagOptions, plan_jobs, resolve_bags, shard
 
     options = BagOptions(args.topic, args.output_topic, args.storage)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--intensity-field applies to bags, but no input is a bag")
     for name in ("intensity_scale", "intensity_exponent"):
         if getattr(args, name) is not None:
-            checked(name, getattr(args, name))
+            check_value(name, getattr(args, name))
     if args.shard is not None:
         jobs = shard(jobs, *_parse_shard(args.shard))
     existing = [job for job in jobs if job.target.exists()]
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             "to overwrite them, or --skip-existing to label only the rest"
         )
     if args.skip_existing:
-        jobs = [job for job in jobs if job not in existing]
+        jobs = [job for job in jobs if not job.target.exists()]
     skipped = f" ({len(existing)} outputs existed already)" if existing and args.skip_existing else ""
     if not jobs:
         print(f"nothing to label{skipped}: {args.output}")
@@ -129,8 +129,7 @@ def _make_cloud_segmenter(args: argparse.Namespace) -> CloudSegmenter:
     """Build the pipeline of the node from parameter files and options."""
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.parameter_files import checked, read_parameters
-    from sqsegv3_ros.inference.settings import SPECS, Settings
+    from sqsegv3_ros.inference.settings import SPECS, Settings, check_value, read_parameters
 
     values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
     for file in args.params:
@@ -145,7 +144,7 @@ def _make_cloud_segmenter(args: argparse.Namespace) -> CloudSegmenter:
         "knn.search": args.knn_search,
         **intensity_settings(args),
     }
-    values.update({name: checked(name, value) for name, value in overrides.items() if value is not None})
+    values.update({name: check_value(name, value) for name, value in overrides.items() if value is not None})
     return CloudSegmenter(Settings(values), warm_up=False)
 
 

@@ -82,7 +82,7 @@ class SegmentNode(LifecycleNode):
         segmenter = cloud_segmenter.segmenter
         self.get_logger().info(
             f"model {segmenter.info.name} ({segmenter.model.path}), {segmenter.runtime}, "
-            f"{segmenter.projection.height} x {segmenter.projection.width} pixels, warm in {cloud_segmenter.warm_up_s:.2f} s; "
+            f"{segmenter.projection.height} x {segmenter.projection.width} pixels, ready in {cloud_segmenter.startup_s:.2f} s; "
             f"licence of its weights: {segmenter.info.licence}"
         )
         if segmenter.runtime.hint:

@@ -200,5 +200,5 @@ def test_training_goes_on_from_the_state_in_a_model_file() -> None:
         load_weights(SqueezeSegV3(config.scaled(0.5)), path)
     by_name = SegmentationModule(network=config, start_from="default")
     assert torch.equal(by_name.network.stem.conv.weight, network.stem.conv.weight)
-    with pytest.raises(UserError, match="there is no model defualt: no file, and none that ships"):
+    with pytest.raises(UserError, match="defualt not found: no such file"):
         SegmentationModule(network=config, start_from="defualt")
