@@ -29,7 +29,7 @@ from std_msgs.msg import String
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, stamp_of, titled
-from sqsegv3_ros.evaluation.tables import format_summary
+from sqsegv3_ros.evaluation.summary import format_summary
 from sqsegv3_ros.files import write_atomically
 from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
 from sqsegv3_ros.ros.signals import stop_on_signals

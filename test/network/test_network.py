@@ -248,7 +248,7 @@ def test_width_multiplier_rounds_to_multiples_of_eight_and_never_below():
         ({"blocks": (1, 1, 2)}, "blocks must be 5 positive whole numbers"),
         ({"channels": (8, 8, 8, 8, 16)}, "last two stages must have equally many channels"),
         ({"num_classes": 1}, "num_classes must be 2 or more"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), found 1.0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), found 1.0"),
         ({"depth": 3}, "unknown settings depth"),
     ],
 )
