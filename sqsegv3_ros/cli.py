@@ -1,4 +1,4 @@
-"""The command line: `sqsegv3 VERB ...`. Each verb is a module of `commands`, imported when it is called."""
+"""The command line `sqsegv3 VERB ...`. Each verb is a module of `commands`, imported when it is called."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ from collections.abc import Sequence
 from sqsegv3_ros import process
 from sqsegv3_ros.errors import OperationError, UserError
 
-# verb -> one line of help; the module sqsegv3_ros.commands.<verb, '-' as '_'> has add_arguments(parser) and run(args)
+# help of each verb; its module in sqsegv3_ros.commands has add_arguments(parser) and run(args)
 VERBS = {
-    "demo": "see everything work on a simulated drive: no data, no robot",
+    "demo": "run the whole system on a simulated drive: no data or robot needed",
     "label": "label scans and data sets",
-    "inspect": "print what a model file says about itself",
-    "import-official": "turn a checkpoint folder of the official release into a model file",
-    "train": "train a network, with checkpoints that can be resumed and exported",
-    "export": "turn a training checkpoint into a model file or an ONNX file",
-    "evaluate": "evaluate predictions by ground truth",
+    "inspect": "print the metadata of a model file",
+    "import-official": "convert a checkpoint folder of the official release into a model file",
+    "train": "train a network",
+    "export": "export a training checkpoint as a model file or as ONNX",
+    "evaluate": "compare predictions with ground truth",
     "render": "draw a scan and its labels",
-    "report": "turn an evaluation into a page to read",
-    "simulate": "make labelled scans of synthetic streets",
+    "report": "write an evaluation as an HTML page",
+    "simulate": "simulate labelled scans of synthetic scenes",
     "benchmark": "measure what a scan costs, beside the reference implementation and other runtimes",
     "stress": "load the running node, and account for every cloud",
-    "ablate": "what the variants that the paper compares cost, beside its tables; the commands that train them",
-    "figures": "draw what lies where in LiDAR images, and where filters are active (the paper's figures 2 and 3)",
-    "replay": "publish a bag or a data set's sequence at its recorded pace",
-    "convert": "turn a data set's sequence into a bag, and a bag into a sequence",
+    "ablate": "measure, train and plot the variants that the paper compares",
+    "replay": "publish a bag or a SemanticKITTI sequence at its recorded rate",
+    "convert": "convert a SemanticKITTI sequence into a bag, or a bag into a sequence",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0 good, 1 failed, 2 wrong use."""
+    """Run one verb. Returns the exit code: 0 success, 1 failure, 2 wrong use."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="sqsegv3", description="Semantic segmentation of LiDAR scans, offline.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    chosen = next((a for a in arguments if not a.startswith("-")), None)
+    chosen_verb = next((a for a in arguments if not a.startswith("-")), None)
     for verb, summary in VERBS.items():
         verb_parser = verbs.add_parser(verb, help=summary, description=summary)
-        if verb == chosen:
+        if verb == chosen_verb:
             process.prepare(training=verb == "train")
             module = importlib.import_module(f"sqsegv3_ros.commands.{verb.replace('-', '_')}")
             module.add_arguments(verb_parser)
@@ -47,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(arguments)
         return int(args.run(args) or 0)
-    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong argument
+    except SystemExit as stop:  # from argparse: 0 after --help, 2 after a wrong argument
         return int(stop.code or 0)
     except UserError as error:
-        print(f"sqsegv3 {chosen}: {error}", file=sys.stderr)
+        print(f"sqsegv3 {chosen_verb}: {error}", file=sys.stderr)
         return 2
     except OperationError as error:
-        print(f"sqsegv3 {chosen}: {error}", file=sys.stderr)
+        print(f"sqsegv3 {chosen_verb}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.errors import UserError
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
+    from sqsegv3_ros.network.model import SqueezeSegV3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +35,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     instead = group.add_mutually_exclusive_group()
     instead.add_argument("--commands", action="store_true", help="print the commands instead of measuring")
     instead.add_argument("--collect", action="store_true", help="print the tables that their runs make, with --runs")
-    group.add_argument("--root", default="ROOT", help="data set to train on (default: %(default)s)")
+    instead.add_argument("--figures", type=Path, metavar="DIR", help="plot figures of the scans in --root into DIR")
+    group.add_argument("--root", default="ROOT", help="data set to train on, or to plot (default: %(default)s)")
     group.add_argument("--runs", default="runs/ablation", metavar="DIR", help="where runs are kept (%(default)s)")
     group.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
     group.add_argument("--config", default=CONFIG, metavar="YAML", help="the recipe of all of them (%(default)s)")
     group.add_argument(
         "--multiplier", type=float, default=0.25, metavar="M", help="of the paper's channels (default: %(default)s)"
     )
+    figures = parser.add_argument_group(
+        "figures", "with --figures: coordinate statistics and filter activations by pixel, the paper's figures 2 and 3"
+    )
+    figures.add_argument("--sequences", nargs="+", metavar="NN", help="sequences to plot (default: all)")
+    figures.add_argument("--limit", type=int, metavar="N", help="plot only the first N scans")
+    figures.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="CKPT",
+        help="also plot filter activations of this network; repeat to compare networks",
+    )
+    figures.add_argument(
+        "--stage", type=int, choices=range(1, 6), default=3, help="encoder stage of the filters (default: %(default)s)"
+    )
+    figures.add_argument("--force", action="store_true", help="overwrite existing figures")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.collect:
         return _collect(args)
+    if args.figures is not None:
+        return _plot_figures(args)
     for name, least in (("height", 1), ("repeat", 0), ("threads", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} must be {least} or more, found {getattr(args, name)}")
@@ -95,3 +120,55 @@ def _say(args: argparse.Namespace, result: Any, tables: str) -> None:
         write_atomically(args.json, json.dumps(result, indent=1).encode())
     if args.markdown is not None:
         write_atomically(args.markdown, f"{tables}\n".encode())
+
+
+def _plot_figures(args: argparse.Namespace) -> int:
+    from sqsegv3_ros.benchmark.tables import import_pyplot
+
+    import_pyplot()  # fail before the work, not after it
+    from sqsegv3_ros.benchmark.ablation import figures, observation
+    from sqsegv3_ros.data.semantic_kitti import find_scans, read_scan
+    from sqsegv3_ros.files import refuse_existing, write_atomically
+    from sqsegv3_ros.inference.range_image import ProjectionConfig
+
+    names = ("coordinates.png", "locations.png", "activation.png", "figures.json")
+    means, locations, activation, numbers = paths = [args.figures / name for name in names]
+    for path in paths:
+        refuse_existing(path, args.force)
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit must be 1 or more, found {args.limit}")
+    projection = ProjectionConfig(height=args.height, width=args.width)
+    files = find_scans(args.root, args.sequences)[: args.limit]
+
+    def scans() -> Iterator[Any]:
+        return (read_scan(file.path) for file in files)
+
+    activations = {
+        name: observation.activation(network, scans(), projection, normalization, args.stage)
+        for name, network, projection, normalization in _read_networks(args.checkpoint)
+    }
+    coordinates = observation.coordinates(scans(), projection)
+    args.figures.mkdir(parents=True, exist_ok=True)
+    figures.draw_means(coordinates, means)
+    figures.draw_locations(coordinates, locations)
+    if activations:
+        figures.draw_activations(activations, args.stage, activation)
+    result = figures.summary(coordinates, activations, args.stage)
+    write_atomically(numbers, json.dumps(result, indent=1).encode())
+    written = [path.name for path in paths if activations or path != activation]
+    print(f"{', '.join(written)} of {coordinates.scans} scans in {args.figures}")
+    return 0
+
+
+def _read_networks(checkpoints: list[Path]) -> Iterator[tuple[str, SqueezeSegV3, ProjectionConfig, Normalization]]:
+    """Yield name, network, projection and normalization of each checkpoint; all files are read first."""
+    from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
+    from sqsegv3_ros.training.checkpoint import load_network, read_checkpoint
+
+    loaded = [(path, *read_checkpoint(path)) for path in checkpoints]
+    names = [description["name"] for _, description, _ in loaded]
+    for path, description, weights in loaded:
+        name = description["name"] if names.count(description["name"]) == 1 else f"{path.parent.name}/{path.name}"
+        projection = ProjectionConfig.from_dict(description["projection"])
+        normalization = Normalization.from_dict(description["normalization"])
+        yield name, load_network(description, weights), projection, normalization

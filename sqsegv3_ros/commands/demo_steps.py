@@ -1,6 +1,6 @@
-"""The whole system at work on a simulated drive: numbers, a report and a picture come out. Needs no data and no ROS.
+"""Steps of the demo: simulate a drive, replay it to the live node, evaluate, draw.
 
-The node, the player and the evaluator are processes of their own that talk over ROS 2, as they do on a robot.
+Node, player and evaluator are separate processes that communicate over ROS 2, as on a robot.
 """
 
 from __future__ import annotations
@@ -13,167 +13,157 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.errors import OperationError
 from sqsegv3_ros.process import use_fastdds_profile
 
-PACE_HZ = 10.0
-SHARE_OF_PERIOD = 0.8  # of a period that labelling may take for player and evaluate to keep up beside it
+RATE_HZ = 10.0
+"""Recorded rate of the drive."""
+MAX_LOAD = 0.8
+"""Largest share of the period that labelling may take, so that player and evaluator keep up beside it."""
 START_TIMEOUT_S = 120.0
-LABELLED_TOPIC = "/sqsegv3/output/points"
 INPUT_TOPIC = "/velodyne_points"
+LABELLED_TOPIC = "/sqsegv3/output/points"
 
 
-@dataclass(frozen=True)
 class DemoFiles:
-    """What the demo writes, below one folder."""
+    """Files that the demo writes: the simulated drive, the evaluation, its report, and the picture of one scan."""
 
-    folder: Path
-
-    @property
-    def bag(self) -> Path:
-        """The simulated drive."""
-        return self.folder / "drive"
-
-    @property
-    def evaluation(self) -> Path:
-        """The evaluate's numbers."""
-        return self.folder / "evaluation.json"
-
-    @property
-    def report(self) -> Path:
-        """The page to read."""
-        return self.folder / "report.html"
-
-    @property
-    def picture(self) -> Path:
-        """One labelled scan."""
-        return self.folder / "scan.png"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bag = folder / "drive"
+        self.evaluation = folder / "evaluation.json"
+        self.report = folder / "report.html"
+        self.picture = folder / "scan.png"
 
     def log(self, process: str) -> Path:
-        """What a process printed."""
+        """Get the file with the output of a process."""
         return self.folder / f"{process}.log"
 
 
 def simulate_drive(files: DemoFiles, scans: int, seed: int) -> None:
     """Simulate a drive through a city and write it as a bag."""
-    from sqsegv3_ros.simulation.dataset import Settings, simulate
+    from sqsegv3_ros.simulation.dataset import SimulationSettings, simulate
 
-    for _ in simulate(Settings(scans, "hdl64e", seed, "city", True, "compensated"), bag=files.bag, force=True):
+    settings = SimulationSettings(scans, "hdl64e", seed, "city", drive=True)
+    for _ in simulate(settings, bag=files.bag, force=True):
         pass
 
 
-def latency_ms(model: Path, bag: Path) -> float:
-    """How long this machine needs for one scan of the bag, in this process."""
+def measure_latency_ms(model: Path, bag: Path) -> float:
+    """Measure the median time for one scan of the bag, in this process."""
     from sqsegv3_ros.inference.segmenter import Segmenter
 
     segmenter = Segmenter(model)
     segmenter.warm_up()
-    points = next(_scans(bag)).points
+    _, points, _ = next(_read_scans(bag))
     times = []
     for _ in range(5):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         segmenter.segment(points)
-        times.append(1e3 * (time.perf_counter() - begin))
+        times.append(1e3 * (time.perf_counter() - start))
     return sorted(times)[len(times) // 2]
 
 
-def drive_live(model: Path, files: DemoFiles, scans: int, keeps_pace: bool) -> bool:
-    """Replay the drive at the live node while the evaluator watches. Returns whether every scan was evaluated.
+def evaluate_live(model: Path, files: DemoFiles, scans: int, real_time: bool) -> bool:
+    """Replay the drive to the live node while the evaluator watches, and print its output.
 
-    keeps_pace: play at the recorded 10 Hz; otherwise each scan is sent when the one before has come back.
+    Args:
+        model: Model file.
+        files: Files of the demo.
+        scans: Number of scans in the drive.
+        real_time: Replay at the recorded rate; otherwise send each scan once the one before was labelled.
+
+    Returns:
+        Whether every scan was evaluated.
+
+    Raises:
+        OperationError: The node does not start, or the evaluator fails.
     """
     environment = {**os.environ, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     environment.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 100)))
     use_fastdds_profile(environment)
     files.evaluation.unlink(missing_ok=True)
-    quiet_s = 5.0 if keeps_pace else 20.0  # without a scan: the drive is over
-    evaluation = str(files.evaluation.resolve())
-    parameters = {"output": evaluation, "scans": scans, "quiet_s": quiet_s, "start_timeout_s": 180.0}
-    replay = ["sqsegv3_ros.cli", "replay", str(files.bag), "--topic", INPUT_TOPIC, "--wait-for-subscribers", "2"]
+    quiet_s = 5.0 if real_time else 20.0
+    commands = {
+        "node": [
+            "sqsegv3_ros.ros.segment_node",
+            *_ros_arguments(model=model.resolve()),
+            *("-r", f"~/input/points:={INPUT_TOPIC}"),
+        ],
+        "evaluator": [
+            "sqsegv3_ros.ros.evaluate_node",
+            *_ros_arguments(output=files.evaluation.resolve(), scans=scans, quiet_s=quiet_s, start_timeout_s=180.0),
+        ],
+        "player": [
+            *("sqsegv3_ros.cli", "replay", str(files.bag), "--topic", INPUT_TOPIC, "--wait-for-subscribers", "2"),
+            *([] if real_time else ["--follow", LABELLED_TOPIC]),
+        ],
+    }
     with ExitStack() as stack:
-        node_arguments = _ros_arguments({"model": str(model.resolve())}, {"~/input/points": INPUT_TOPIC})
-        node = stack.enter_context(
-            _process(files, "node", ["sqsegv3_ros.ros.segment_node", *node_arguments], environment)
-        )
-        _wait_for(files.log("node"), "labelling clouds of", node)
-        evaluator_arguments = ["sqsegv3_ros.ros.evaluate_node", *_ros_arguments(parameters, {})]
-        evaluator = stack.enter_context(_process(files, "evaluator", evaluator_arguments, environment))
-        player_arguments = [*replay, *([] if keeps_pace else ["--follow", LABELLED_TOPIC])]
-        stack.enter_context(_process(files, "player", player_arguments, environment))
+        node = stack.enter_context(_process(commands["node"], files.log("node"), environment))
+        _wait_for_output("labelling clouds of", files.log("node"), node)
+        evaluator = stack.enter_context(_process(commands["evaluator"], files.log("evaluator"), environment))
+        stack.enter_context(_process(commands["player"], files.log("player"), environment))
         code = evaluator.wait()
     if code not in (0, 1) or not files.evaluation.is_file():
-        raise OperationError(f"the evaluator failed (exit code {code}): {_tail(files.log('evaluator'))}")
+        raise OperationError(f"the evaluator failed (exit code {code}): {_last_line(files.log('evaluator'))}")
+    print(files.log("evaluator").read_text(errors="replace"), end="", flush=True)
     return code == 0
 
 
 def write_pictures(model: Path, files: DemoFiles, worst: int = 3) -> None:
-    """The report, with the scans of the lowest mIoU, and a picture of the scan in the middle of the drive."""
-    from sqsegv3_ros.evaluation.report_page import Sample, build_report, read_summary
-    from sqsegv3_ros.evaluation.sheet import png_of, scan_sheet
+    """Write the report, with the worst scans, and a picture of the scan in the middle of the drive."""
+    from sqsegv3_ros.evaluation.html_report import Sample, build_report, worst_scans
+    from sqsegv3_ros.evaluation.pictures import encode_png
+    from sqsegv3_ros.evaluation.scan_picture import draw_scan
+    from sqsegv3_ros.evaluation.summary import read_summary
     from sqsegv3_ros.files import write_atomically
     from sqsegv3_ros.inference.segmenter import Segmenter
 
     summary = read_summary(files.evaluation)
-    evaluated = sorted((s for s in summary["scans"] if s["evaluated_points"]), key=lambda s: s["miou_present"])
-    wanted = [scan["name"] for scan in evaluated[:worst]]
+    names = [scan["name"] for scan in worst_scans(summary, worst)]
     segmenter = Segmenter(model)
     samples: dict[str, Sample] = {}
-    for number, scan in enumerate(_scans(files.bag)):
+    for number, (name, points, ground_truth) in enumerate(_read_scans(files.bag)):
         is_middle = number == summary["scan_count"] // 2
-        if scan.name not in wanted and not is_middle:
+        if name not in names and not is_middle:
             continue
-        labels = segmenter.segment(scan.points).labels
-        if scan.name in wanted:
-            samples[scan.name] = Sample(scan.name, scan.points, labels, scan.ground_truth)
+        labels = segmenter.segment(points).labels
+        samples[name] = Sample(name, points, labels, ground_truth)
         if is_middle:
-            title = f"{scan.name} s of a simulated drive, labelled by {segmenter.info.name}"
-            sheet = scan_sheet(title, scan.points, segmenter.info.labels, labels, scan.ground_truth)
-            write_atomically(files.picture, png_of(sheet))
+            title = f"{name} s of a simulated drive, labelled by {segmenter.info.name}"
+            picture = draw_scan(title, points, segmenter.info.labels, labels, ground_truth)
+            write_atomically(files.picture, encode_png(picture))
     note = f"A simulated drive, labelled live by {segmenter.info.name}."
-    write_atomically(files.report, build_report(summary, [samples[n] for n in wanted if n in samples], note).encode())
+    report = build_report(summary, [samples[name] for name in names if name in samples], note)
+    write_atomically(files.report, report.encode())
 
 
-@dataclass(frozen=True)
-class _Scan:
-    name: str
-    points: Any
-    ground_truth: Any
-
-
-def _scans(bag: Path) -> Iterator[_Scan]:
+def _read_scans(bag: Path) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, points and ground truth of every scan."""
     from sqsegv3_ros.data.rosbag_reader import BagReader
-    from sqsegv3_ros.evaluation.live_evaluation import stamp_of
+    from sqsegv3_ros.evaluation.live_evaluation import format_stamp, stamp_of
     from sqsegv3_ros.pointcloud2 import decode, read_field
 
     with BagReader(bag) as reader:
         for message in reader.messages(INPUT_TOPIC):
             cloud = reader.cloud(message)
-            stamp = stamp_of(message.raw)
-            name = f"{stamp // 10**9}.{stamp % 10**9:09d}"
-            yield _Scan(name, decode(cloud).points, read_field(cloud, "ground_truth"))
+            yield format_stamp(stamp_of(message.raw)), decode(cloud).points, read_field(cloud, "ground_truth")
 
 
-def _ros_arguments(parameters: dict[str, Any], remaps: dict[str, str]) -> list[str]:
-    words = ["--ros-args"]
-    for name, value in parameters.items():
-        words += ["-p", f"{name}:={value}"]
-    for source, target in remaps.items():
-        words += ["-r", f"{source}:={target}"]
-    return words
+def _ros_arguments(**parameters: Any) -> list[str]:
+    return ["--ros-args", *(word for name, value in parameters.items() for word in ("-p", f"{name}:={value}"))]
 
 
 @contextmanager
-def _process(
-    files: DemoFiles, name: str, arguments: list[str], environment: dict[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m arguments` for as long as the block lasts; then SIGINT, and in the end SIGKILL."""
-    with files.log(name).open("wb") as log:
+def _process(arguments: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `python -m arguments` within the block; then send SIGINT and, if that fails, SIGKILL."""
+    with log.open("wb") as output:
         command = [sys.executable, "-u", "-m", *arguments]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             yield process
         finally:
@@ -186,14 +176,14 @@ def _process(
                 process.wait()
 
 
-def _wait_for(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_for_output(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     while text not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > end:
-            raise OperationError(f"the node did not start: {_tail(log)}")
+            raise OperationError(f"the node did not start: {_last_line(log)}")
         time.sleep(0.1)
 
 
-def _tail(log: Path) -> str:
+def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else 'it printed nothing'} (all of it: {log})"
+    return f"{lines[-1] if lines else 'no output'} (full output: {log})"

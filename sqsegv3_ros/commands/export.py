@@ -1,4 +1,4 @@
-"""`sqsegv3 export`: turn a checkpoint or a model file into a model file or an ONNX file."""
+"""`sqsegv3 export`: export a training checkpoint, or a model file again, as a model file or as ONNX."""
 
 from __future__ import annotations
 
@@ -7,52 +7,50 @@ from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import refuse_existing
 
 FORMATS = ("torchscript", "onnx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the verb."""
+    """Add the options of the verb."""
     parser.add_argument(
         "checkpoint",
         type=Path,
         metavar="CKPT",
-        help="checkpoint of `sqsegv3 train` (best.ckpt), or a model file to export once more",
+        help="checkpoint of `sqsegv3 train` (best.ckpt), or model file to export again",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="MODEL", help="model file to write")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
     parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
-    parser.add_argument("--name", help="what the model is called (default: its name in training)")
-    parser.add_argument("--licence", help="under which licence the weights may be used; the data's counts too")
-    parser.add_argument("--note", help="anything else that a user of the model must know")
+    parser.add_argument("--name", help="name of the model (default: its name in training)")
+    parser.add_argument("--licence", help="licence of the weights; the licence of the training data applies too")
+    parser.add_argument("--note", help="anything else that users of the model must know")
+    parser.add_argument("--knn", choices=("off", "safe", "official"), help="label refinement (default: as trained)")
     parser.add_argument(
-        "--knn", choices=("off", "safe", "official"), help="how labels are refined (default: as trained)"
-    )
-    parser.add_argument(
-        "--width", type=int, metavar="W", help="columns of the image that the model is run with (default: as trained)"
+        "--width", type=int, metavar="W", help="columns of the image at inference (default: as trained)"
     )
     parser.add_argument(
         "--sensor-height-m",
         type=float,
         metavar="H",
-        help="over the ground, of the sensor that recorded the training data (default: as given in training)",
+        help="height above ground of the sensor that recorded the training data (default: as configured in training)",
     )
-    parser.add_argument("--force", action="store_true", help="overwrite the model file where it exists")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Export. Returns the exit code."""
     from sqsegv3_ros.training.checkpoint import load_network, read_trained
 
-    if args.output.exists() and not args.force:
-        raise UserError(f"{args.output} exists; choose another --output or overwrite it with --force")
+    refuse_existing(args.output, args.force)
     if args.half and args.format == "onnx":
-        raise UserError("--half is for model files; TensorRT chooses the precision itself when it builds its engine")
+        raise UserError("--half is for model files; TensorRT sets the precision when it builds its engine")
     if args.sensor_height_m is not None and not 0 < args.sensor_height_m < 100:
-        raise UserError(f"--sensor-height-m must be above 0 and below 100 metres, found {args.sensor_height_m:g}")
+        raise UserError(f"--sensor-height-m must be between 0 and 100 metres, found {args.sensor_height_m:g}")
     description, weights = read_trained(args.checkpoint)
     model = load_network(description, weights)
-    info = _info(args, description)
+    info = _model_info(args, description)
     if args.format == "onnx":
         from sqsegv3_ros.network.export import export_onnx
 
@@ -70,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
-    """What the model file will say, from what the checkpoint says and what the user adds."""
+def _model_info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
+    """Metadata of the model file, from the checkpoint and the options."""
     import dataclasses
     import time
 
@@ -91,7 +89,7 @@ def _info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
         )
     provenance = {
         "source": "trained with `sqsegv3 train`",
-        "licence": "not stated; that of the training data applies too",
+        "licence": "not stated; the licence of the training data applies too",
         **description["training"],
         "exported": time.strftime("%Y-%m-%d", time.gmtime()),
         **({"licence": args.licence} if args.licence else {}),

@@ -1,43 +1,41 @@
-"""`sqsegv3 import-official FOLDER --output MODEL`: a checkpoint folder of the official release -> a model file."""
+"""`sqsegv3 import-official`: convert a checkpoint folder of the official release into a model file."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import refuse_existing
 
-KITTI_SENSOR_HEIGHT_M = 1.73  # the Velodyne over the ground on KITTI's car
+KITTI_SENSOR_HEIGHT_M = 1.73  # height above ground of the Velodyne on KITTI's car
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the verb."""
+    """Add the options of the verb."""
     parser.add_argument("folder", type=Path, help="checkpoint folder: arch_cfg.yaml, data_cfg.yaml, backbone, ...")
     parser.add_argument("--output", type=Path, required=True, metavar="MODEL", help="model file to write")
-    parser.add_argument("--force", action="store_true", help="overwrite the model file where it exists")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing model file")
     parser.add_argument(
         "--weights",
         choices=("best", "train"),
         default="best",
-        help="the files with the best IoU in validation, or those (*_train) in training (default: %(default)s)",
+        help="files with the best validation IoU, or with the best training IoU (*_train) (default: %(default)s)",
     )
     parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
     parser.add_argument(
         "--parity",
         action="store_true",
-        help="reproduce the release's bugs in mask and KNN too, to compare labels with it",
+        help="reproduce the reference implementation, bugs in mask and KNN included, to compare labels",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import the folder and write the model file."""
-    if args.output.exists() and not args.force:
-        raise UserError(f"{args.output} exists; choose another --output or overwrite it with --force")
-
+    """Import the folder and write the model file. Returns the exit code."""
     from sqsegv3_ros.inference.model_file import ModelInfo
     from sqsegv3_ros.network.export import export_model
     from sqsegv3_ros.network.official import load_official
 
+    refuse_existing(args.output, args.force)
     checkpoint = load_official(args.folder, args.weights, parity=args.parity)
     name = args.folder.resolve().name
     kitti = checkpoint.labels.name == "kitti"

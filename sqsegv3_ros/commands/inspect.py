@@ -1,4 +1,4 @@
-"""`sqsegv3 inspect`: print what a model file says about itself."""
+"""`sqsegv3 inspect`: print the metadata of a model file."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.commands.options import add_runtime_options, runtime_settings
-from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.files import write_atomically
+from sqsegv3_ros.files import refuse_existing, write_atomically
 from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the verb."""
     parser.add_argument(
         "model",
         nargs="?",
         type=Path,
         metavar="MODEL",
-        help="model file, or the name of one that ships (default: default)",
+        help="model file, or name of a shipped model (default: default)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
-        "--runtime", action="store_true", help="load the network, compile it, and say what runs it on this machine"
+        "--runtime",
+        action="store_true",
+        help="load and compile the network, and print its backend, device and precision on this machine",
     )
     add_runtime_options(parser)
     parser.add_argument("--legend", type=Path, metavar="PNG", help="also draw the classes with their colours and ids")
-    parser.add_argument("--force", action="store_true", help="replace the legend where it exists")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing legend")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the description. The network itself is not loaded, unless --runtime asks what runs it here."""
+    """Print the metadata. The network itself is loaded only for --runtime. Returns the exit code."""
     path = find_model(args.model)
     info = read_info(path)
     if args.legend is not None:
-        from sqsegv3_ros.evaluation.sheet import legend
+        from sqsegv3_ros.evaluation.pictures import encode_png
+        from sqsegv3_ros.evaluation.scan_picture import draw_legend
 
-        if args.legend.exists() and not args.force:
-            raise UserError(f"{args.legend} exists already; give --force to replace it")
-        write_atomically(args.legend, legend(info.labels))
+        refuse_existing(args.legend, args.force)
+        write_atomically(args.legend, encode_png(draw_legend(info.labels)))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     runtime = _runtime(path, args) if args.runtime else {}
     if args.json:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _runtime(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """What runs the model on this machine, after it was compiled and run once."""
+    """Backend, device, precision and threads on this machine, after one run."""
     from sqsegv3_ros.inference.segmenter import Segmenter
 
     segmenter = Segmenter(path, **runtime_settings(args))

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label every input. Nothing is written before all inputs and outputs have been checked."""
-    from sqsegv3_ros.inference.parameter_files import checked
+    from sqsegv3_ros.inference.settings import check_value
     from sqsegv3_ros.labelling.job import BagOptions, check, plan, share
 
     options = BagOptions(args.topic, args.output_topic, args.storage)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--intensity-field is for bags, but no bag was given")
     for name in ("intensity_scale", "intensity_exponent"):
         if getattr(args, name) is not None:
-            checked(name, getattr(args, name))
+            check_value(name, getattr(args, name))
     if args.shard is not None:
         jobs = share(jobs, *_shard(args.shard))
     present = [job for job in jobs if job.target.exists()]
@@ -127,8 +127,7 @@ def _make_cloud_segmenter(args: argparse.Namespace) -> CloudSegmenter:
     """The node's way from cloud to labelled cloud, by parameter file and options."""
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.parameter_files import checked, read_parameters
-    from sqsegv3_ros.inference.settings import SPECS, Settings
+    from sqsegv3_ros.inference.settings import SPECS, Settings, check_value, read_parameters
 
     values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
     for file in args.params:
@@ -143,7 +142,7 @@ def _make_cloud_segmenter(args: argparse.Namespace) -> CloudSegmenter:
         "knn.search": args.knn_search,
         **intensity_settings(args),
     }
-    values.update({name: checked(name, value) for name, value in given.items() if value is not None})
+    values.update({name: check_value(name, value) for name, value in given.items() if value is not None})
     return CloudSegmenter(Settings(values), warm_up=False)
 
 

@@ -1,4 +1,4 @@
-"""`sqsegv3 train`: YAML settings and options -> a training run. jsonargparse reads the options, not argparse."""
+"""`sqsegv3 train`: train a network. jsonargparse parses the options, not argparse."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take everything as it is: with no prefix character nothing is an option of argparse's, not even --help."""
+    """Pass every argument through: without a prefix character argparse sees no options, not even --help."""
     parser.prefix_chars = "\0"
     parser.add_argument("options", nargs=argparse.REMAINDER)
 

@@ -1,1 +1,1 @@
-"""Judging predictions, and pictures of them."""
+"""Evaluation of predicted labels, and pictures and reports of them."""

@@ -1,56 +1,41 @@
-"""Scans with predicted and true labels go in, one after the other; the summary of the evaluation comes out.
+"""Evaluation of predictions, scan by scan, and its summary.
 
-The summary is plain JSON types; docs/evaluation.md describes its keys. Folders, bags and the live evaluator share it.
+The summary consists of plain JSON types; docs/evaluation.md describes its keys. Data sets, bags and the live evaluation
+share it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.border import points_at_border
+from sqsegv3_ros.evaluation.border import BorderConfig, points_at_border
 from sqsegv3_ros.evaluation.metrics import BAND_EDGES_M, ConfusionMatrix, count_pairs, range_bands
+from sqsegv3_ros.evaluation.summary import FORMAT, FORMAT_VERSION
+from sqsegv3_ros.pointcloud2 import CloudSettings, PointCloudLike, decode, read_field
 
-if TYPE_CHECKING:
-    from sqsegv3_ros.inference.range_image import ProjectionConfig
-
-FORMAT = "sqsegv3-evaluation"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class BorderConfig:
-    """Where border IoU is evaluated: within `pixels` steps (over 4 or 8 neighbours) of a change of class.
-
-    projection: of the label image; None for the release's 64 x 2048, +3 to -25 degrees.
-    """
-
-    pixels: int = 1
-    connectivity: int = 4
-    projection: ProjectionConfig | None = None
-
-    def __post_init__(self) -> None:
-        if self.pixels < 1 or self.connectivity not in (4, 8):
-            raise UserError(
-                f"border needs at least 1 pixel and connectivity 4 or 8, found {self.pixels} and {self.connectivity}"
-            )
+_XYZ_ONLY = CloudSettings(intensity_field="", ring_field="")
 
 
 class Evaluator:
-    """Counts scan by scan and sums up; its memory grows by a few numbers a scan.
+    """Counts predictions against ground truth, scan by scan; its memory grows by a few numbers per scan.
 
-    labels: the label set that predictions and ground truth are given in. border: also evaluate points near borders.
+    Args:
+        labels: Label set of predictions and ground truth.
+        border: Also evaluate the points near borders between classes.
+
+    Raises:
+        UserError: Two classes have the same name.
     """
 
     def __init__(self, labels: LabelSet, border: BorderConfig | None = None) -> None:
         size = len(labels)
         if len(set(labels.names)) < size:
-            raise UserError(f"label set '{labels.name}' has two classes of one name: {', '.join(labels.names)}")
+            raise UserError(f"label set '{labels.name}' has two classes of the same name: {', '.join(labels.names)}")
         self.labels = labels
         self.border = border
         self._by_band = np.zeros((len(BAND_EDGES_M) + 1, size, size), dtype=np.int64)
@@ -66,8 +51,14 @@ class Evaluator:
     ) -> None:
         """Count one scan.
 
-        name: what the summary calls it ('00/000000'). points: (N, 4) float32 x, y, z in metres in the sensor frame,
-        remission. prediction, ground_truth: (N,) labels. Raises UserError naming the scan where they do not fit.
+        Args:
+            name: Name of the scan in the summary ('00/000000').
+            points: (N, 4) float32 x, y, z in metres in the sensor frame, remission.
+            prediction: (N,) predicted labels.
+            ground_truth: (N,) true labels.
+
+        Raises:
+            UserError: The arrays do not fit; the message names the scan.
         """
         try:
             bands = range_bands(np.linalg.norm(points[:, :3], axis=1))
@@ -75,8 +66,7 @@ class Evaluator:
         except (UserError, ValueError) as error:
             raise UserError(f"scan {name}: {error}") from error
         if self.border is not None:
-            settings = self.border.pixels, self.border.connectivity, self.border.projection
-            chosen = points_at_border(points, ground_truth, *settings)
+            chosen = points_at_border(points, ground_truth, self.border)
             self._at_border.add(prediction[chosen], ground_truth[chosen])
         self._by_band += counts
         matrix = ConfusionMatrix(self.labels, counts.sum(axis=0))
@@ -92,13 +82,46 @@ class Evaluator:
             }
         )
 
+    def add_clouds(
+        self,
+        name: str,
+        ground_truth: PointCloudLike,
+        output: PointCloudLike,
+        ground_truth_field: str = "ground_truth",
+        label_field: str = "label",
+    ) -> None:
+        """Count a labelled cloud against a cloud with ground truth, which has the same points in the same order.
+
+        Args:
+            name: Name of the scan in the summary.
+            ground_truth: Cloud with the true classes.
+            output: Cloud with the labels.
+            ground_truth_field: Field of the true classes, integers.
+            label_field: Field of the labels, integers.
+
+        Raises:
+            UserError: A field is missing, or the number of points or the labels do not fit; the message names the scan.
+        """
+        try:
+            truth = read_field(ground_truth, ground_truth_field)
+            labels = read_field(output, label_field)
+            points = decode(ground_truth, _XYZ_ONLY).points
+            for field, values in ((ground_truth_field, truth), (label_field, labels)):
+                if values.ndim != 1 or values.dtype.kind not in "ui":
+                    raise UserError(f"field '{field}' has type {values.dtype}; expected one integer per point")
+            if len(truth) != len(labels):
+                raise UserError(f"{len(labels)} labels, but the ground truth has {len(truth)} points")
+        except UserError as error:
+            raise UserError(f"scan {name}: {error}") from error
+        self.add(name, points, labels, truth)
+
     @property
     def matrix(self) -> ConfusionMatrix:
-        """The confusion matrix of everything counted so far."""
+        """Confusion matrix of all scans so far."""
         return ConfusionMatrix(self.labels, self._by_band.sum(axis=0))
 
     def summary(self) -> dict[str, Any]:
-        """The evaluation so far, as plain JSON types."""
+        """Summarize the scans so far in plain JSON types."""
         border = None
         if self.border is not None:
             border = {"pixels": self.border.pixels, "connectivity": self.border.connectivity}
@@ -126,17 +149,17 @@ class Evaluator:
             {"from_m": start, "to_m": end, **_numbers(ConfusionMatrix(self.labels, counts))}
             for start, end, counts in zip(BAND_EDGES_M, ends, self._by_band, strict=False)
         ]
-        if self._by_band[-1].any():  # points without a finite range: in the totals, so they are shown as well
+        if self._by_band[-1].any():  # points without a finite range are in the totals, so show them
             bands.append({"from_m": None, "to_m": None, **_numbers(ConfusionMatrix(self.labels, self._by_band[-1]))})
         return bands
 
 
 def _numbers(matrix: ConfusionMatrix) -> dict[str, Any]:
-    """What a summary says about a confusion matrix: the official numbers, the strict ones, how many points."""
+    """Official scores, strict scores and counts of a confusion matrix."""
     classes = matrix.labels.classes
     evaluated = matrix.labels.evaluated
 
-    def of(strict: bool) -> dict[str, Any]:
+    def scores_of(strict: bool) -> dict[str, Any]:
         scores = matrix.scores(strict)
         return {
             "miou": scores.miou,
@@ -147,8 +170,8 @@ def _numbers(matrix: ConfusionMatrix) -> dict[str, Any]:
 
     support = matrix.support
     return {
-        **of(strict=False),
-        "strict": of(strict=True),
+        **scores_of(strict=False),
+        "strict": scores_of(strict=True),
         "points": matrix.points,
         "evaluated_points": matrix.evaluated_points,
         "left_unlabeled": matrix.left_unlabeled,

@@ -1,6 +1,6 @@
-"""Ground truth and labelled clouds come in as they arrive; a evaluated, matched and timed evaluation goes out.
+"""Live evaluation of labelled clouds as they arrive: matching by stamp, scores, losses and latency.
 
-No ROS in it. Clouds are matched by their stamp; times are seconds of one monotonic clock.
+Independent of ROS. Times are seconds of one monotonic clock.
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ import numpy as np
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.evaluator import BorderConfig, Evaluator
-from sqsegv3_ros.pointcloud2 import CloudSettings, PointCloudLike, decode, read_field
-
-_XYZ = CloudSettings(intensity_field="", ring_field="")
+from sqsegv3_ros.evaluation.border import BorderConfig
+from sqsegv3_ros.evaluation.evaluator import Evaluator
+from sqsegv3_ros.pointcloud2 import PointCloudLike
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A ground truth and the output with the same stamp, as they came in, and the time between their receipts."""
+    """A cloud with ground truth and the output with the same stamp.
+
+    Attributes:
+        stamp_ns: Their stamp.
+        ground_truth: Cloud with ground truth, as received.
+        output: Labelled cloud, as received.
+        latency_ms: Time between their receipts.
+    """
 
     stamp_ns: int
     ground_truth: Any
@@ -40,15 +46,20 @@ class _Waiting:
 
 
 class Matcher:
-    """Pairs ground truths with outputs by stamp; remembers at most `capacity` of either that have no partner yet.
+    """Pairs clouds with ground truth and outputs by stamp. Thread-safe.
 
-    Outputs of scans from before the first ground truth are not counted: whoever evaluates came too late for them.
-    Threads may share it.
+    Outputs older than the first ground truth are not counted: their scans were published before the evaluation began.
+
+    Args:
+        capacity: Largest number of clouds of either kind that wait for their partner; the oldest is dropped first.
+
+    Raises:
+        UserError: The capacity is less than 1.
     """
 
     def __init__(self, capacity: int = 32) -> None:
         if capacity < 1:
-            raise UserError(f"the number of remembered clouds must be at least 1, found {capacity}")
+            raise UserError(f"capacity for unmatched clouds must be at least 1, found {capacity}")
         self.capacity = capacity
         self.scans_in = 0
         self.scans_out = 0
@@ -60,7 +71,7 @@ class Matcher:
         self._output_times: tuple[float, float] | None = None
 
     def input(self, stamp_ns: int, cloud: Any, received_s: float) -> Pair | None:
-        """A ground truth came in. Returns the pair if its output is here already."""
+        """Receive a cloud with ground truth. Returns the pair if its output is already here."""
         with self._lock:
             self.scans_in += 1
             self._last_s = received_s
@@ -71,10 +82,10 @@ class Matcher:
                 return None
             if not output.counted:
                 self._count_output(output.received_s)
-            return Pair(stamp_ns, cloud, output.cloud, 0.0)  # the output overtook it on the way here
+            return Pair(stamp_ns, cloud, output.cloud, 0.0)  # the output overtook it in transport
 
     def output(self, stamp_ns: int, cloud: Any, received_s: float) -> Pair | None:
-        """An output came in. Returns the pair if its ground truth is here."""
+        """Receive an output. Returns the pair if its ground truth is here."""
         with self._lock:
             truth = self._inputs.pop(stamp_ns, None)
             counts = self._first_ns is not None and stamp_ns >= self._first_ns
@@ -87,7 +98,7 @@ class Matcher:
             return Pair(stamp_ns, truth.cloud, cloud, 1e3 * (received_s - truth.received_s))
 
     def _remember(self, waiting: OrderedDict[int, _Waiting], stamp_ns: int, entry: _Waiting) -> None:
-        waiting.pop(stamp_ns, None)  # a recording that begins again: the older one of that stamp is lost
+        waiting.pop(stamp_ns, None)  # a restarted recording: the older cloud of that stamp is lost
         waiting[stamp_ns] = entry
         if len(waiting) > self.capacity:
             waiting.popitem(last=False)
@@ -99,18 +110,18 @@ class Matcher:
 
     @property
     def pending(self) -> int:
-        """How many ground truths still wait for their output."""
+        """Number of clouds with ground truth that wait for their output."""
         with self._lock:
             return len(self._inputs)
 
     @property
     def quiet_since_s(self) -> float | None:
-        """When the last cloud that counts came, ground truth or output; None before the first."""
+        """Time of the last counted cloud, ground truth or output; None before the first."""
         return self._last_s
 
     @property
     def rate_hz(self) -> float | None:
-        """Outputs a second between the first and the last; None before the second."""
+        """Outputs per second between the first and the last; None before the second."""
         if self._output_times is None or self.scans_out < 2:
             return None
         first, last = self._output_times
@@ -118,9 +129,15 @@ class Matcher:
 
 
 class LiveEvaluation:
-    """Evaluates pairs of clouds and sums up: what `sqsegv3 evaluate` says, and what was lost and how long it took.
+    """Scores, losses and latency of matched clouds.
 
-    expected: how many scans there should be, where that is known. Raises UserError for clouds that cannot be evaluated.
+    Args:
+        labels: Label set of labels and ground truth.
+        matcher: Source of the pairs; its counters tell what was lost.
+        border: Also evaluate the points near borders between classes.
+        expected: Number of scans that should arrive, if known.
+        ground_truth_field: Field of the true classes.
+        label_field: Field of the labels.
     """
 
     def __init__(
@@ -139,28 +156,31 @@ class LiveEvaluation:
         self._latencies_ms: list[float] = []
 
     def add(self, pair: Pair, ground_truth: PointCloudLike, output: PointCloudLike) -> None:
-        """Evaluate the clouds of a pair (decoded meanwhile, if the pair holds them as bytes)."""
-        name = f"{pair.stamp_ns // 10**9}.{pair.stamp_ns % 10**9:09d}"
-        evaluate_clouds(self.evaluator, name, ground_truth, output, *self._fields)
+        """Evaluate the deserialized clouds of a pair.
+
+        Raises:
+            UserError: The clouds do not fit each other or the label set; the message names the scan.
+        """
+        self.evaluator.add_clouds(format_stamp(pair.stamp_ns), ground_truth, output, *self._fields)
         self._latencies_ms.append(pair.latency_ms)
 
     @property
     def evaluated(self) -> int:
-        """How many scans were evaluated."""
+        """Number of evaluated scans."""
         return len(self._latencies_ms)
 
     @property
     def lost(self) -> int:
-        """How many scans came in, or should have, and were not evaluated."""
+        """Number of scans that arrived, or should have, and were not evaluated."""
         return max(self.matcher.scans_in, self._expected or 0) - self.evaluated
 
     @property
     def complete(self) -> bool:
-        """Whether there were scans, and each was evaluated, and no output came of a scan that was not seen."""
+        """Whether there were scans, each was evaluated, and every output belongs to one of them."""
         return self.evaluated > 0 and self.lost == 0 and self.matcher.scans_out == self.evaluated
 
     def numbers(self) -> dict[str, Any]:
-        """The live numbers: counts, latency percentiles (milliseconds), output rate. None where there is none yet."""
+        """Get counts, latency percentiles (milliseconds) and output rate; None for what is not known yet."""
         matcher = self.matcher
         percentiles: dict[str, float | None] = dict.fromkeys(("p50", "p95", "p99"))
         if self._latencies_ms:
@@ -178,18 +198,24 @@ class LiveEvaluation:
         }
 
     def brief(self) -> dict[str, Any]:
-        """What is worth publishing while it runs: the live numbers and the scores so far."""
-        matrix = self.evaluator.matrix
-        scores = matrix.scores()
-        names = {
-            self.evaluator.labels.names[label]: float(scores.iou[label]) for label in self.evaluator.labels.evaluated
+        """Get the live numbers and the scores so far, to publish while the evaluation runs."""
+        scores = self.evaluator.matrix.scores()
+        labels = self.evaluator.labels
+        return {
+            **self.numbers(),
+            "miou": scores.miou,
+            "miou_present": scores.miou_present,
+            "accuracy": scores.accuracy,
+            "iou": {labels.names[label]: float(scores.iou[label]) for label in labels.evaluated},
         }
-        quality = {"miou": scores.miou, "miou_present": scores.miou_present, "accuracy": scores.accuracy}
-        return {**self.numbers(), **quality, "iou": names}
 
     def summary(self) -> dict[str, Any]:
-        """The whole evaluation: the keys of `Evaluator.summary`, the live numbers, `latency_ms` of every evaluated scan, and
-        `live`, the numbers with titles, as `sqsegv3 report` shows them."""
+        """Summarize the evaluation.
+
+        Returns:
+            The keys of `Evaluator.summary`, the live numbers, `latency_ms` of every evaluated scan, and `live`, the
+            numbers with titles for `sqsegv3 report`.
+        """
         numbers = self.numbers()
         return {
             **self.evaluator.summary(),
@@ -200,7 +226,7 @@ class LiveEvaluation:
 
 
 def titled(numbers: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The live numbers that are known, with titles for people."""
+    """Yield the live numbers that are known, with titles."""
     titles = {
         "scans_in": "scans in",
         "scans_out": "scans out",
@@ -216,36 +242,13 @@ def titled(numbers: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield title, round(value, 3) if isinstance(value, float) else value
 
 
-def evaluate_clouds(
-    evaluator: Evaluator,
-    name: str,
-    ground_truth: PointCloudLike,
-    output: PointCloudLike,
-    ground_truth_field: str,
-    label_field: str,
-) -> None:
-    """Evaluate an output cloud by a ground-truth cloud with the same points in the same order.
-
-    name: what messages and summary call the scan. Raises UserError where a field is missing, or the numbers of points
-    or the labels do not fit.
-    """
-    try:
-        truth = read_field(ground_truth, ground_truth_field)
-        labels = read_field(output, label_field)
-        points = decode(ground_truth, _XYZ).points
-        for field, values in ((ground_truth_field, truth), (label_field, labels)):
-            if values.ndim != 1 or values.dtype.kind not in "ui":
-                raise UserError(f"field '{field}' holds {values.dtype}; expected one integer a point")
-        if len(truth) != len(labels):
-            raise UserError(f"{len(labels)} labels, but the ground truth has {len(truth)} points")
-        evaluator.add(name, points, labels, truth)
-    except UserError as error:
-        text = str(error)
-        raise UserError(text if text.startswith(f"scan {name}") else f"scan {name}: {text}") from error
+def format_stamp(stamp_ns: int) -> str:
+    """Format a stamp in nanoseconds as seconds, '1600000000.100000000'."""
+    return f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d}"
 
 
 def stamp_of(cdr: bytes) -> int:
-    """The stamp (nanoseconds) of a serialised message that begins with a header."""
+    """Read the stamp, in nanoseconds, of a CDR message that begins with a header."""
     order = "<" if cdr[1] & 1 else ">"
     seconds, nanoseconds = struct.unpack_from(f"{order}iI", cdr, 4)
     return int(seconds) * 10**9 + int(nanoseconds)

@@ -1,4 +1,4 @@
-"""Predicted and true labels, point by point, go in; IoU, mIoU and accuracy come out, all from one confusion matrix."""
+"""IoU, mIoU and accuracy of predicted labels, from one confusion matrix over points."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
 
 BAND_EDGES_M = (0.0, 10.0, 20.0, 30.0, 50.0)
-"""Where the range bands begin, in metres; the last one is open."""
+"""Lower edges of the range bands in metres; the last band is open."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says. All are fractions, 0..1.
+    """Scores of a confusion matrix, as fractions 0..1.
 
-    iou: (C,) float64 by label, 0 for ignored and absent classes. miou: its mean over all evaluated classes, absent ones
-    included as 0 (the official way). miou_present: its mean over the evaluated classes that the ground truth holds.
-    accuracy: the share of the counted points that are right.
+    Attributes:
+        iou: (C,) float64 by label, 0 for ignored and absent classes.
+        miou: Mean over all evaluated classes; absent ones count as 0, as in the official evaluation.
+        miou_present: Mean over the evaluated classes that the ground truth contains.
+        accuracy: Share of the counted points that are right.
     """
 
     iou: npt.NDArray[np.float64]
@@ -34,7 +36,12 @@ class Scores:
 class ConfusionMatrix:
     """Counts of points by predicted label (rows) and true label (columns), as in the official release.
 
-    labels: the label set; its ignored classes are counted but not evaluated. counts: (C, C) int64, zeros if not given.
+    Args:
+        labels: Label set; its ignored classes are counted, but not evaluated.
+        counts: (C, C) integers.
+
+    Raises:
+        UserError: The counts do not fit the label set.
     """
 
     def __init__(self, labels: LabelSet, counts: npt.NDArray[Any] | None = None) -> None:
@@ -47,38 +54,42 @@ class ConfusionMatrix:
             )
 
     def add(self, prediction: npt.NDArray[Any], ground_truth: npt.NDArray[Any]) -> None:
-        """Count (N,) predicted against (N,) true labels of any integer type. Raises UserError where they do not fit."""
-        self.counts += count_pairs(prediction, ground_truth, len(self.labels))
+        """Count (N,) predicted and (N,) true labels of any integer type.
 
-    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        return ConfusionMatrix(self.labels, self.counts + other.counts)
+        Raises:
+            UserError: Their lengths differ, or a label is not in the label set.
+        """
+        self.counts += count_pairs(prediction, ground_truth, len(self.labels))
 
     @property
     def points(self) -> int:
-        """How many points were counted, ignored ones included."""
+        """Number of counted points, ignored ones included."""
         return int(self.counts.sum())
 
     @property
     def support(self) -> npt.NDArray[np.int64]:
-        """(C,) how many points of each class the ground truth holds."""
+        """(C,) points of each class in the ground truth."""
         return self.counts.sum(axis=0)
 
     @property
     def evaluated_points(self) -> int:
-        """How many points have a true class that is evaluated."""
+        """Number of points whose true class is evaluated."""
         return int(self.support[list(self.labels.evaluated)].sum())
 
     @property
     def left_unlabeled(self) -> int:
-        """How many points of a evaluated class were predicted as an ignored one: dropped or wrong, as scores() is told."""
+        """Number of points of an evaluated class that were predicted as an ignored one."""
         evaluated = self._is_evaluated()
         return int(self.counts[~evaluated][:, evaluated].sum())
 
     def scores(self, strict: bool = False) -> Scores:
-        """IoU = TP / (TP + FP + FN) and what follows from it.
+        """Compute IoU = TP / (TP + FP + FN), its means, and the accuracy.
 
-        strict False: the official release's way; a point of a evaluated class that is predicted as an ignored class is
-        dropped. strict True: such a point is a miss of its true class. Points whose true class is ignored never count.
+        Points whose true class is ignored never count.
+
+        Args:
+            strict: Count a point of an evaluated class that was predicted as an ignored class as a miss; the official
+                evaluation drops it.
         """
         evaluated = self._is_evaluated()
         counts = np.where(evaluated[None, :], self.counts, 0)
@@ -96,9 +107,7 @@ class ConfusionMatrix:
         )
 
     def _is_evaluated(self) -> npt.NDArray[np.bool_]:
-        evaluated = np.zeros(len(self.labels), dtype=bool)
-        evaluated[list(self.labels.evaluated)] = True
-        return evaluated
+        return np.isin(np.arange(len(self.labels)), self.labels.evaluated)
 
 
 def count_pairs(
@@ -108,20 +117,29 @@ def count_pairs(
     group: npt.NDArray[Any] | None = None,
     groups: int = 1,
 ) -> npt.NDArray[np.int64]:
-    """Count points by (prediction, ground truth), in one pass.
+    """Count points by predicted and true label, in one pass.
 
-    prediction, ground_truth: (N,) integer labels in 0..classes-1. group: (N,) integers in 0..groups-1 that split the
-    points, or None. Returns (classes, classes) int64 with predictions as rows; with group (groups, classes, classes).
-    Raises UserError where lengths differ or a label lies outside.
+    Args:
+        prediction: (N,) integer labels in 0..classes-1.
+        ground_truth: (N,) integer labels in 0..classes-1.
+        classes: Number of labels.
+        group: (N,) integers in 0..groups-1 that split the points, or None.
+        groups: Number of groups.
+
+    Returns:
+        (classes, classes) int64 with predictions as rows; with `group` (groups, classes, classes).
+
+    Raises:
+        UserError: The lengths differ, or a label is out of range.
     """
     if prediction.shape != ground_truth.shape or prediction.ndim != 1:
         raise UserError(
             f"predictions {prediction.shape} and ground truth {ground_truth.shape} must be flat and of equal length"
         )
-    for what, values in (("predicted", prediction), ("true", ground_truth)):
+    for name, values in (("predicted", prediction), ("true", ground_truth)):
         if values.size and not 0 <= int(values.min()) <= int(values.max()) < classes:
             raise UserError(
-                f"{what} labels must lie in 0..{classes - 1}, found {int(values.min())}..{int(values.max())}"
+                f"{name} labels must be in 0..{classes - 1}, found {int(values.min())}..{int(values.max())}"
             )
     cell = prediction.astype(np.int64) * classes + ground_truth.astype(np.int64)
     if group is not None:
@@ -131,6 +149,6 @@ def count_pairs(
 
 
 def range_bands(ranges_m: npt.NDArray[Any], edges_m: Sequence[float] = BAND_EDGES_M) -> npt.NDArray[np.int64]:
-    """(N,) ranges in metres -> (N,) band of each: 0..len(edges)-1 by lower edge, len(edges) where not finite."""
+    """Sort (N,) ranges in metres into bands: 0..len(edges_m)-1 by lower edge, len(edges_m) if not finite."""
     band = np.digitize(ranges_m, np.asarray(edges_m[1:], dtype=np.float64))
     return np.where(np.isfinite(ranges_m), band, len(edges_m)).astype(np.int64)

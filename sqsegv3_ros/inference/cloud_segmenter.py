@@ -1,10 +1,11 @@
-"""One way through: a PointCloud2 goes in, the wanted products of its labels come out, each stage timed.
+"""The cloud segmenter: a PointCloud2 message -> labelled clouds and images, each stage timed.
 
-No ROS in it: the messages are whatever class the input has.
+No ROS in it: the messages it makes are of the class of its input.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.input_checks import Expected, check_input
@@ -27,11 +29,14 @@ INPUT_CHECK_PERIOD_S = 1.0
 
 @dataclass(frozen=True)
 class Result:
-    """What was made of one cloud.
+    """The products of one cloud.
 
-    clouds: messages by product, of the input's class. images: (encoding, pixels) by product: label_image 'rgb8'
-    (H, W, 3) uint8 in the class colours, range_image '32FC1' (H, W) float32 metres, 0 where there is no point.
-    input warnings: what about the cloud does not fit the model.
+    Attributes:
+        clouds: Messages by product, of the input's class.
+        images: (encoding, pixels) by product: label_image is 'rgb8', (H, W, 3) uint8 in class colours; range_image is
+            '32FC1', (H, W) float32 in metres, 0 in empty pixels.
+        timings_ms: Milliseconds by stage.
+        input_warnings: What about the clouds does not fit the model.
     """
 
     clouds: dict[str, Any]
@@ -42,7 +47,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Applied:
-    """What settings mean for a model; keep: (C,) bool, the classes that the filtered cloud keeps."""
+    """Settings as applied to a model; keep: (C,) bool, the classes that the filtered cloud keeps."""
 
     projection: ProjectionConfig
     knn: KnnConfig
@@ -53,12 +58,23 @@ class _Applied:
 
 
 class CloudSegmenter:
-    """A model with a robot's settings. Raises UserError where they cannot be used together."""
+    """A model with a robot's settings, ready to label clouds one after another."""
 
     CLOUDS: ClassVar[tuple[str, ...]] = ("points", "filtered")
     PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image")
 
     def __init__(self, settings: Settings, extrinsics: Extrinsics | None = None, *, warm_up: bool = True) -> None:
+        """Load the model and apply the settings.
+
+        Args:
+            settings: Values of all parameters.
+            extrinsics: Rotation and height from TF, instead of those in the settings.
+            warm_up: Run synthetic scans, so that a live node's first cloud is as quick as the others.
+
+        Raises:
+            UserError: Model and settings cannot be used together.
+        """
+        begin = time.perf_counter()
         model = load_model(find_model(settings["model"]), settings["model_sha256"] or None)
         self.segmenter = Segmenter(
             model,
@@ -71,18 +87,20 @@ class CloudSegmenter:
         )
         self._tf_extrinsics = extrinsics
         self.apply(settings)
-        begin = time.perf_counter()
         self._use(self._applied)
-        if warm_up:  # a live node's first cloud must be as quick as the others; offline it would be labelled thrice
+        if warm_up:
             self.segmenter.warm_up()
-        self.warm_up_s = time.perf_counter() - begin
+        self.startup_s = time.perf_counter() - begin
         self._input_warnings: tuple[str, ...] = ()
         self._input_checked_at = -INPUT_CHECK_PERIOD_S
 
     def apply(self, settings: Settings) -> None:
-        """Take over settings with the next cloud; all of them, or, where they do not fit (UserError), none.
+        """Apply settings from the next cloud on: all of them, or none if they do not fit.
 
-        Other threads may call it while a cloud is in work: one cloud has one set of settings from begin to end.
+        May be called by another thread while a cloud is processed: one cloud has one set of settings.
+
+        Raises:
+            UserError: A setting does not fit the model.
         """
         info = self.segmenter.info
         projection, knn = settings.projection(info), settings.knn(info)
@@ -93,18 +111,24 @@ class CloudSegmenter:
         keep[[info.labels.index(name) for name in settings.remove_classes]] = False
         writer = LabelledCloudWriter(info.labels.colors, settings.outputs)
         cloud_settings = settings.cloud_settings(rings_needed=projection.needs_rings)
-
-        self._applied = _Applied(
-            projection, knn, extrinsics, keep, writer, cloud_settings
-        )  # at once: another thread works
+        # one assignment, as another thread may be using it
+        self._applied = _Applied(projection, knn, extrinsics, keep, writer, cloud_settings)
 
     def process(self, cloud: Any, wanted: Collection[str]) -> Result:
-        """Label a cloud. wanted: which of PRODUCTS to make. Raises CloudError for a cloud that cannot be used."""
+        """Label a cloud.
+
+        Args:
+            cloud: sensor_msgs/PointCloud2, or an object with its fields.
+            wanted: Which of `PRODUCTS` to make.
+
+        Raises:
+            CloudError: The cloud cannot be used.
+        """
         begin = time.perf_counter()
         applied = self._applied
         self._use(applied)
         decoded = decode(cloud, applied.cloud)
-        decoded_at = time.perf_counter()
+        decode_ms = 1e3 * (time.perf_counter() - begin)
 
         segmentation = self.segmenter.segment(decoded.points, decoded.rings)
 
@@ -118,17 +142,40 @@ class CloudSegmenter:
             images["label_image"] = ("rgb8", self._label_image(segmentation))
         if "range_image" in wanted:
             images["range_image"] = ("32FC1", segmentation.image.range.clamp_min(0).cpu().numpy())
-        timings = {
-            "decode": 1e3 * (decoded_at - begin),
-            **segmentation.timings_ms,
-            "encode": 1e3 * (time.perf_counter() - encode_from),
-        }
+        encode_ms = 1e3 * (time.perf_counter() - encode_from)
+
+        check_from = time.perf_counter()
         if begin - self._input_checked_at >= INPUT_CHECK_PERIOD_S:
-            self._input_warnings = check_input(
-                decoded.points, decoded.rings, self._expected(), segmentation.image.index >= 0
-            )
+            mask = segmentation.image.index >= 0
+            self._input_warnings = check_input(decoded.points, decoded.rings, self._expected(), mask)
             self._input_checked_at = begin
+        check_ms = 1e3 * (time.perf_counter() - check_from)
+
+        timings = {"decode": decode_ms, **segmentation.timings_ms, "encode": encode_ms, "input checks": check_ms}
         return Result(clouds, images, timings, self._input_warnings)
+
+    def description(self) -> dict[str, str]:
+        """What runs here, for diagnostics."""
+        model, runtime, applied = self.segmenter.model, self.segmenter.runtime, self._applied
+        return {
+            "model": model.info.name,
+            "licence": model.info.licence,
+            "file": str(model.path),
+            "file sha256": model.sha256,
+            "backend": runtime.backend,
+            "device": str(runtime.device),
+            "precision": runtime.precision,
+            "threads": str(runtime.threads),
+            "image": f"{applied.projection.height} x {applied.projection.width}",
+            "knn": applied.knn.mode,
+        }
+
+    def release(self) -> None:
+        """Free the device's memory."""
+        del self.segmenter
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _use(self, applied: _Applied) -> None:
         segmenter = self.segmenter
@@ -137,33 +184,6 @@ class CloudSegmenter:
     def _expected(self) -> Expected:
         segmenter, info = self.segmenter, self.segmenter.info
         return Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m)
-
-    def description(self) -> dict[str, str]:
-        """What runs here, for diagnostics."""
-        segmenter, applied = self.segmenter, self._applied
-        return {
-            "model": segmenter.info.name,
-            "licence": segmenter.info.licence,
-            "file": str(segmenter.model.path),
-            "file sha256": segmenter.model.sha256,
-            "backend": segmenter.runtime.backend,
-            "device": str(segmenter.runtime.device),
-            "precision": segmenter.runtime.precision,
-            "threads": str(segmenter.runtime.threads),
-            "image": f"{applied.projection.height} x {applied.projection.width}",
-            "knn": applied.knn.mode,
-        }
-
-    def release(self) -> None:
-        """Let go of the device's memory."""
-        import gc
-
-        import torch
-
-        del self.segmenter
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _label_image(self, segmentation: Segmentation) -> npt.NDArray[np.uint8]:
         colors: npt.NDArray[np.uint8] = self.segmenter.info.labels.colors

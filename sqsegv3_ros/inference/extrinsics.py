@@ -1,4 +1,4 @@
-"""The sensor's mount: how the points of a tilted sensor are levelled, and what one at another height would measure."""
+"""Extrinsics of the sensor: levelling of a tilted sensor's points, and height compensation."""
 
 from __future__ import annotations
 
@@ -54,21 +54,28 @@ class Extrinsics:
         return self.rotation == _IDENTITY
 
     def level(self, points: Tensor) -> Tensor:
-        """(N, 4) float32 x, y, z, remission in the sensor frame -> the same in the level frame."""
+        """Rotate points into the level frame.
+
+        Args:
+            points: (N, 4) float32 x, y, z in metres in the sensor frame, remission.
+        """
         if self.is_level:
             return points
         return torch.cat([points[:, :3] @ points.new_tensor(self.rotation).T, points[:, 3:]], 1)
 
     def changes_height(self, model_height_m: float | None) -> bool:
-        """Whether the sensor is known to be at another height than the model's."""
+        """Whether the sensor's height is known and differs from that of the model's sensor."""
         return bool(self.height_m and model_height_m) and self.height_m != model_height_m
 
     def compensate_height(self, image: RangeImage, model_height_m: float | None) -> RangeImage:
-        """The image with the coordinates that a sensor at the model's height would measure of the same places.
+        """Shift the image's coordinates to those that a sensor at the model's height would measure.
 
-        The ground comes to lie where the model expects it, without which it takes roads for cars. Every place keeps the
-        pixel of the ray that met it: where the rays leave the sensor at another height, they still are as far apart as
-        they are. model_height_m: of the sensor that the model learned from; None where unknown, then nothing changes.
+        The ground is then at the height that the model knows; otherwise it takes roads for cars. Every point keeps its
+        pixel, so the spacing of the beams does not change.
+
+        Args:
+            image: Range image in the level frame.
+            model_height_m: Height of the sensor that the model was trained with, metres; None: unknown, no change.
         """
         if model_height_m is None or not self.changes_height(model_height_m):
             return image
@@ -89,7 +96,7 @@ def _rotation(roll: float, pitch: float, yaw: float) -> np.ndarray:
         from transforms3d.euler import euler2mat  # what tf_transformations wraps, for machines without ROS
     except ImportError:
         raise UserError(
-            "a tilted mount needs tf_transformations (rosdep install, or ros-$ROS_DISTRO-tf-transformations) or, "
+            "a tilted sensor needs tf_transformations (rosdep install, or ros-$ROS_DISTRO-tf-transformations) or, "
             "without ROS, transforms3d (pip install transforms3d)"
         ) from None
     return np.asarray(euler2mat(roll, pitch, yaw, "sxyz"))

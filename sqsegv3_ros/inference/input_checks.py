@@ -1,4 +1,4 @@
-"""Does a scan look like those that the model learned from? Points go in, input warnings on what does not fit come out."""
+"""Input checks: whether a scan resembles those that the model was trained on."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from torch import Tensor
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 
-# Points looked at: enough for percentiles, too few to cost anything. Odd, so that a cloud that holds the returns of
-# 16, 32, 64 or 128 lasers in turn shows all of them.
+# Every 17th point is enough for percentiles and costs little. Odd, so that a cloud with the returns of 16, 32, 64 or
+# 128 lasers in turn shows all of them.
 _EVERY = 17
 _MIN_POINTS = 200
 _LEVEL = Extrinsics()
-_EDGE_DEG = 1.0  # so far outside of the field of view, the edge row is still a good place
-_OUTSIDE = 0.05  # share of points from which on it matters
-_HEIGHT_M = 0.35  # the ground of streets is seldom further from where it should be
+_EDGE_DEG = 1.0  # outside the field of view by this much, a point still fits into the edge row
+_OUTSIDE = 0.05  # share of points outside above which a warning is due
+_HEIGHT_M = 0.35  # the ground of streets rarely deviates more
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What scans are made into, and what the model learned from. model_height_m: of its sensor, None where unknown."""
+    """What the model expects of a scan.
+
+    Attributes:
+        projection: How points become an image.
+        normalization: Statistics of the training data.
+        extrinsics: Of the sensor.
+        model_height_m: Height of the sensor of the training data, metres; None if unknown.
+    """
 
     projection: ProjectionConfig
     normalization: Normalization
@@ -39,10 +46,16 @@ def check_input(
     expected: Expected,
     mask: Tensor | None = None,
 ) -> tuple[str, ...]:
-    """What about a scan does not fit, a sentence each that names what was found, expected, and the setting to look at.
+    """Check a scan against what the model expects.
 
-    points: (N, 4) x, y, z in metres in the sensor frame, remission after scaling. rings: (N,) ring numbers where the
-    cloud has them. mask: (H, W) bool, the pixels of the image that have a point.
+    Args:
+        points: (N, 4) x, y, z in metres in the sensor frame, remission after scaling.
+        rings: (N,) ring numbers, if the cloud has them.
+        expected: What the model expects.
+        mask: (H, W) bool, the pixels of the image that have a point.
+
+    Returns:
+        A sentence for each mismatch: what was found, what was expected, which setting to look at.
     """
     projection = expected.projection
     sample = expected.extrinsics.level(torch.from_numpy(points[::_EVERY].copy())).numpy()
@@ -71,13 +84,14 @@ def _intensity(remission: npt.NDArray[np.float32], normalization: Normalization)
     typical, highest = float(np.median(remission)), float(np.percentile(remission, 99))
     if typical > mean + 3 * std:
         return (
-            f"intensity does not fit: its median is {typical:.3g}, the model learned from about {mean:g} +- {std:g}; "
+            f"intensity does not fit: its median is {typical:.3g}, "
+            f"the model was trained with about {mean:g} +- {std:g}; "
             "set intensity_scale (1/255 = 0.00392 for drivers that give 0..255) and intensity_exponent"
         )
     if highest < mean / 3:
         return (
             f"intensity does not fit: it hardly exceeds {highest:.3g}, "
-            f"the model learned from about {mean:g} +- {std:g}; "
+            f"the model was trained with about {mean:g} +- {std:g}; "
             "set intensity_scale, intensity_exponent or intensity_field"
         )
     return ""
@@ -88,7 +102,7 @@ def _field_of_view(elevation: npt.NDArray[np.float64], projection: ProjectionCon
     low, high = np.percentile(elevation, [1, 99])
     outside = np.mean((elevation > up + _EDGE_DEG) | (elevation < down - _EDGE_DEG))
     if outside > _OUTSIDE:
-        found = f"{100 * outside:.0f} % of the points lie outside {down:g}..{up:g} deg (found {low:.1f}..{high:.1f})"
+        found = f"{100 * outside:.0f} % of the points are outside {down:g}..{up:g} deg (found {low:.1f}..{high:.1f})"
     elif high - low < 0.35 * (up - down):  # less than what is left of it in an open field
         found = f"the points fill {low:.1f}..{high:.1f} deg of {down:g}..{up:g}"
     else:
@@ -103,7 +117,7 @@ def _rings(rings: npt.NDArray[Any], elevation: npt.NDArray[np.float64], projecti
         return f"rings do not fit: found {rings.min()}..{rings.max()}, expected 0..{expected - 1}; {_RING_HELP}"
     seen = len(np.unique(rings))
     low, high = np.percentile(elevation, [1, 99])
-    # beams that meet nothing, as those into the sky, say nothing about the sensor
+    # beams without a return, such as those into the sky, say nothing about the sensor
     if seen < 0.55 * expected and high - low > 0.52 * (projection.fov_up_deg - projection.fov_down_deg):
         return f"rings do not fit: found {seen} of {expected} over the whole field of view; {_RING_HELP}"
     if projection.needs_rings and seen > 2:
@@ -120,7 +134,7 @@ _RING_HELP = "set projection.ring_count, and the field of view with it"
 
 
 def _beams(elevation: npt.NDArray[np.float64], projection: ProjectionConfig) -> str:
-    """Without ring numbers, too few beams show by the rows that stay empty between them."""
+    """Too few beams leave rows empty between them; for clouds without ring numbers."""
     if projection.needs_rings:
         return ""
     bounds = (projection.fov_down_deg, projection.fov_up_deg)
@@ -132,13 +146,13 @@ def _beams(elevation: npt.NDArray[np.float64], projection: ProjectionConfig) -> 
     if seen.mean() > 0.6:
         return ""
     return (
-        f"beams do not fit: {100 * (1 - seen.mean()):.0f} % of the image's rows lie empty between them; "
+        f"beams do not fit: {100 * (1 - seen.mean()):.0f} % of the image's rows between them are empty; "
         "set projection.height or projection.fill_rows"
     )
 
 
 def _columns(mask: Tensor) -> str:
-    """An image wider than the sensor has columns: hardly a pixel that has a point has one beside it."""
+    """In an image with more columns than the sensor, few pixels with a point have a neighbour with one."""
     left, right = mask[:, :-1], mask[:, 1:]
     share = float((left & right).sum() / left.sum().clamp_min(1))
     if share > 0.4:
@@ -150,11 +164,11 @@ def _columns(mask: Tensor) -> str:
 
 
 def _height(xyz: npt.NDArray[np.float64], expected: Expected) -> str:
-    """Where most of what lies below the sensor lies as deep as each other, that is the ground."""
+    """The ground is the height at which most points below the sensor are."""
     if not expected.model_height_m:
         return ""
     distance = np.hypot(xyz[:, 0], xyz[:, 1])
-    # not the vehicle itself, nor what stands before beams that are nearly level
+    # neither the vehicle itself nor what stands in the way of nearly level beams
     below = xyz[(distance > 3) & (distance < 20) & (xyz[:, 2] < -0.1 * distance), 2]
     if len(below) < _MIN_POINTS // 2:
         return ""
@@ -162,12 +176,12 @@ def _height(xyz: npt.NDArray[np.float64], expected: Expected) -> str:
     in_three_bins = np.convolve(count, [1, 1, 1], "same")
     fullest = int(in_three_bins.argmax())
     ground = -float(np.median(below[np.abs(below - edges[fullest : fullest + 2].mean()) < 0.15]))
-    height, source = expected.model_height_m, "the model learned from"
+    height, source = expected.model_height_m, "the model was trained with"
     if expected.extrinsics.height_m:
         height, source = expected.extrinsics.height_m, "mount.height_m says"
     if in_three_bins[fullest] < 0.3 * len(below) or abs(ground - height) <= _HEIGHT_M:
         return ""
     return (
-        f"height does not fit: the ground seems to lie {ground:.1f} m below the sensor, {source} {height:g} m; "
+        f"height does not fit: the ground appears {ground:.1f} m below the sensor, {source} {height:g} m; "
         "set mount.height_m"
     )

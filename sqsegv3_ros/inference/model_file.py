@@ -43,10 +43,20 @@ WEIGHT_DTYPES = ("float32", "float16")
 class ModelInfo:
     """What a model file says about itself.
 
-    architecture: the network's configuration. sensor_height_m: over the ground, of the sensor that the model learned
-    from, metres; None if unknown. width_multiple, minimum_width: the image widths that the network takes. provenance:
-    source, data, date, metrics, licence, as far as known.
-    weights_dtype and weights_sha256 describe the tensors in the file; `save_model` fills them in.
+    Attributes:
+        name: What the model is called.
+        architecture: The network's configuration, as `NetworkConfig.to_dict` gives it.
+        labels: The classes.
+        projection: How points become the image that the network was trained on.
+        normalization: Mean and standard deviation of the image's channels.
+        knn: How labels are refined.
+        sensor_height_m: Height above the ground of the sensor that recorded the training data, metres; None if unknown.
+        width_multiple: The image width must be a multiple of this.
+        minimum_width: The narrowest image that the network takes.
+        provenance: Source, data, date, metrics and licence, as far as known.
+        weights_dtype: 'float32' or 'float16', of the exported tensors; `save_model` fills it in.
+        weights_sha256: Digest of the exported tensors; `save_model` fills it in.
+        format_version: Version of the file format.
     """
 
     name: str
@@ -65,7 +75,7 @@ class ModelInfo:
 
     @property
     def licence(self) -> str:
-        """What the weights may be used for, as who trained them said."""
+        """The licence of the weights, as stated by whoever trained them; 'unknown' if not stated."""
         return str(self.provenance.get("licence") or "unknown")
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +132,11 @@ class ModelInfo:
 class ModelFile:
     """A loaded model file.
 
-    network: (N, 5, H, W) normalised image -> (N, C, H, W) logits, float32 on the CPU. sha256: of the file.
+    Attributes:
+        info: What the file says about itself.
+        network: Exported network, float32 on the CPU: normalised image (N, 5, H, W) -> logits (N, C, H, W).
+        path: The file.
+        sha256: Digest of the file.
     """
 
     info: ModelInfo
@@ -257,16 +271,16 @@ def weights_sha256(network: torch.nn.Module) -> str:
 
 
 def default_model() -> Path | None:
-    """The model that is used where none is named, or None where none ships.
-
-    Looked for beside an installed package (share/sqsegv3_ros/models, by pip or colcon) and in the source tree, so that
-    it is found with and without a sourced ROS environment.
-    """
+    """The model that runs if none is named; None if none is shipped."""
     return shipped_models().get(DEFAULT)
 
 
 def shipped_models() -> dict[str, Path]:
-    """The models that ship with the package, by name."""
+    """The models shipped with the package, by name.
+
+    Looked for beside an installed package (share/sqsegv3_ros/models, by pip or colcon) and in the source tree, with and
+    without a sourced ROS environment.
+    """
     for folder in share_folders():
         models = {path.stem: path for path in sorted((folder / "models").glob("*.pt"))}
         if models:
@@ -275,22 +289,28 @@ def shipped_models() -> dict[str, Path]:
 
 
 def find_model(given: str | Path | None) -> Path:
-    """The file of a model: a path, the name of one that ships ('simulated'), or nothing for the default.
+    """Find the file of a model.
 
-    A file of that name in the working folder goes first. Raises UserError for a name of none, and where nothing is
-    given and nothing ships; whether a path with a folder or an ending leads anywhere is not looked at.
+    Args:
+        given: A path, the name of a shipped model such as 'simulated', or nothing for the default. A name is that of a
+            shipped model even if the working folder has a file of that name: write ./simulated for the file.
+
+    Returns:
+        The path; whether a file is there is not checked for paths with a folder or an ending.
+
+    Raises:
+        UserError: No model has this name, or none is given and none is shipped.
     """
     shipped = shipped_models()
-    if given is None or not str(given):
-        if DEFAULT not in shipped:
-            raise UserError("no model was given, and none ships with this installation; name a model file")
-        return shipped[DEFAULT]
+    name = str(given or DEFAULT)
+    if name in shipped:
+        return shipped[name]
+    if not given:
+        raise UserError("no model was given and this installation has none; name a model file")
     path = Path(given)
-    if path.is_file() or path.suffix or path.name != str(path):
+    if path.is_file() or path.suffix or str(given) != path.name:
         return path
-    if path.name not in shipped:
-        raise UserError(f"there is no model {path}: no file, and none that ships ({', '.join(shipped) or 'none does'})")
-    return shipped[path.name]
+    raise UserError(f"model {path} not found: no such file, and the shipped models are {', '.join(shipped) or 'none'}")
 
 
 def _open(path: Path) -> BinaryIO:

@@ -1,16 +1,18 @@
-"""The node's parameters: their names, defaults, descriptions and ranges, and the settings that their values make.
+"""Specifications and values of all settings of the node, and ROS 2 parameter files; no ROS in it.
 
-No ROS in it: the node declares what stands here, and hands the values back as one checked `Settings`.
+`ros/parameters.py` declares the specifications on the node and makes one validated `Settings` from the values.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, missing_package
 from sqsegv3_ros.pointcloud2 import OUTPUTS, CloudSettings
 
 if TYPE_CHECKING:
@@ -18,16 +20,22 @@ if TYPE_CHECKING:
     from sqsegv3_ros.inference.model_file import ModelInfo
     from sqsegv3_ros.inference.range_image import ProjectionConfig
 
-NAN = math.nan  # "the model's own" where every number could be meant
+NAN = math.nan  # as the model says, for parameters of which every number is a value
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One parameter. The default's type is the parameter's type.
+    """Specification of one parameter.
 
-    low, high: its range, both included. rule: a constraint in words, where a range cannot say it.
-    at_configure: it is read when the node is configured, and cannot be set while the node holds a model; all others
-    take effect with the next cloud.
+    Attributes:
+        name: Full name; dots separate groups.
+        default: Its type is the parameter's type.
+        description: One sentence for `ros2 param describe`.
+        low: Smallest value, included.
+        high: Largest value, included.
+        rule: A constraint in words, if a range cannot express it.
+        at_configure: Read when the node is configured and fixed while it holds a model; all others take effect with
+            the next cloud.
     """
 
     name: str
@@ -39,13 +47,12 @@ class Spec:
     at_configure: bool = False
 
 
-_DEG = "degrees"
 SPECS: tuple[Spec, ...] = (
     Spec(
         "model",
         "",
-        "Path of the model file, or the name of one that ships.",
-        rule="empty: the one called default",
+        "Path of the model file, or the name of a shipped one.",
+        rule="empty: the shipped model called default",
         at_configure=True,
     ),
     Spec(
@@ -133,11 +140,20 @@ SPECS: tuple[Spec, ...] = (
 )
 NAMES = frozenset(spec.name for spec in SPECS)
 AT_CONFIGURE = frozenset(spec.name for spec in SPECS if spec.at_configure)
+_BY_NAME = {spec.name: spec for spec in SPECS}
+_OF_EVERY_NODE = ("use_sim_time", "start_type_description_service", "qos_overrides")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of all parameters, checked as far as possible without a model."""
+    """The values of all parameters, validated as far as possible without a model.
+
+    Attributes:
+        values: Value of every parameter by name.
+
+    Raises:
+        UserError: A value is not allowed.
+    """
 
     values: Mapping[str, Any]
 
@@ -161,7 +177,7 @@ class Settings:
                 raise UserError(f"{name} must lie in -90..90 or be NaN, found {angle}")
         for spec in SPECS:
             value = self.values[spec.name]
-            allowed = isinstance(spec.default, float) and math.isnan(spec.default)  # there it is "the model's own"
+            allowed = isinstance(spec.default, float) and math.isnan(spec.default)  # NaN is then "as the model says"
             if isinstance(value, float) and (math.isinf(value) or (math.isnan(value) and not allowed)):
                 raise UserError(f"{spec.name} must be finite, found {value}")
 
@@ -179,7 +195,7 @@ class Settings:
         return tuple(name for name in self.values["filtered.remove_classes"] if name)
 
     def cloud_settings(self, rings_needed: bool) -> CloudSettings:
-        """How clouds are read. Raises UserError where the settings contradict each other."""
+        """How clouds are decoded. Raises UserError if the settings contradict each other."""
         return CloudSettings(
             intensity_field=self.values["intensity_field"],
             intensity_scale=self.values["intensity_scale"],
@@ -190,16 +206,16 @@ class Settings:
         )
 
     def projection(self, info: ModelInfo) -> ProjectionConfig:
-        """The model's projection with what the robot overrides. Raises UserError where they do not fit together."""
+        """The model's projection with the robot's overrides. Raises UserError if they do not fit together."""
         return replace(info.projection, **self._overrides("projection"))
 
     def knn(self, info: ModelInfo) -> KnnConfig:
-        """The model's KNN settings with what the robot overrides. Raises UserError where they do not fit together."""
+        """The model's KNN settings with the robot's overrides. Raises UserError if they do not fit together."""
         return replace(info.knn, **self._overrides("knn"))
 
     def _overrides(self, group: str) -> dict[str, Any]:
         own = {name.partition(".")[2]: v for name, v in self.values.items() if name.startswith(f"{group}.")}
-        # "", 0 and NaN stand for the model's own; a cutoff of 0 is a value
+        # "", 0 and NaN mean "as the model says"; a cutoff of 0 is a value
         return {
             name: value
             for name, value in own.items()
@@ -213,3 +229,71 @@ _ANGLES = ("fov_up_deg", "fov_down_deg")
 def _one_of(values: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> None:
     if values[name] not in allowed:
         raise UserError(f"{name} must be one of {', '.join(repr(a) for a in allowed)}, found '{values[name]}'")
+
+
+def read_parameters(path: Path) -> dict[str, Any]:
+    """Read a ROS 2 parameter file (`/**: {ros__parameters: {...}}`, nested or with dotted names).
+
+    Args:
+        path: YAML file.
+
+    Returns:
+        The values that the file sets, by parameter name.
+
+    Raises:
+        UserError: A parameter is unknown, of a wrong type or out of its range; names file and parameter.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise missing_package("PyYAML", "reading a parameter file", "tools") from error
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read parameter file {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"parameter file {path} is not valid YAML: {error}") from error
+    groups = list(_groups(tree))
+    if not groups:
+        raise UserError(f"parameter file {path} has no ros__parameters; expected /**: {{ros__parameters: {{...}}}}")
+    found = {name: value for group in groups for name, value in _flat(group)}
+    values = {name: value for name, value in found.items() if not name.startswith(_OF_EVERY_NODE)}
+    try:
+        return {name: check_value(name, value) for name, value in values.items()}
+    except UserError as error:
+        raise UserError(f"parameter file {path}: {error}") from error
+
+
+def check_value(name: str, value: Any) -> Any:
+    """Convert a parameter's value to its type. Raises UserError if the name is unknown or the value not allowed."""
+    if name not in NAMES:
+        similar = difflib.get_close_matches(name, NAMES, n=1)
+        raise UserError(f"unknown parameter '{name}'" + (f"; did you mean '{similar[0]}'?" if similar else ""))
+    spec = _BY_NAME[name]
+    kind = type(spec.default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"parameter {name} must be {kind.__name__}, found {value!r}")
+    number: Any = value
+    if spec.low is not None and spec.high is not None and not spec.low <= number <= spec.high:
+        raise UserError(f"parameter {name} must lie in {spec.low:g}..{spec.high:g}, found {value}")
+    return value
+
+
+def _groups(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """The mappings below every ros__parameters, in order."""
+    if isinstance(tree, Mapping):
+        for name, below in tree.items():
+            if name == "ros__parameters" and isinstance(below, Mapping):
+                yield below
+            else:
+                yield from _groups(below)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,4 +1,4 @@
-"""`sqsegv3 figures`: means and samples by pixel, and activations, against numbers that are known."""
+"""`sqsegv3 ablate --figures`: coordinate statistics and activations by pixel, against known numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_ablation_export import PROJECTION, write_checkpoint
+from checkpoints import PROJECTION, write_checkpoint
 from torch.nn import functional
 
 from sqsegv3_ros.benchmark.ablation import figures, observation
@@ -81,25 +81,25 @@ def test_activation_is_the_mean_over_scans_of_the_stages_first_convolution(block
     assert (np.diff(found.evenness[chosen]) >= 0).all()
 
 
-def test_the_command_draws_and_says_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_plots_and_writes_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'sqsegv3_ros[tools]'")
     generator = np.random.default_rng(0)
     for i in range(3):
         scan = (generator.normal(size=(2000, 4)) * [15, 15, 1, 0.2]).astype(np.float32)
         write_scan(tmp_path / f"data/sequences/00/velodyne/{i:06}.bin", scan)
     write_checkpoint(tmp_path / "x.ckpt", NetworkConfig(block="sac-s").scaled(1 / 8))
-    options = ["figures", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--width", "64", "--limit", "2"]
+    options = ["ablate", "--root", str(tmp_path / "data"), "--width", "64", "--limit", "2", "--figures"]
     assert PROJECTION.width == 64
-    assert main([*options, "--checkpoint", str(tmp_path / "x.ckpt")]) == 0
+    assert main([*options, str(tmp_path / "out"), "--checkpoint", str(tmp_path / "x.ckpt")]) == 0
     assert "of 2 scans" in capsys.readouterr().out
     result = json.loads((tmp_path / "out/figures.json").read_text())
     assert result["scans"] == 2 and len(result["locations"]) == 9
     assert result["networks"]["untrained"]["filters"] == 16
     for name in ("coordinates", "locations", "activation"):
         assert (tmp_path / f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert main(options) == 2
+    assert main([*options, str(tmp_path / "out")]) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main([*options[:2], "--output", str(tmp_path / "b"), "--checkpoint", str(tmp_path / "data")]) == 2
+    assert main([*options, str(tmp_path / "b"), "--checkpoint", str(tmp_path / "data")]) == 2
     assert not (tmp_path / "b").exists()
 
 

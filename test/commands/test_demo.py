@@ -1,4 +1,4 @@
-"""The demo as a newcomer runs it: four processes on a short simulated drive."""
+"""The demo as a new user runs it: four processes on a short simulated drive."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[b
 pytest.importorskip("PIL", reason="needs Pillow: pip install 'sqsegv3_ros[tools]'")
 
 from sqsegv3_ros.cli import main
-from sqsegv3_ros.commands import demo_steps as demo
+from sqsegv3_ros.commands import demo_steps
 from sqsegv3_ros.commands.demo_steps import DemoFiles
 
 
-def test_the_demo_judges_every_scan_and_leaves_numbers_report_and_picture(
+def test_the_demo_evaluates_every_scan_and_writes_numbers_report_and_picture(
     small_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", "--model", str(small_model), "--scans", "4", "--output", str(tmp_path / "demo")]) == 0
@@ -31,13 +31,13 @@ def test_the_demo_judges_every_scan_and_leaves_numbers_report_and_picture(
     assert "small-random" in files.report.read_text()
 
 
-def test_a_machine_that_loses_scans_at_the_recorded_rate_judges_them_all_at_its_own(
+def test_a_machine_that_loses_scans_at_the_recorded_rate_evaluates_all_of_them_at_its_own_rate(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model(tmp_path / "wide.pt", width=4096)  # needs more than the 100 ms between two scans
-    monkeypatch.setattr(demo, "latency_ms", lambda *_: 1.0)  # the machine was quicker when it was asked
+    model = make_model(tmp_path / "wide.pt", width=4096)  # takes more than the 100 ms between two scans
+    monkeypatch.setattr(demo_steps, "measure_latency_ms", lambda *_: 1.0)  # the machine was faster in the measurement
     assert main(["demo", "--model", str(model), "--scans", "4", "--output", str(tmp_path / "demo")]) == 0
-    first, _, second = capfd.readouterr().out.partition("scans were lost at 10 Hz: once more")
+    first, _, second = capfd.readouterr().out.partition("scans were lost at 10 Hz: replaying again")
     assert "not every scan was evaluated" in first
     assert "4 scans evaluated: every scan was evaluated" in second
     assert json.loads(DemoFiles(tmp_path / "demo").evaluation.read_text())["lost"] == 0

@@ -1,4 +1,4 @@
-"""`sqsegv3 evaluate`: the numbers of a data set in folders, and what it says about folders that do not fit."""
+"""`sqsegv3 evaluate` on data sets: its numbers, and its messages for folders that do not fit."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def evaluated(root: Path, *more: str) -> dict:
     return json.loads((root / "out.json").read_text())
 
 
-def test_numbers_of_a_small_data_set_worked_out_by_hand(folders):
+def test_numbers_of_a_small_data_set_computed_by_hand(folders):
     found = evaluated(folders)
     # car: TP 3, FP 1, FN 0. road: TP 4, FP 0, FN 2, one more lost to unlabeled. building: FP 1
     assert found["iou"]["car"] == pytest.approx(3 / 4)
@@ -83,7 +83,7 @@ def test_confusion_has_predictions_as_rows_and_names_its_classes(folders):
     assert counts[names.index("unlabeled"), names.index("road")] == 1
 
 
-def test_points_are_judged_by_their_range(folders):
+def test_points_are_evaluated_by_range(folders):
     near, middle, far, _, farthest = evaluated(folders)["by_range"]
     assert (near["from_m"], near["to_m"], near["points"], near["accuracy"]) == (0, 10, 3, 1.0)
     assert middle["left_unlabeled"] == 1
@@ -96,7 +96,7 @@ def test_points_are_judged_by_their_range(folders):
     )
 
 
-def test_points_without_a_finite_range_are_judged_and_shown_in_a_band_of_their_own(tmp_path):
+def test_points_without_a_finite_range_have_a_band_of_their_own(tmp_path):
     place(tmp_path, "00/000000", at_ranges(5, np.nan, np.inf), [ROAD, ROAD, ROAD], [ROAD, ROAD, CAR])
     found = evaluated(tmp_path)
     assert found["accuracy"] == pytest.approx(2 / 3)
@@ -105,7 +105,7 @@ def test_points_without_a_finite_range_are_judged_and_shown_in_a_band_of_their_o
     assert (last["from_m"], last["to_m"], last["points"], last["accuracy"]) == (None, None, 2, 0.5)
 
 
-def test_chosen_sequences_and_the_first_scans_only(folders):
+def test_sequences_and_limit_select_scans(folders):
     assert evaluated(folders, "--sequences", "3")["scan_count"] == 1
     first = evaluated(folders, "--sequences", "00", "--limit", "1")
     assert [scan["name"] for scan in first["scans"]] == ["00/000000"]
@@ -144,7 +144,7 @@ def test_border_iou_in_the_file_equals_the_official_release(tmp_path):
 
 
 def test_the_table_shows_the_numbers_of_the_file(folders, capsys):
-    evaluated(folders, "--border")  # no two points lie in neighbouring pixels: nothing is near a border
+    evaluated(folders, "--border")  # no two points are in neighbouring pixels, so none is near a border
     table = capsys.readouterr().out
     rows = {line[:18].strip(): line[18:].split() for line in table.splitlines()}
     assert rows["car"] == ["75.0", "75.0", "-", "3"]
@@ -169,7 +169,7 @@ def test_another_label_set_from_yaml(folders):
 
 
 def refused(root: Path, capsys, *more: str) -> str:
-    """Evaluate, expect a refusal without a traceback and without output, and return what it says."""
+    """Evaluate, expect exit code 2 without output, and return the message."""
     assert evaluate(root, "--json", str(root / "out.json"), *more) == 2
     assert not (root / "out.json").exists()
     printed = capsys.readouterr()
@@ -204,7 +204,7 @@ def test_labels_that_do_not_match_the_points_are_named_with_both_counts(folders,
 
 
 @pytest.mark.parametrize("which", ["truth", "prediction"])
-def test_ids_that_the_label_set_does_not_know_are_named(folders, capsys, which):
+def test_ids_that_are_not_in_the_label_set_are_named(folders, capsys, which):
     path = predicted(folders, "00/000000")
     if which == "truth":
         path = folders / "data/sequences/00/labels/000000.label"
@@ -230,7 +230,7 @@ def test_a_sequence_without_predictions_is_named(folders, capsys):
     assert str(predicted(folders, "03/000000").parent) in refused(folders, capsys)
 
 
-def test_folders_that_are_no_data_set_are_named(folders, capsys):
+def test_folders_that_are_not_a_data_set_are_named(folders, capsys):
     assert main(["evaluate", "--dataset", str(folders), "--predictions", str(folders / "predicted")]) == 2
     assert str(folders) in capsys.readouterr().err
     assert main(["evaluate", "--dataset", str(folders / "data"), "--predictions", str(folders / "nowhere")]) == 2
@@ -244,7 +244,7 @@ def test_a_truncated_scan_is_named(folders, capsys):
     assert str(path) in refused(folders, capsys)
 
 
-def test_a_file_that_cannot_be_written_is_said_and_nothing_is_left(folders, capsys):
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(folders, capsys):
     target = folders / "taken"
     target.mkdir()
     assert evaluate(folders, "--json", str(target)) == 2
@@ -262,7 +262,7 @@ def test_a_file_that_cannot_be_written_is_said_and_nothing_is_left(folders, caps
         (["--border-connectivity", "8"], "--border"),
     ],
 )
-def test_senseless_options_are_refused(folders, capsys, options, words):
+def test_invalid_options_are_refused(folders, capsys, options, words):
     assert evaluate(folders, *options) == 2
     assert words in capsys.readouterr().err
 

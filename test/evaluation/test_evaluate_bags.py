@@ -1,4 +1,4 @@
-"""`sqsegv3 evaluate` on bags: the numbers of counting by hand, of the same scans in folders, and what is refused."""
+"""`sqsegv3 evaluate` on bags: numbers counted by hand and of the same scans in folders, and what is refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_bag_gives_the_numbers_of_the_same_scans_in_folders(tmp_path: Path) ->
     assert [scan["points"] for scan in first["scans"]] == [3000]
 
 
-def test_a_folder_of_bags_is_judged_as_a_whole(tmp_path: Path) -> None:
+def test_a_folder_of_bags_is_evaluated_as_a_whole(tmp_path: Path) -> None:
     one, other = labelled(scans(1, seed=1)), labelled(scans(2, seed=2))
     (tmp_path / "all" / "day").mkdir(parents=True)
     record(tmp_path / "all" / "day" / "a", "mcap", {"/lidar": one})
@@ -124,7 +124,7 @@ def test_bags_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Capture
         assert not (tmp_path / "out.json").exists()
 
 
-def test_clouds_with_other_stamps_are_not_judged_by_each_other(
+def test_clouds_with_different_stamps_are_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truth = scans(2)

@@ -1,4 +1,4 @@
-"""The live evaluator without ROS: matching, counting and timing on synthetic times."""
+"""Live evaluation without ROS: matching, counting and timing with synthetic times."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ CAR, ROAD = 1, 9
 
 
 def points(dtype: np.dtype[Any], field: str, classes: list[int]) -> np.ndarray:
-    found = np.zeros(len(classes), dtype)
-    found["x"] = 7.0
-    found[field] = classes
-    return found
+    cloud = np.zeros(len(classes), dtype)
+    cloud["x"] = 7.0
+    cloud[field] = classes
+    return cloud
 
 
 def truth(*classes: int) -> Any:
@@ -35,7 +35,7 @@ def labels(*classes: int) -> Any:
     return make_cloud(points(LABELLED, "label", list(classes)), PointCloud2, PointField, Header())
 
 
-def test_latency_is_the_output_s_receipt_minus_the_matching_input_s_whatever_comes_between() -> None:
+def test_latency_is_the_time_between_receipts_of_matching_clouds_in_any_order() -> None:
     matcher = Matcher()
     assert matcher.input(10, "in 10", 1.0) is None
     assert matcher.input(20, "in 20", 1.1) is None
@@ -48,7 +48,7 @@ def test_latency_is_the_output_s_receipt_minus_the_matching_input_s_whatever_com
     assert matcher.rate_hz == pytest.approx(1 / 0.6)
 
 
-def test_an_output_that_overtakes_its_input_on_the_way_is_matched_with_no_latency() -> None:
+def test_an_output_that_overtakes_its_input_in_transport_is_matched_with_latency_0() -> None:
     matcher = Matcher()
     assert matcher.output(10, "out", 1.0) is None
     pair = matcher.input(10, "in", 1.01)
@@ -56,7 +56,7 @@ def test_an_output_that_overtakes_its_input_on_the_way_is_matched_with_no_latenc
     assert (matcher.scans_in, matcher.scans_out) == (1, 1)
 
 
-def test_outputs_of_scans_from_before_the_first_input_are_not_counted() -> None:
+def test_outputs_older_than_the_first_input_are_not_counted() -> None:
     matcher = Matcher()
     matcher.output(10, "out", 1.0)
     matcher.input(20, "in", 1.1)
@@ -66,7 +66,7 @@ def test_outputs_of_scans_from_before_the_first_input_are_not_counted() -> None:
     assert (matcher.scans_in, matcher.scans_out) == (1, 2)
 
 
-def test_no_more_than_the_capacity_is_remembered_and_the_oldest_is_given_up_first() -> None:
+def test_at_most_capacity_clouds_wait_and_the_oldest_is_dropped_first() -> None:
     matcher = Matcher(capacity=3)
     for stamp in range(1000):
         matcher.input(stamp, bytes(8), float(stamp))
@@ -75,7 +75,7 @@ def test_no_more_than_the_capacity_is_remembered_and_the_oldest_is_given_up_firs
     assert matcher.output(997, b"", 2000.0) is not None
 
 
-def test_a_recording_that_begins_again_is_matched_anew_and_the_unanswered_scan_is_lost() -> None:
+def test_a_restarted_recording_is_matched_again_and_the_unanswered_scan_is_lost() -> None:
     evaluation = LiveEvaluation(SEMANTIC_KITTI, matcher := Matcher())
     matcher.input(10, "first", 1.0)
     matcher.input(10, "second", 5.0)
@@ -86,7 +86,7 @@ def test_a_recording_that_begins_again_is_matched_anew_and_the_unanswered_scan_i
 
 
 def evaluated(expected: int | None = None) -> LiveEvaluation:
-    """Four scans, 10 ms, 20 ms, 30 ms and 40 ms in work, one of them lost."""
+    """Five scans: four processed in 10, 20, 30 and 40 ms, one lost."""
     matcher = Matcher()
     evaluation = LiveEvaluation(SEMANTIC_KITTI, matcher, expected=expected)
     for number, took_s in enumerate((0.01, 0.02, None, 0.03, 0.04)):
@@ -98,7 +98,7 @@ def evaluated(expected: int | None = None) -> LiveEvaluation:
     return evaluation
 
 
-def test_the_summary_has_the_keys_of_evaluate_and_what_was_lost_and_how_long_it_took() -> None:
+def test_the_summary_has_the_keys_of_evaluate_plus_losses_and_latency() -> None:
     summary = evaluated().summary()
     assert summary["iou"]["car"] == pytest.approx(1 / 2) and summary["iou"]["road"] == pytest.approx(1 / 2)
     assert summary["accuracy"] == pytest.approx(2 / 3) and summary["scan_count"] == 4
@@ -110,7 +110,7 @@ def test_the_summary_has_the_keys_of_evaluate_and_what_was_lost_and_how_long_it_
     json.dumps(summary, allow_nan=False)
 
 
-def test_scans_that_were_expected_and_never_came_are_lost() -> None:
+def test_expected_scans_that_never_arrive_are_lost() -> None:
     assert evaluated(expected=7).lost == 3
     nothing = LiveEvaluation(SEMANTIC_KITTI, Matcher(), expected=7)
     assert (nothing.lost, nothing.complete) == (7, False)
@@ -118,7 +118,7 @@ def test_scans_that_were_expected_and_never_came_are_lost() -> None:
     assert not LiveEvaluation(SEMANTIC_KITTI, Matcher()).complete
 
 
-def test_clouds_that_cannot_be_judged_are_named() -> None:
+def test_clouds_that_cannot_be_evaluated_are_named() -> None:
     for true, output, words in (
         (truth(CAR, CAR), labels(CAR), "1 labels, but the ground truth has 2 points"),
         (truth(CAR), labels(77), "0..19"),
@@ -134,8 +134,9 @@ def test_clouds_that_cannot_be_judged_are_named() -> None:
         assert words in str(error.value)
 
 
-def test_a_report_is_made_of_it(tmp_path: Path) -> None:
-    from sqsegv3_ros.evaluation.report_page import build_report, read_summary
+def test_a_live_evaluation_can_be_reported(tmp_path: Path) -> None:
+    from sqsegv3_ros.evaluation.html_report import build_report
+    from sqsegv3_ros.evaluation.summary import read_summary
 
     (tmp_path / "live.json").write_text(json.dumps(evaluated().summary()))
     page = build_report(read_summary(tmp_path / "live.json"), (), "")

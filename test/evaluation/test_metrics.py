@@ -1,4 +1,4 @@
-"""The numbers that evaluator a prediction, against the official release's and against cases worked out by hand."""
+"""Scores against the official release's and against cases computed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def matrix_of(prediction, ground_truth, labels=TINY) -> ConfusionMatrix:
 def test_scores_equal_the_official_ioueval():
     golden = np.load(GOLDEN / "ioueval.npz")
     matrix = ConfusionMatrix(SEMANTIC_KITTI)
-    for part in range(0, 20000, 3000):  # in pieces: it accumulates
+    for part in range(0, 20000, 3000):  # in parts, to test accumulation
         matrix.add(golden["pred"][part : part + 3000], golden["gt"][part : part + 3000])
     assert np.array_equal(matrix.counts, golden["conf_pred_rows_gt_cols"])
     scores = matrix.scores()
@@ -42,7 +42,7 @@ def test_scores_equal_the_official_ioueval():
 
 
 @needs_shared
-def test_scores_equal_the_official_ioueval_where_points_are_predicted_as_unlabeled():
+def test_scores_equal_the_official_ioueval_if_points_are_predicted_as_unlabeled():
     golden = np.load(GOLDEN / "ioueval.npz")
     matrix = ConfusionMatrix(SEMANTIC_KITTI)
     matrix.add(golden["pred2"], golden["gt"])
@@ -53,7 +53,7 @@ def test_scores_equal_the_official_ioueval_where_points_are_predicted_as_unlabel
     assert scores.accuracy == pytest.approx(float(golden["acc2"]), abs=1e-12)
 
 
-def test_iou_and_accuracy_of_a_case_worked_out_by_hand():
+def test_iou_and_accuracy_of_a_case_computed_by_hand():
     # ground: TP 2, FP 1, FN 1 -> 2/4; wall: TP 1, FP 1, FN 1 -> 1/3; ghost is absent -> 0
     scores = matrix_of([1, 1, 2, 1, 2], [1, 1, 1, 2, 2]).scores()
     np.testing.assert_allclose(scores.iou, [0, 2 / 4, 1 / 3, 0])
@@ -72,7 +72,7 @@ def test_a_valid_point_predicted_as_unlabeled_is_dropped_officially_and_wrong_st
     assert strict.accuracy == pytest.approx(3 / 4)
 
 
-def test_points_whose_true_class_is_ignored_count_in_no_column():
+def test_points_with_an_ignored_true_class_never_count():
     with_ignored = matrix_of([1, 2, 1, 2, 0], [1, 2, 0, 0, 0])
     for strict in (False, True):
         scores = with_ignored.scores(strict)
@@ -82,7 +82,7 @@ def test_points_whose_true_class_is_ignored_count_in_no_column():
     assert with_ignored.points == 5
 
 
-def test_a_class_that_is_only_predicted_lowers_no_mean_over_present_classes_but_stays_in_the_official_one():
+def test_a_class_that_is_only_predicted_counts_in_the_official_mean_but_not_over_present_classes():
     scores = matrix_of([1, 1, 3], [1, 1, 1]).scores()
     assert scores.iou[3] == 0.0
     assert scores.miou_present == pytest.approx(2 / 3)
@@ -92,11 +92,6 @@ def test_a_class_that_is_only_predicted_lowers_no_mean_over_present_classes_but_
 def test_a_present_class_lost_to_unlabeled_alone_counts_as_present_with_iou_zero():
     scores = matrix_of([1, 0, 0], [1, 2, 2]).scores()
     assert scores.miou_present == pytest.approx(1 / 2)
-
-
-def test_matrices_add_up():
-    total = matrix_of([1, 2], [1, 1]) + matrix_of([2], [2])
-    assert np.array_equal(total.counts, matrix_of([1, 2, 2], [1, 1, 2]).counts)
 
 
 def test_an_empty_matrix_scores_zero_without_a_warning(recwarn):
@@ -111,7 +106,7 @@ def test_labels_that_do_not_fit_are_refused(prediction, truth):
         matrix_of(prediction, truth)
 
 
-def test_points_are_split_by_group_and_the_groups_add_up_to_the_whole():
+def test_points_are_counted_by_group():
     rng = np.random.default_rng(0)
     prediction, truth, group = rng.integers(0, 4, 500), rng.integers(0, 4, 500), rng.integers(0, 3, 500)
     counts = count_pairs(prediction, truth, 4, group, 3)
@@ -121,6 +116,6 @@ def test_points_are_split_by_group_and_the_groups_add_up_to_the_whole():
                 assert counts[g, p, t] == sum((prediction == p) & (truth == t) & (group == g))
 
 
-def test_range_bands_begin_at_their_lower_edge_and_keep_unusable_ranges_apart():
+def test_range_bands_include_their_lower_edge_and_separate_non_finite_ranges():
     ranges = np.array([0.0, 9.999, 10.0, 19.9, 20.0, 30.0, 49.9, 50.0, 120.0, np.nan, np.inf])
     assert range_bands(ranges).tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 5]

@@ -1,4 +1,4 @@
-"""Border IoU: the mask and the numbers of the official release, and masks drawn by hand."""
+"""Border IoU against the official release's mask and numbers, and against masks drawn by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conftest import DATA, GOLDEN, needs_shared
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.data.semantic_kitti import read_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.border import border_mask, points_at_border
+from sqsegv3_ros.evaluation.border import BorderConfig, border_mask, points_at_border
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
 
 
@@ -23,7 +23,7 @@ def test_mask_equals_the_official_one(pixels, connectivity):
     golden = np.load(GOLDEN / "biou.npz")
     image = np.load(GOLDEN / "projection_000000.npz")["proj_label_train"]
     expected = golden[f"mask_{pixels}_{connectivity}"].astype(bool)
-    assert np.array_equal(border_mask(image, pixels, connectivity), expected)
+    assert np.array_equal(border_mask(image, BorderConfig(pixels, connectivity)), expected)
 
 
 @needs_shared
@@ -31,7 +31,7 @@ def test_mask_equals_the_official_one(pixels, connectivity):
 def test_border_scores_from_the_scan_itself_equal_the_official_ones(pixels, connectivity):
     golden = np.load(GOLDEN / "biou.npz")
     points = read_scan(DATA / "semantic_kitti/sequences/00/velodyne/000000.bin")
-    chosen = points_at_border(points, golden["gt"], pixels, connectivity)
+    chosen = points_at_border(points, golden["gt"], BorderConfig(pixels, connectivity))
     matrix = ConfusionMatrix(SEMANTIC_KITTI)
     matrix.add(golden["pred"][chosen], golden["gt"][chosen])
     key = f"{pixels}_{connectivity}"
@@ -42,9 +42,9 @@ def test_border_scores_from_the_scan_itself_equal_the_official_ones(pixels, conn
     assert scores.accuracy == pytest.approx(float(golden[f"acc_{key}"]), abs=1e-12)
 
 
-def test_a_pixel_is_border_where_it_and_its_neighbours_hold_two_classes_and_unlabeled_is_none():
+def test_a_pixel_is_border_if_its_neighbourhood_has_two_classes_not_counting_unlabeled():
     image = image_of("1112222", "1112222", "1110022", "1110022", "1111111")
-    mask = border_mask(image)
+    mask = border_mask(image, BorderConfig())
     inside = mask[1:-1, 1:-1]
     assert inside.tolist() == [
         [False, True, True, False, False],
@@ -55,7 +55,7 @@ def test_a_pixel_is_border_where_it_and_its_neighbours_hold_two_classes_and_unla
 
 def test_the_edge_of_the_image_always_counts_as_border():
     for pixels in (1, 2):
-        mask = border_mask(np.ones((7, 9), dtype=np.uint8), pixels)
+        mask = border_mask(np.ones((7, 9), dtype=np.uint8), BorderConfig(pixels))
         expected = np.ones((7, 9), dtype=bool)
         expected[pixels:-pixels, pixels:-pixels] = False
         assert np.array_equal(mask, expected)
@@ -64,18 +64,22 @@ def test_the_edge_of_the_image_always_counts_as_border():
 def test_eight_neighbours_reach_over_corners_and_four_do_not():
     image = np.ones((5, 5), dtype=np.uint8)
     image[1, 1] = 2
-    assert not border_mask(image, connectivity=4)[2, 2]
-    assert border_mask(image, connectivity=8)[2, 2]
+    assert not border_mask(image, BorderConfig(connectivity=4))[2, 2]
+    assert border_mask(image, BorderConfig(connectivity=8))[2, 2]
 
 
 @pytest.mark.parametrize(("pixels", "connectivity"), [(0, 4), (1, 6)])
-def test_senseless_settings_are_refused(pixels, connectivity):
+def test_invalid_settings_are_refused(pixels, connectivity):
     with pytest.raises(UserError, match="connectivity 4 or 8"):
-        border_mask(np.zeros((4, 4), dtype=np.uint8), pixels, connectivity)
+        BorderConfig(pixels, connectivity)
 
 
-def test_points_that_cannot_be_projected_are_at_no_border():
+def test_points_that_cannot_be_projected_are_not_at_a_border():
     points = np.array([[np.nan, 0, 0, 0], [0, 0, 0, 0], [5, 0, 0, 0]], dtype=np.float32)
-    at_border = points_at_border(points, np.array([1, 1, 1]))  # pixel (0, 0), where the first two would go, is border
+    at_border = points_at_border(
+        points, np.array([1, 1, 1]), BorderConfig()
+    )  # the first two would be in the border pixel (0, 0)
     assert at_border.tolist() == [False, False, False]
-    assert points_at_border(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.uint8)).shape == (0,)
+    assert points_at_border(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.uint8), BorderConfig()).shape == (
+        0,
+    )

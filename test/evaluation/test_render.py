@@ -1,4 +1,4 @@
-"""`sqsegv3 render`: one picture of a scan, right way round, and a clear word where there can be none."""
+"""`sqsegv3 render`: the picture of a scan, its orientation, and its error messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
-from sqsegv3_ros.evaluation import sheet
+from sqsegv3_ros.evaluation import scan_picture
 from sqsegv3_ros.evaluation.pictures import ERROR_COLORS, error_kinds
 
 Image = pytest.importorskip("PIL.Image")
@@ -49,13 +49,23 @@ def drawn(root, *arguments: str) -> np.ndarray:
 
 
 def strip(picture: np.ndarray, number: int) -> np.ndarray:
-    top = sheet.MARGIN + sheet.CAPTION + number * (sheet.CAPTION + sheet.STRIP_HEIGHT) + sheet.CAPTION
-    return picture[top : top + sheet.STRIP_HEIGHT]
+    top = (
+        scan_picture.MARGIN
+        + scan_picture.CAPTION
+        + number * (scan_picture.CAPTION + scan_picture.STRIP_HEIGHT)
+        + scan_picture.CAPTION
+    )
+    return picture[top : top + scan_picture.STRIP_HEIGHT]
 
 
 def panel(picture: np.ndarray, strips: int, edge: int) -> np.ndarray:
-    top = sheet.MARGIN + sheet.CAPTION + strips * (sheet.CAPTION + sheet.STRIP_HEIGHT) + sheet.CAPTION
-    return picture[top : top + edge, sheet.MARGIN : sheet.MARGIN + edge]
+    top = (
+        scan_picture.MARGIN
+        + scan_picture.CAPTION
+        + strips * (scan_picture.CAPTION + scan_picture.STRIP_HEIGHT)
+        + scan_picture.CAPTION
+    )
+    return picture[top : top + edge, scan_picture.MARGIN : scan_picture.MARGIN + edge]
 
 
 def centre_of(picture: np.ndarray, color) -> tuple[float, float]:
@@ -64,7 +74,7 @@ def centre_of(picture: np.ndarray, color) -> tuple[float, float]:
     return float(rows.mean()), float(columns.mean())
 
 
-def test_the_label_image_and_the_birds_eye_view_show_things_where_they_are(root):
+def test_label_image_and_birds_eye_view_show_objects_in_their_place(root):
     picture = drawn(root, scan_of(root))
     _, column = centre_of(strip(picture, 1), PERSON_COLOR)
     azimuth = np.degrees(np.arctan2(10, 20))  # to the left of forward
@@ -74,11 +84,11 @@ def test_the_label_image_and_the_birds_eye_view_show_things_where_they_are(root)
     assert column == pytest.approx(600 - 10 * 12, abs=3)
 
 
-def test_the_ground_truth_of_a_data_set_is_shown_where_no_labels_are_given(root):
+def test_the_ground_truth_of_a_data_set_is_shown_without_labels(root):
     assert np.array_equal(drawn(root, scan_of(root)), drawn(root, scan_of(root), "--labels", truth_of(root)))
 
 
-def test_a_root_and_the_name_of_a_scan_do_as_well(root):
+def test_a_scan_of_a_root_is_chosen_by_name(root):
     by_name = drawn(root, str(root / "data"), "--scan", "00/000000")
     first = drawn(root, str(root / "data"))
     assert np.array_equal(by_name, first)
@@ -94,7 +104,7 @@ def test_a_scan_without_labels_is_drawn_by_range_and_height(root):
 
 def test_a_comparison_shows_right_and_wrong_points(root):
     predicted = root / "predicted/sequences/00/predictions/000000.label"
-    labels = np.repeat([ROAD, ROAD], [4000, 200])  # the person is not seen
+    labels = np.repeat([ROAD, ROAD], [4000, 200])  # the person is missed
     labels[:100] = 0
     write_labels(predicted, labels)
     picture = drawn(root, scan_of(root), "--labels", str(root / "predicted"), "--compare", truth_of(root))
@@ -107,10 +117,10 @@ def test_a_comparison_shows_right_and_wrong_points(root):
     assert np.array_equal(strip(other_way, 2), strip(picture, 1))
 
 
-def test_errors_tell_right_wrong_left_unlabeled_and_not_judged_apart():
+def test_errors_distinguish_right_wrong_left_unlabeled_and_not_evaluated():
     labels, truth = np.array([1, 2, 0, 3, 0]), np.array([1, 1, 1, 0, 0])
     kinds = [list(ERROR_COLORS)[k] for k in error_kinds(SEMANTIC_KITTI, labels, truth)]
-    assert kinds == ["right", "wrong", "missed", "unjudged", "unjudged"]
+    assert kinds == ["right", "wrong", "missed", "not_evaluated", "not_evaluated"]
 
 
 def test_an_image_of_another_size_still_fills_the_width(root):
@@ -118,7 +128,7 @@ def test_an_image_of_another_size_still_fills_the_width(root):
     assert (strip(picture, 1) == PERSON_COLOR).all(axis=2).sum() > 64  # a few blocks of 4 x 16 pixels
 
 
-def test_an_empty_scan_and_points_that_cannot_be_used_are_drawn(root):
+def test_an_empty_scan_and_unusable_points_are_drawn(root):
     empty = root / "empty.bin"
     empty.write_bytes(b"")
     (root / "empty.label").write_bytes(b"")
@@ -134,7 +144,7 @@ def refused(capsys, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_an_existing_picture_is_replaced_only_by_force(root, capsys):
+def test_an_existing_picture_is_replaced_only_with_force(root, capsys):
     output = root / "kept.png"
     output.write_bytes(b"mine")
     assert "--force" in refused(capsys, scan_of(root), "--output", str(output))

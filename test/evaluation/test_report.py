@@ -1,10 +1,11 @@
-"""`sqsegv3 report`: one file with everything in it, of exactly what was evaluated."""
+"""`sqsegv3 report`: a self-contained page that shows exactly what was evaluated."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,14 +17,14 @@ from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
 from sqsegv3_ros.evaluation.evaluator import Evaluator
-from sqsegv3_ros.evaluation.report_page import CLOUD_POINTS, Sample, build_report
+from sqsegv3_ros.evaluation.html_report import CLOUD_POINTS, Sample, build_report
 
 CAR, ROAD = SEMANTIC_KITTI.index("car"), SEMANTIC_KITTI.index("road")
 VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """What a test wants to know of a page: its text, its attributes, whether every element is closed."""
+    """A parsed page: its text, its attributes, its open elements."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ def summary_of(*samples: Sample, labels: LabelSet = SEMANTIC_KITTI) -> dict:
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """A data set of three scans, the second and third ever worse, evaluated."""
+    """An evaluated data set of three scans, each worse than the one before."""
     for number, wrong in enumerate((0.0, 0.2, 0.6)):
         one = sample(seed=number, wrong=wrong)
         folder = tmp_path / "data/sequences/00"
@@ -90,7 +91,7 @@ def report(root: Path, *arguments: str) -> str:
     return output.read_text()
 
 
-def test_the_page_is_well_formed_and_needs_nothing_from_elsewhere(evaluated):
+def test_the_page_is_well_formed_and_self_contained(evaluated):
     html = report(evaluated, str(evaluated / "evaluation.json"))
     page = Page(html)
     assert not page.open
@@ -109,7 +110,9 @@ def test_the_numbers_of_the_evaluation_are_on_the_page(evaluated):
         assert f"{100 * number:.1f}" in page.text
     assert f"{evaluation['support']['car']:,}" in page.text
     missed = evaluation["confusion"]["counts"][ROAD][CAR]
-    assert f"car taken for road: {missed:,} points" in [value for _, name, value in page.attributes if name == "title"]
+    assert f"car predicted as road: {missed:,} points" in [
+        value for _, name, value in page.attributes if name == "title"
+    ]
 
 
 def test_the_worst_scans_come_first_with_six_pictures_each(evaluated):
@@ -128,15 +131,15 @@ def test_without_an_evaluation_the_folders_are_evaluated_first(evaluated):
     assert "border" in now.text
 
 
-def test_the_same_evaluation_gives_the_same_page_to_the_byte(evaluated):
+def test_the_same_evaluation_gives_the_same_page_byte_by_byte(evaluated):
     arguments = [str(evaluated / "evaluation.json")]
     assert report(evaluated, *arguments) == report(evaluated, *arguments)
 
 
-def test_the_cloud_holds_points_and_labels_in_centimetres():
+def test_the_cloud_has_points_in_centimetres_and_labels():
     one = sample(count=50)
     points = one.points.copy()
-    points[3, 0], points[4, 1] = np.nan, 1000  # cannot be shown
+    points[3, 0], points[4, 1] = np.nan, 1000  # left out
     cloud = clouds_in(build_report(summary_of(one), [replace(one, points=points)]))[0]
     planes = np.frombuffer(base64.b64decode(cloud["points"]), dtype="<i2").reshape(5, -1)
     kept = np.delete(np.arange(50), [3, 4])
@@ -145,7 +148,7 @@ def test_the_cloud_holds_points_and_labels_in_centimetres():
     assert np.array_equal(planes[4], one.ground_truth[kept])
 
 
-def test_a_big_cloud_is_thinned_out_evenly():
+def test_a_large_cloud_is_subsampled_evenly():
     one = sample(count=3 * CLOUD_POINTS)
     cloud = clouds_in(build_report(summary_of(one), [one]))[0]
     planes = np.frombuffer(base64.b64decode(cloud["points"]), dtype="<i2").reshape(5, -1)
@@ -153,7 +156,7 @@ def test_a_big_cloud_is_thinned_out_evenly():
     assert np.mean(planes[4] == CAR) == pytest.approx(np.mean(one.ground_truth == CAR), abs=0.02)
 
 
-def test_latency_and_what_a_live_evaluation_adds_are_shown():
+def test_latency_and_numbers_of_a_live_evaluation_are_shown():
     latency = [*range(1, 101)]  # 1..100 ms
     live = {"latency_ms": latency, "live": {"scans lost": 3, "rate (Hz)": 9.987654}}
     page = Page(build_report(summary_of(sample()) | live))
@@ -182,7 +185,7 @@ def test_names_cannot_break_out_of_the_page():
     assert clouds_in(html)[0]["name"] == f"00/{evil}"
 
 
-def test_predictions_that_changed_since_are_refused(evaluated, capsys):
+def test_predictions_that_changed_since_the_evaluation_are_refused(evaluated, capsys):
     path = evaluated / "predicted/sequences/00/predictions/000002.label"
     write_labels(path, np.full(200, 10))
     arguments = ["report", str(evaluated / "evaluation.json"), "--output", str(evaluated / "r.html")]
@@ -191,10 +194,10 @@ def test_predictions_that_changed_since_are_refused(evaluated, capsys):
     assert not (evaluated / "r.html").exists()
 
 
-def test_an_evaluation_made_elsewhere_is_shown_without_pictures_and_says_so(evaluated, capsys):
+def test_an_evaluation_from_another_machine_is_shown_without_pictures_and_says_so(evaluated, capsys):
     (evaluated / "predicted").rename(evaluated / "moved")
     html = report(evaluated, str(evaluated / "evaluation.json"))
-    assert "Without pictures" in " ".join(Page(html).text)
+    assert "No pictures" in " ".join(Page(html).text)
     assert "--predictions" in capsys.readouterr().err
     assert not Page(html).images()
     again = report(evaluated, str(evaluated / "evaluation.json"), "--predictions", str(evaluated / "moved"))
@@ -202,29 +205,37 @@ def test_an_evaluation_made_elsewhere_is_shown_without_pictures_and_says_so(eval
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{", "cannot read"),
-        ("[]", "no evaluation"),
-        ('{"miou": 1}', "no evaluation"),
+        ("[]", "is not an evaluation"),
+        ('{"miou": 1}', "is not an evaluation"),
         ('{"format": "sqsegv3-evaluation", "format_version": 99}', "version 99"),
         ('{"format": "sqsegv3-evaluation", "format_version": 1}', "lacks label_set"),
     ],
 )
-def test_files_that_are_no_evaluation_are_refused(tmp_path, capsys, content, said):
+def test_files_that_are_not_an_evaluation_are_refused(tmp_path, capsys, content, message):
     path = tmp_path / "e.json"
     path.write_text(content)
     assert main(["report", str(path), "--output", str(tmp_path / "r.html")]) == 2
-    message = capsys.readouterr().err
-    assert said in message
-    assert str(path) in message
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(path) in error
 
 
-def test_latencies_that_are_no_numbers_are_refused(tmp_path, capsys):
+def test_latencies_that_are_not_numbers_are_refused(tmp_path, capsys):
     path = tmp_path / "e.json"
     path.write_text(json.dumps(summary_of(sample()) | {"latency_ms": [1.0, "fast"]}))
     assert main(["report", str(path), "--output", str(tmp_path / "r.html")]) == 2
     assert "latency_ms" in capsys.readouterr().err
+
+
+def test_pictures_need_pillow_and_a_report_without_them_does_not(evaluated, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    arguments = ["report", str(evaluated / "evaluation.json"), "--output", str(evaluated / "r.html")]
+    assert main(arguments) == 2
+    assert "Pillow" in capsys.readouterr().err
+    assert main([*arguments, "--worst", "0"]) == 0
 
 
 def test_wrong_use_is_refused(evaluated, capsys):

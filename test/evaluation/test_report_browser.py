@@ -1,4 +1,4 @@
-"""The report in a real browser: it asks for nothing, its cloud turns under the mouse, and left stays left."""
+"""The report in a real browser: no network requests, mouse and touch control of the cloud, its orientation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from browser import CHROMIUM, Browser
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.evaluation.evaluator import Evaluator
+from sqsegv3_ros.evaluation.html_report import Sample, build_report
 from sqsegv3_ros.evaluation.pictures import ERROR_COLORS
-from sqsegv3_ros.evaluation.report_page import Sample, build_report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 
@@ -30,7 +30,7 @@ def plate(x: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Persons ahead to the left, poles ahead to the right (taken for cars); a wall, and one with a fence behind it."""
+    """Persons ahead on the left, poles (predicted as cars) on the right; a wall; a wall with a fence behind it."""
     left, right = block(20, 8), block(20, -8)
     points = np.concatenate([left, right])
     truth = np.repeat([PERSON, POLE], [len(left), len(right)])
@@ -41,8 +41,8 @@ def page(tmp_path_factory):
     samples = [Sample("00/000000", points, prediction, truth)]
     wall, fence = plate(14), plate(16)
     for name, plates, labels in (("wall", [wall], [WALL]), ("wall and fence", [wall, fence], [WALL, FENCE])):
-        given = np.repeat(labels, len(wall))
-        samples.append(Sample(name, np.concatenate(plates), given, given))
+        both = np.repeat(labels, len(wall))
+        samples.append(Sample(name, np.concatenate(plates), both, both))
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(build_report(summary, samples))
     return path.as_uri()
@@ -78,8 +78,8 @@ COUNT_COLOR = """((r, g, b) => {
 })"""
 
 
-def seen(browser: Browser, color) -> tuple[int, float]:
-    """How many pixels of the canvas have a colour, and their mean column."""
+def pixels_of(browser: Browser, color) -> tuple[int, float]:
+    """Number of pixels of the canvas with a colour, and their mean column."""
     settle(browser)
     red, green, blue = map(int, color)
     count, total = browser.js(f"{COUNT_COLOR}({red}, {green}, {blue})")
@@ -107,52 +107,52 @@ def drag(browser: Browser, dx: float, dy: float) -> None:
     browser.mouse("mouseReleased", x + dx, y + dy, button="left", clickCount=1)
 
 
-def test_what_is_left_of_the_sensor_is_drawn_to_the_left(browser):
-    person, car = (seen(browser, color) for color in colors(PERSON, CAR))
+def test_points_left_of_the_sensor_are_drawn_on_the_left(browser):
+    person, car = (pixels_of(browser, color) for color in colors(PERSON, CAR))
     assert person[0] > 100
     assert car[0] > 100
     assert person[1] < car[1]
 
 
-def test_the_cloud_turns_under_the_mouse_and_starts_over_at_a_double_click(browser):
-    person, car = (seen(browser, color) for color in colors(PERSON, CAR))
+def test_dragging_rotates_the_cloud_and_a_double_click_resets_it(browser):
+    person, car = (pixels_of(browser, color) for color in colors(PERSON, CAR))
     drag(browser, 120, 0)
     for color, before in zip(colors(PERSON, CAR), (person, car), strict=True):
-        assert seen(browser, color)[1] > before[1] + 20  # what is in front moves along with the mouse
+        assert pixels_of(browser, color)[1] > before[1] + 20  # points in front follow the mouse
     browser.js("document.getElementById('cloud').dispatchEvent(new MouseEvent('dblclick'))")
-    assert seen(browser, colors(PERSON)[0]) == person
+    assert pixels_of(browser, colors(PERSON)[0]) == person
 
 
 def test_half_a_turn_swaps_left_and_right(browser):
     person, car = colors(PERSON, CAR)
     drag(browser, 3.14159 / 0.006 * 0.5, 0)
     drag(browser, 3.14159 / 0.006 * 0.5, 0)
-    assert seen(browser, person)[1] > seen(browser, car)[1]
+    assert pixels_of(browser, person)[1] > pixels_of(browser, car)[1]
 
 
-def test_another_scan_can_be_chosen_and_what_is_near_hides_what_is_behind(browser):
+def test_another_scan_can_be_chosen_and_near_points_hide_far_ones(browser):
     wall, fence = colors(WALL, FENCE)
     choose = (
         "(() => { const s = document.getElementById('cloud-scan'); s.selectedIndex = %d;"
         " s.dispatchEvent(new Event('change')); })()"
     )
     browser.js(choose % 1)
-    alone, _ = seen(browser, wall)
+    alone, _ = pixels_of(browser, wall)
     assert alone > 500
     browser.js(choose % 2)
-    assert seen(browser, wall)[0] > 0.95 * alone
-    assert seen(browser, fence)[0] > 0  # seen over the wall, from above
+    assert pixels_of(browser, wall)[0] > 0.95 * alone
+    assert pixels_of(browser, fence)[0] > 0  # visible over the wall, from above
 
 
 def test_the_wheel_zooms(browser):
     person = colors(PERSON)[0]
-    before, _ = seen(browser, person)
+    before, _ = pixels_of(browser, person)
     browser.mouse("mouseWheel", *middle(browser), deltaX=0, deltaY=-400)
     browser.wait_for("true")
-    assert seen(browser, person)[0] > before
+    assert pixels_of(browser, person)[0] > before
 
 
-def test_a_finger_turns_and_two_fingers_zoom(browser):
+def test_one_finger_rotates_and_two_fingers_zoom(browser):
     person = colors(PERSON)[0]
     browser.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=2)
     x, y = middle(browser)
@@ -161,33 +161,33 @@ def test_a_finger_turns_and_two_fingers_zoom(browser):
         fingers = [{"x": px, "y": py, "id": number} for number, (px, py) in enumerate(points)]
         browser.call("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
 
-    before = seen(browser, person)
+    before = pixels_of(browser, person)
     touch("touchStart", (x, y))
     touch("touchMove", (x + 40, y))
     touch("touchMove", (x + 90, y))
     touch("touchEnd")
-    turned = seen(browser, person)
+    turned = pixels_of(browser, person)
     assert turned[1] > before[1] + 10
     touch("touchStart", (x - 40, y), (x + 40, y))
     touch("touchMove", (x - 70, y), (x + 70, y))
     touch("touchMove", (x - 90, y), (x + 90, y))
     touch("touchEnd")
-    assert seen(browser, person)[0] > turned[0]
+    assert pixels_of(browser, person)[0] > turned[0]
 
 
 def test_the_buttons_color_by_prediction_truth_and_error(browser):
     person, car, pole = colors(PERSON, CAR, POLE)
     browser.js("document.querySelector('[data-coloring=truth]').click()")
-    assert seen(browser, pole)[0] > 100
-    assert seen(browser, car)[0] == 0
+    assert pixels_of(browser, pole)[0] > 100
+    assert pixels_of(browser, car)[0] == 0
     browser.js("document.querySelector('[data-coloring=errors]').click()")
-    assert seen(browser, person)[0] == 0
-    right, wrong = seen(browser, ERROR_COLORS["right"]), seen(browser, ERROR_COLORS["wrong"])
+    assert pixels_of(browser, person)[0] == 0
+    right, wrong = pixels_of(browser, ERROR_COLORS["right"]), pixels_of(browser, ERROR_COLORS["wrong"])
     assert min(right[0], wrong[0]) > 100
-    assert right[1] < wrong[1]  # the persons, to the left, were recognised
+    assert right[1] < wrong[1]  # the persons, on the left, are right
 
 
-def test_the_page_fits_a_phone_and_turns_dark_with_the_system(browser):
+def test_the_page_fits_a_phone_and_follows_the_dark_mode_of_the_system(browser):
     browser.resize(390, 800)
     settle(browser)
     assert browser.js("document.documentElement.scrollWidth") <= 390

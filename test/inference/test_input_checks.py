@@ -47,7 +47,7 @@ def test_a_sensor_whose_upper_beams_meet_nothing_is_not_remarked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("intensity", "input warning"),
+    ("intensity", "warning"),
     [
         (60.0, "its median is 60"),
         (0.001, "hardly exceeds 0.001"),
@@ -56,18 +56,18 @@ def test_a_sensor_whose_upper_beams_meet_nothing_is_not_remarked() -> None:
         (0.6, ""),
     ],
 )
-def test_intensity_of_another_scale_is_remarked(intensity: float, warning: str) -> None:
+def test_intensity_of_another_scale_gives_a_warning(intensity: float, warning: str) -> None:
     found = of(*scan(PUCK, intensity=intensity), VLP16)
     assert warning in found and bool(found) == bool(warning) and ("intensity_" in found) == bool(warning)
 
 
 def test_points_beyond_the_field_of_view_are_remarked_with_what_was_found() -> None:
     points, _ = scan(PUCK)
-    assert "37 % of the points lie outside -25..3 deg (found -15.0..15.0)" in of(points, None, ProjectionConfig())
+    assert "37 % of the points are outside -25..3 deg (found -15.0..15.0)" in of(points, None, ProjectionConfig())
     assert "fill -15.0..15.0 deg of -60..60" in of(points, None, ProjectionConfig(16, 512, 60.0, -60.0))
 
 
-def test_another_number_of_rings_is_remarked() -> None:
+def test_another_number_of_rings_gives_a_warning() -> None:
     points, rings = scan(np.linspace(-15, 15, 32))
     assert "found 0..31, expected 0..15" in of(points, rings, VLP16)
     points, rings = scan(PUCK)
@@ -77,7 +77,7 @@ def test_another_number_of_rings_is_remarked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "rows", "input warning"),
+    ("order", "rows", "warning"),
     [
         (np.arange(16), "ring_from_bottom", ""),
         (np.arange(16), "ring_from_top", "the other way round"),
@@ -95,7 +95,7 @@ def test_rows_from_rings_that_are_numbered_otherwise_are_remarked(order: np.ndar
 def test_gaps_between_beams_are_remarked_where_the_cloud_has_no_rings_and_not_where_they_are_filled() -> None:
     points, _ = scan(PUCK)
     sparse = ProjectionConfig(64, 1024, 16.0, -16.0)
-    assert "of the image's rows lie empty between them" in of(points, None, sparse)
+    assert "of the image's rows between them are empty" in of(points, None, sparse)
     assert of(points, None, VLP16) == ""
 
 
@@ -103,7 +103,7 @@ def test_gaps_between_beams_are_remarked_where_the_cloud_has_no_rings_and_not_wh
     ("columns", "width", "fits"),
     [(1024, 1024, True), (900, 1024, True), (1800, 1024, True), (1024, 2048, False), (512, 1024, False)],
 )
-def test_an_image_wider_than_the_sensors_turn_is_remarked(columns: int, width: int, fits: bool) -> None:
+def test_an_image_wider_than_the_sensors_turn_gives_a_warning(columns: int, width: int, fits: bool) -> None:
     azimuth = np.pi * (1 - 2 * (np.arange(columns) + 0.5) / columns)
     points = np.stack([10 * np.cos(azimuth), 10 * np.sin(azimuth), 0 * azimuth, 0 * azimuth + 0.25], 1)
     beams = [points + [0, 0, 10 * np.tan(np.radians(elevation)), 0] for elevation in PUCK]
@@ -135,16 +135,16 @@ def on_the_ground(height_m: float) -> np.ndarray:
 
 @pytest.mark.parametrize("tilt", [0.0, 12.0])
 @pytest.mark.parametrize(
-    ("height", "said", "input warning"),
+    ("height", "said", "warning"),
     [
         (1.73, 0.0, ""),
-        (0.6, 0.0, "ground seems to lie 0.6 m below the sensor, the model learned from 1.73 m; set mount.height_m"),
+        (0.6, 0.0, "ground appears 0.6 m below the sensor, the model was trained with 1.73 m; set mount.height_m"),
         (0.6, 0.6, ""),
-        (3.0, 0.0, "ground seems to lie 3.0 m below"),
-        (1.73, 0.8, "ground seems to lie 1.7 m below the sensor, mount.height_m says 0.8 m"),
+        (3.0, 0.0, "ground appears 3.0 m below"),
+        (1.73, 0.8, "ground appears 1.7 m below the sensor, mount.height_m says 0.8 m"),
     ],
 )
-def test_a_sensor_at_another_height_than_it_is_said_to_be_is_remarked(
+def test_a_sensor_at_another_height_than_it_is_said_to_be_gives_a_warning(
     height: float, said: float, warning: str, tilt: float
 ) -> None:
     points = on_the_ground(height)
@@ -180,7 +180,7 @@ def recording(name: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 def preset(name: str) -> tuple[ProjectionConfig, CloudSettings]:
     pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
-    from sqsegv3_ros.inference.parameter_files import read_parameters
+    from sqsegv3_ros.inference.settings import read_parameters
 
     values = read_parameters(ROOT / "config" / "sensors" / f"{name}.yaml")
     settings = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("projection.")}
@@ -246,7 +246,7 @@ def test_the_height_of_a_real_sensor_is_told_from_its_cloud(name: str, ground_m:
     found = "; ".join(check_input(points, None, Expected(ProjectionConfig(), Normalization(), Extrinsics(), 1.73)))
     assert ("height does not fit" in found) == (ground_m is not None)
     if ground_m is not None:  # as the scans' pictures show it
-        assert float(found.rpartition("seems to lie ")[2].split()[0]) == pytest.approx(ground_m, abs=0.15)
+        assert float(found.rpartition("appears ")[2].split()[0]) == pytest.approx(ground_m, abs=0.15)
 
 
 @needs_shared
@@ -275,7 +275,7 @@ def test_real_clouds_with_another_sensors_preset_are_remarked(name: str, sensor:
 
 
 @needs_shared
-def test_an_ouster_recording_with_raw_intensity_of_another_scale_is_remarked() -> None:
+def test_an_ouster_recording_with_raw_intensity_of_another_scale_gives_a_warning() -> None:
     assert "intensity does not fit: it hardly exceeds" in remarks_on("000104.bin", "ouster_os1_64")
 
 

@@ -201,8 +201,9 @@ def test_models_that_ship_are_found_by_name_and_files_by_path(
     (tmp_path / "simulated").mkdir()  # a folder is no model
     assert find_model("simulated") == shipped["simulated"]
     (tmp_path / "simulated").rmdir()
-    (tmp_path / "simulated").write_bytes(model.read_bytes())  # the user's own file goes first
-    assert find_model("simulated") == Path("simulated")
-    with pytest.raises(UserError, match=r"no model smiulated: no file, and none that ships \(default, simulated\)"):
+    (tmp_path / "simulated").write_bytes(model.read_bytes())  # a file that happens to have the name
+    assert find_model("simulated") == shipped["simulated"]
+    assert find_model("./simulated") == Path("simulated")
+    with pytest.raises(UserError, match=r"smiulated not found: no such file, and the shipped models are default, simu"):
         find_model("smiulated")
     assert find_model("/nowhere/mine.pt") == Path("/nowhere/mine.pt")  # who reads it says so

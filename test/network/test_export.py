@@ -7,23 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import PROJECTION, write_checkpoint
 from torch import Tensor, nn
 
 from sqsegv3_ros.cli import main
-from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.model_file import default_model, is_model_file, load_model, read_info, read_training_state
-from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig, normalize, project
+from sqsegv3_ros.inference.range_image import Normalization, normalize, project
 from sqsegv3_ros.inference.segmenter import Segmenter
 from sqsegv3_ros.network.config import BLOCKS, NetworkConfig
 from sqsegv3_ros.network.export import trace
 from sqsegv3_ros.network.model import SqueezeSegV3
-from sqsegv3_ros.training.checkpoint import KEY, load_weights
+from sqsegv3_ros.training.checkpoint import load_weights
 from sqsegv3_ros.training.module import SegmentationModule
 
 MARGIN = 1e-4
-PROJECTION = ProjectionConfig(height=8, width=64)
 SMALL = NetworkConfig.ssgv3_21(attention_kernel=1).scaled(1 / 8)
 
 
@@ -128,24 +126,6 @@ def test_half_precision_stays_near_the_full_one(dtype: torch.dtype) -> None:
     assert (found.float().softmax(1) - expected).abs().mean() < (2e-3 if dtype == torch.float16 else 1e-2)
 
 
-def write_checkpoint(path: Path, config: NetworkConfig) -> SqueezeSegV3:
-    """A file as `sqsegv3 train` writes it, with random weights; returns its network."""
-    torch.manual_seed(0)
-    network = SqueezeSegV3(config).eval()
-    description = {
-        "name": "untrained",
-        "network": config.to_dict(),
-        "labels": SEMANTIC_KITTI.to_dict(),
-        "projection": PROJECTION.to_dict(),
-        "normalization": Normalization().to_dict(),
-        "knn": KnnConfig("off").to_dict(),
-        "training": {},
-    }
-    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    torch.save({KEY: description, "state_dict": state}, path)
-    return network
-
-
 @pytest.mark.parametrize(
     "config", [NetworkConfig(block="sac-s"), NetworkConfig.rangenet_21()], ids=["sac-s", "rangenet-21"]
 )
@@ -200,5 +180,5 @@ def test_training_goes_on_from_the_state_in_a_model_file() -> None:
         load_weights(SqueezeSegV3(config.scaled(0.5)), path)
     by_name = SegmentationModule(network=config, start_from="default")
     assert torch.equal(by_name.network.stem.conv.weight, network.stem.conv.weight)
-    with pytest.raises(UserError, match="there is no model defualt: no file, and none that ships"):
+    with pytest.raises(UserError, match="defualt not found: no such file"):
         SegmentationModule(network=config, start_from="defualt")

@@ -1,15 +1,13 @@
-"""A scan and its labels go in, one picture of everything comes out: range, labels, errors, bird's-eye view, legend."""
+"""The picture of a scan: range image, label image, errors, bird's-eye view and legend. Drawn with Pillow."""
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelSet
-from sqsegv3_ros.errors import missing_package
 from sqsegv3_ros.evaluation import pictures
 from sqsegv3_ros.evaluation.pictures import BACKGROUND, Layer, Picture
 
@@ -24,7 +22,7 @@ RADIUS_M, RING_M = 50, 10
 HEIGHT_COLORS_M = (-3.0, 3.0)
 
 
-def scan_sheet(
+def draw_scan(
     title: str,
     points: npt.NDArray[np.float32],
     label_set: LabelSet,
@@ -34,11 +32,21 @@ def scan_sheet(
 ) -> Image.Image:
     """Draw a scan.
 
-    points: (N, 4) float32 x, y, z in metres in the sensor frame, remission. labels: (N,) labels to show. truth: (N,)
-    true labels to compare them with. projection: of the images; 64 x 2048, +3 to -25 degrees, if not given.
-    Returns a Pillow image, 2048 pixels wide. Raises UserError where Pillow is not installed.
+    Args:
+        title: Text above the picture.
+        points: (N, 4) float32 x, y, z in metres in the sensor frame, remission.
+        label_set: Classes of the labels.
+        labels: (N,) labels to show; None to colour by range and height.
+        truth: (N,) true labels to compare them with.
+        projection: Projection of the images; 64 x 2048, +3 to -25 degrees, if None.
+
+    Returns:
+        A picture 2048 pixels wide.
+
+    Raises:
+        UserError: Pillow is not installed.
     """
-    _require_pillow()
+    pictures.require_pillow()
     import torch
     from PIL import Image, ImageDraw
 
@@ -46,65 +54,57 @@ def scan_sheet(
 
     image = project(torch.from_numpy(points), projection or ProjectionConfig())
     layers = pictures.label_layers(label_set, labels, truth)
-    strips = [Layer("range", pictures.range_picture(image))]
+    strips = [Layer("range", pictures.range_picture(image.range.cpu().numpy()))]
     strips += [Layer(layer.caption, pictures.image_of_points(layer.colors, image.index.numpy())) for layer in layers]
     low, high = HEIGHT_COLORS_M
-    by_height = Layer(f"height, {low:g} m (dark) to {high:g} m (bright)", colors_of_height(points[:, 2]))
+    by_height = Layer(f"height, {low:g} m (dark) to {high:g} m (bright)", _height_colors(points[:, 2]))
     panels = [layers[0], *layers[2:]] if layers else [by_height]
     edge = 1200 if len(panels) == 1 else 824
 
     strips_top = MARGIN + CAPTION
     panels_top = strips_top + len(strips) * (CAPTION + STRIP_HEIGHT)
-    sheet = Image.new("RGB", (WIDTH, panels_top + CAPTION + edge + MARGIN), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", (WIDTH, panels_top + CAPTION + edge + MARGIN), PAPER)
+    draw = ImageDraw.Draw(canvas)
     title = f"{title}   {len(points):,} points"
     length = draw.textlength(title, font=_font(24))
-    size = min(24, int(24 * (WIDTH - 2 * MARGIN) / length))  # long paths in small type rather than cut off
+    size = min(24, int(24 * (WIDTH - 2 * MARGIN) / length))  # shrink long paths instead of cutting them off
     draw.text((MARGIN, MARGIN), title, fill=INK, font=_font(max(size, 8)))
-    _draw_strips(sheet, strips, strips_top)
+    _draw_strips(canvas, strips, strips_top)
     for number, panel in enumerate(panels):
         left = MARGIN + number * (edge + MARGIN)
         caption = f"{panel.caption}; from above, forward is up, rings every {RING_M} m"
         draw.text((left, panels_top + 12), caption, fill=FAINT, font=_font(18))
-        sheet.paste(_birds_eye_panel(points, panel.colors, edge), (left, panels_top + CAPTION))
+        canvas.paste(_birds_eye_panel(points, panel.colors, edge), (left, panels_top + CAPTION))
     if labels is not None:
         corner = (MARGIN + len(panels) * (edge + MARGIN), panels_top + CAPTION)
-        _draw_legend(draw, corner, label_set, labels, truth)
-    return sheet
+        _draw_shares(draw, corner, label_set, labels, truth)
+    return canvas
 
 
-def png_of(sheet: Image.Image) -> bytes:
-    """A Pillow image as a PNG file, packed lightly: speed counts more than the last tenth."""
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def colors_of_height(z: npt.NDArray[Any]) -> Picture:
-    """(N,) heights in metres above the sensor -> (N, 3) uint8, dark below `HEIGHT_COLORS_M`, bright above."""
+def _height_colors(z: npt.NDArray[Any]) -> Picture:
+    """Colour (N,) heights in metres above the sensor: dark below `HEIGHT_COLORS_M`, bright above."""
     low, high = HEIGHT_COLORS_M
-    position = (np.clip(np.nan_to_num(z), low, high) - low) / (high - low)
-    return pictures.color_map()[np.rint(position * 255).astype(np.intp)]
+    return pictures.ramp_colors((np.clip(np.nan_to_num(z), low, high) - low) / (high - low))
 
 
-def _draw_strips(sheet: Image.Image, strips: list[Layer], top: int) -> None:
-    """Every image over the whole width, its caption above it; the first is the range image, with a scale."""
+def _draw_strips(canvas: Image.Image, strips: list[Layer], top: int) -> None:
+    """Draw every image over the whole width below its caption; the first is the range image, with its scale."""
     from PIL import Image, ImageDraw
 
-    draw = ImageDraw.Draw(sheet)
-    scale = Image.fromarray(np.repeat(pictures.color_map()[None, ::-1], 16, axis=0))
-    sheet.paste(scale, (170, top + 15))
+    draw = ImageDraw.Draw(canvas)
+    scale = Image.fromarray(np.repeat(pictures.COLOR_MAP[None, ::-1], 16, axis=0))
+    canvas.paste(scale, (170, top + 15))
     draw.text((158, top + 12), f"{pictures.NEAREST_M:g} m", fill=FAINT, font=_font(18), anchor="ra")
     draw.text((438, top + 12), f"{pictures.FARTHEST_M:g} m", fill=FAINT, font=_font(18))
     for strip in strips:
         draw.text((MARGIN, top + 12), strip.caption, fill=FAINT, font=_font(18))
         picture = Image.fromarray(strip.colors).resize((WIDTH, STRIP_HEIGHT), Image.Resampling.NEAREST)
-        sheet.paste(picture, (0, top + CAPTION))
+        canvas.paste(picture, (0, top + CAPTION))
         top += CAPTION + STRIP_HEIGHT
 
 
 def _birds_eye_panel(points: npt.NDArray[np.float32], colors: Picture, edge: int) -> Image.Image:
-    """The points over rings of equal range; a triangle where the sensor is, its tip to the front."""
+    """Draw the points over rings of equal range; a triangle marks the sensor and points forward."""
     from PIL import Image, ImageDraw
 
     grid = Image.new("RGB", (edge, edge), BACKGROUND)
@@ -117,18 +117,21 @@ def _birds_eye_panel(points: npt.NDArray[np.float32], colors: Picture, edge: int
     draw = ImageDraw.Draw(panel)
     draw.polygon([(centre, centre - 12), (centre - 7, centre + 8), (centre + 7, centre + 8)], fill=INK)
     for metres, radius in radii.items():
-        place = (centre + radius * np.sqrt(0.5), centre - radius * np.sqrt(0.5))  # to the front right, on its ring
-        draw.text(place, f"{metres} m", fill=FAINT, font=_font(14), anchor="lb", stroke_width=2, stroke_fill=BACKGROUND)
+        label_at = (centre + radius * np.sqrt(0.5), centre - radius * np.sqrt(0.5))  # front right, on its ring
+        draw.text(
+            label_at, f"{metres} m", fill=FAINT, font=_font(14), anchor="lb", stroke_width=2, stroke_fill=BACKGROUND
+        )
     return panel
 
 
-def _draw_legend(
+def _draw_shares(
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
     label_set: LabelSet,
     labels: npt.NDArray[Any],
     truth: npt.NDArray[Any] | None,
 ) -> None:
+    """Draw the legend: the share of every class and, if there are true labels, of every kind of error."""
     left, top = corner
     colors = pictures.display_colors(label_set)
     counts = np.bincount(labels, minlength=len(label_set))
@@ -148,19 +151,20 @@ def _draw_legend(
         top += 30
 
 
-def legend(label_set: LabelSet) -> bytes:
-    """The colour and the id of every class as a PNG, to lay beside RViz. Raises UserError where Pillow is not there."""
-    _require_pillow()
+def draw_legend(label_set: LabelSet) -> Image.Image:
+    """Draw the colour and the id of every class, to show beside RViz.
+
+    Raises:
+        UserError: Pillow is not installed.
+    """
+    pictures.require_pillow()
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (MARGIN + 320, 2 * MARGIN + 30 * len(label_set) - 10), PAPER)
     draw = ImageDraw.Draw(image)
-    for label, color in enumerate(label_set.colors):
-        corner = (MARGIN, MARGIN + 30 * label)
-        _draw_entry(draw, corner, tuple(int(c) for c in color), label_set.names[label], str(label))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    for label, color in enumerate(label_set.colors.tolist()):
+        _draw_entry(draw, (MARGIN, MARGIN + 30 * label), tuple(color), label_set.names[label], str(label))
+    return image
 
 
 def _draw_entry(
@@ -171,15 +175,6 @@ def _draw_entry(
     draw.rectangle((left, top, left + 20, top + 20), fill=color)
     draw.text((left + 32, top), name, fill=INK, font=_font(18))
     draw.text((left + 290, top), text, fill=FAINT, font=_font(18), anchor="ra")
-
-
-def _require_pillow() -> None:
-    try:
-        import PIL
-    except ImportError as error:
-        raise missing_package("Pillow", "drawing a picture", "tools") from error
-    if tuple(map(int, PIL.__version__.split(".")[:2])) < (10, 1):  # the first with a font of any size built in
-        raise missing_package("Pillow>=10.1", f"drawing a picture (this is {PIL.__version__})", "tools")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -1,5 +1,5 @@
-// The turning cloud of the report: points from the page's own data, drawn in software onto a 2D canvas, so that it
-// works in every browser, without WebGL and without a network.
+// The rotating point cloud of the report. Points come from the page itself and are drawn in software onto a 2D canvas:
+// that works in every browser, without WebGL and without a network.
 "use strict";
 (() => {
   const canvas = document.getElementById("cloud");
@@ -9,7 +9,7 @@
   const packed = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0;  // the byte order of ImageData
   const background = packed([16, 18, 22]);
   const classColors = data.colors.map(packed);
-  const { right, wrong, missed, unjudged } =
+  const { right, wrong, missed, not_evaluated } =
     Object.fromEntries(Object.entries(data.error_colors).map(([name, color]) => [name, packed(color)]));
   const START = { yaw: 0.35, pitch: 0.55, distance: 55, x: 8, y: 0, z: 0 };
   let view = { ...START };
@@ -29,7 +29,7 @@
       const predicted = scan.predicted[i], truth = scan.truth[i];
       if (coloring === "prediction") colors[i] = classColors[predicted];
       else if (coloring === "truth") colors[i] = classColors[truth];
-      else if (!data.evaluated[truth]) colors[i] = unjudged;
+      else if (!data.evaluated[truth]) colors[i] = not_evaluated;
       else if (predicted === truth) colors[i] = right;
       else colors[i] = data.evaluated[predicted] ? wrong : missed;
     }
