@@ -186,7 +186,6 @@ def project(
     config: ProjectionConfig,
     rings: Tensor | None = None,
     normalization: Normalization | None = None,
-    threads: int = 1,
 ) -> RangeImage:
     """Project points onto the sphere around the sensor.
 
@@ -199,8 +198,6 @@ def project(
         config: The image.
         rings: (N,) integer ring numbers, needed if `config.rows` says so.
         normalization: If given, the image includes the network's input.
-        threads: Without effect: one thread of numpy is faster than several, which wait for Python's lock between these
-            short operations. Callers pass what they pass to `refine`.
 
     Returns:
         The image, on the points' device.
