@@ -1,7 +1,7 @@
-"""Starts the segmentation node, a player and the evaluator: a bag with ground truth comes in, an evaluation goes out.
+"""Evaluate the segmentation node on a bag with ground truth: start the node, a player and the evaluator.
 
-It ends by itself. The exit code of `ros2 launch` is 0 where every scan of the bag was evaluated, 1 where not. All
-arguments of segment.launch.py hold here too.
+It ends by itself. The exit code of `ros2 launch` is 0 if every scan of the bag was evaluated, otherwise 1. The
+arguments of segment.launch.py are available, too.
 """
 
 from __future__ import annotations
@@ -30,28 +30,27 @@ NODE_NAME = "sqsegv3"
 SCANS = "evaluate_scans"
 SWITCH = ["true", "false", "True", "False"]
 ARGUMENTS = (
-    ("bag", None, "bag with a field ground_truth in its clouds, or SemanticKITTI root with labels", None),
-    ("topic", "", "which clouds of the bag; empty: the only ones", None),
-    ("sequence", "", "which sequence of the root; empty: the only one", None),
-    ("rate", "1.0", "times the recorded pace", None),
-    ("follow", "false", "play no faster than the node labels, so that a slow machine loses nothing", SWITCH),
+    ("bag", None, "bag whose clouds have a field ground_truth, or SemanticKITTI root with labels", None),
+    ("topic", "", "topic of the clouds in the bag; empty: the only one", None),
+    ("sequence", "", "sequence of the root; empty: the only one", None),
+    ("rate", "1.0", "factor of the recorded pace", None),
+    ("follow", "false", "play no faster than the node labels, so that a slow machine drops nothing", SWITCH),
     ("output", "", "JSON file to save the evaluation to; empty: none", None),
-    ("labels", "", "label configuration of the ground truth (YAML); empty: SemanticKITTI's classes", None),
-    ("quiet_s", "10.0", "end after so many seconds without a cloud", None),
-    ("start_timeout_s", "60.0", "give up where no cloud comes for so many seconds", None),
+    ("labels", "", "label configuration of the ground truth (YAML); empty: the classes of SemanticKITTI", None),
+    ("quiet_s", "10.0", "end after this time without a cloud, seconds", None),
+    ("start_timeout_s", "60.0", "give up after this time without a first cloud, seconds", None),
 )
 
 
-def absolute(topic: str, namespace: str) -> str:
-    """The full name of a topic as the node named it: ~ is the node's own name, relative names lie in its namespace."""
-    space = "".join(f"/{part}" for part in namespace.split("/") if part)
-    if topic.startswith("~"):
-        return f"{space}/{NODE_NAME}{topic[1:]}"
-    return topic if topic.startswith("/") else f"{space}/{topic}"
+def resolve(topic: str, namespace: str) -> str:
+    """Full name of a topic of the node."""
+    from rclpy.expand_topic_name import expand_topic_name
+
+    return str(expand_topic_name(topic, NODE_NAME, f"/{namespace.strip('/')}"))
 
 
 def player_command(value: dict[str, str], input_topic: str, output_topic: str) -> list[str]:
-    """The arguments of `sqsegv3` that replay what is to be evaluated: to the node and the evaluator, once both listen."""
+    """Arguments of `sqsegv3` that replay the bag once both the node and the evaluator have subscribed."""
     command = ["replay", value["bag"], "--output-topic", input_topic, "--rate", value["rate"]]
     command += ["--wait-for-subscribers", "2"]
     for option in ("topic", "sequence"):
@@ -65,7 +64,7 @@ def player_command(value: dict[str, str], input_topic: str, output_topic: str) -
 
 
 def count_scans(context: LaunchContext) -> list[Any]:
-    """Note how many scans the evaluator has to see. Raises, before anything is started, where there are none to replay."""
+    """Store the number of scans to evaluate. An unusable bag raises here, before anything is started."""
     from sqsegv3_ros.evaluation.replay import open_source
 
     bag, topic, sequence = (LaunchConfiguration(name).perform(context) for name in ("bag", "topic", "sequence"))
@@ -75,11 +74,11 @@ def count_scans(context: LaunchContext) -> list[Any]:
 
 
 def start(context: LaunchContext) -> list[Any]:
-    """Player and evaluate, by the values of the launch arguments."""
+    """Player and evaluator, for the values of the launch arguments."""
     names = [name for name, *_ in ARGUMENTS] + ["namespace", "input_topic", "output_topic", "use_sim_time"]
     value = {name: LaunchConfiguration(name).perform(context) for name in names}
-    input_topic = absolute(value["input_topic"], value["namespace"])
-    output_topic = absolute(value["output_topic"], value["namespace"])
+    input_topic = resolve(value["input_topic"], value["namespace"])
+    output_topic = resolve(value["output_topic"], value["namespace"])
     player = ExecuteProcess(
         cmd=[
             ExecutableInPackage(package=PACKAGE, executable="sqsegv3"),
@@ -103,16 +102,16 @@ def start(context: LaunchContext) -> list[Any]:
         remappings=[
             ("~/input/ground_truth", input_topic),
             ("~/input/labelled", output_topic),
-            ("~/input/label_set", absolute("~/output/label_set", value["namespace"])),
+            ("~/input/label_set", resolve("~/output/label_set", value["namespace"])),
         ],
         output="screen",
     )
-    ends = ((evaluator, when_evaluated), (player, when_played))
-    return [*(RegisterEventHandler(OnProcessExit(target_action=a, on_exit=f)) for a, f in ends), evaluator, player]
+    handlers = ((evaluator, on_evaluator_exit), (player, on_player_exit))
+    return [*(RegisterEventHandler(OnProcessExit(target_action=a, on_exit=f)) for a, f in handlers), evaluator, player]
 
 
-def when_evaluated(event: Any, context: LaunchContext) -> list[Any]:
-    """The evaluate has ended, and with it everything; an exception is what gives `ros2 launch` the exit code 1."""
+def on_evaluator_exit(event: Any, context: LaunchContext) -> list[Any]:
+    """Shut everything down after the evaluation. Only an exception gives `ros2 launch` the exit code 1."""
     if event.returncode == 0:
         return [EmitEvent(event=Shutdown(reason="every scan was evaluated"))]
     if not context.is_shutdown:
@@ -120,17 +119,15 @@ def when_evaluated(event: Any, context: LaunchContext) -> list[Any]:
     return []
 
 
-def when_played(event: Any, context: LaunchContext) -> list[Any]:
-    """The player has ended: well, and the evaluator decides when it has seen enough, or not, and nothing more will come."""
+def on_player_exit(event: Any, context: LaunchContext) -> list[Any]:
+    """Fail if the player has failed; otherwise the evaluator decides when it is done."""
     if event.returncode != 0 and not context.is_shutdown:
-        raise RuntimeError(
-            f"the player failed (exit code {event.returncode}): what it could not play was not evaluated"
-        )
+        raise RuntimeError(f"the player failed (exit code {event.returncode}): not every scan was evaluated")
     return []
 
 
 def generate_launch_description() -> LaunchDescription:
-    """The arguments and what is started by them."""
+    """Declare the arguments and start node, player and evaluator."""
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=description, choices=choices)
         for name, default, description, choices in ARGUMENTS

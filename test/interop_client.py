@@ -1,5 +1,6 @@
-"""A client of another ROS version feeds a running node and reads what it publishes. Run by test_interop.py with the
-Python of another virtual environment, as: interop_client.py POINTS COUNT. Prints how many clouds came back.
+"""Publish clouds to a running node from another ROS version, and count the labelled ones.
+
+Run by test_interop.py with the Python of another virtual environment: interop_client.py POINTS COUNT.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main() -> int:
         return done()
 
     spin(60, lambda: publisher.get_subscription_count() > 0)
-    for _ in range(30):  # until node and client know of each other in both directions
+    for _ in range(30):  # until node and client have discovered each other
         publisher.publish(message)
         if spin(1.0, lambda: bool(back)):
             break

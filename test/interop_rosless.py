@@ -1,5 +1,6 @@
-"""An RTPS client that is not ROS feeds a running node and reads what it publishes. Run by test_interop.py, in a network
-namespace of its own, as: interop_rosless.py MODEL POINTS COUNT DOMAIN. Prints how many clouds came back as they should.
+"""Publish clouds to a node with an RTPS client that is not ROS, and count those that are labelled correctly.
+
+Run by test_interop.py in a network namespace of its own: interop_rosless.py MODEL POINTS COUNT DOMAIN.
 """
 
 from __future__ import annotations
@@ -42,19 +43,9 @@ def is_labelled(message: object, points: np.ndarray, number: int) -> bool:
 
 def main() -> int:
     model, count_points, count, domain = sys.argv[1], *map(int, sys.argv[2:])
-    node = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "sqsegv3_ros.ros.segment_node",
-            "--ros-args",
-            "-p",
-            f"model:={model}",
-            "-p",
-            "threads:=1",
-        ],
-        env={**os.environ, "ROS_DOMAIN_ID": str(domain)},
-    )
+    command = [sys.executable, "-m", "sqsegv3_ros.ros.segment_node", "--ros-args"]
+    command += ["-p", f"model:={model}", "-p", "threads:=1"]
+    node = subprocess.Popen(command, env={**os.environ, "ROS_DOMAIN_ID": str(domain)})
     try:
         points = np.random.default_rng(0).uniform(-30, 30, (count_points, 4)).astype(np.float32)
         topic, kind = "/sqsegv3/{}/points", "sensor_msgs/msg/PointCloud2"
@@ -63,7 +54,7 @@ def main() -> int:
             while out.subscriber_count == 0 and time.monotonic() < end:
                 time.sleep(0.1)
             with rosless.subscribe(topic.format("output"), domain=domain, wait=10.0, reliability="reliable") as back:
-                # until node and client know of each other in both directions
+                # until node and client have discovered each other
                 for _ in range(30):
                     out.send(cloud(points[:10], 0))
                     if back.read(timeout=1.0) is not None:

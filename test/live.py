@@ -1,24 +1,19 @@
-"""The node as a process of its own, and a client that talks to it through rclpy, for tests and measurements."""
+"""A ROS client that talks to a running node: clouds, services, diagnostics."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
-from conftest import ROOT
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from programs import wait_until
 from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters, SetParametersAtomically
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
@@ -33,70 +28,11 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
-class NodeProcess:
-    """`segment_node` as a child process, what it logs kept."""
-
-    def __init__(self, *arguments: str, **parameters: Any) -> None:
-        command = [sys.executable, "-m", "sqsegv3_ros.ros.segment_node", "--ros-args"]
-        for name, value in parameters.items():
-            command += ["-p", f"{name.replace('__', '.')}:={value}"]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        environment["PYTHONUNBUFFERED"] = "1"
-        self.process = subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
-
-    @property
-    def log(self) -> str:
-        return "\n".join(self.lines)
-
-    def wait_for_log(self, text: str, timeout_s: float = 60.0) -> None:
-        wait_until(lambda: text in self.log or self.process.poll() is not None, timeout_s, lambda: self.log)
-        assert text in self.log, self.log
-
-    def stop(self, number: int = signal.SIGINT, timeout_s: float = 20.0) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            code = self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
-        self._reader.join(5)
-        return code
-
-
-@contextmanager
-def running_node(*arguments: str, **parameters: Any) -> Iterator[NodeProcess]:
-    node = NodeProcess(*arguments, **parameters)
-    try:
-        yield node
-    finally:
-        if node.process.poll() is None:
-            node.stop(signal.SIGKILL)
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float, explain: Callable[[], Any] = lambda: "") -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {timeout_s} s: {explain()}")
-        time.sleep(0.01)
-
-
 class Client:
-    """A ROS node of the test: publishes clouds, collects what comes back, calls the node's services."""
+    """A ROS node of the test: publishes clouds, collects messages, and calls the services of the node `target`."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: str = NODE) -> None:
+        self.target = target
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         self.node = rclpy.create_node("test_client", context=self.context)
@@ -125,29 +61,30 @@ class Client:
         for status in array.status:
             self.diagnostics[status.name.partition(": ")[2]] = status
 
-    def publish(self, cloud: PointCloud2, topic: str = f"{NODE}/input/points", qos: QoSProfile = RELIABLE) -> None:
+    def publish(self, cloud: PointCloud2, topic: str = "", qos: QoSProfile = RELIABLE) -> None:
         self.publisher(topic, qos).publish(cloud)
 
-    def publisher(self, topic: str = f"{NODE}/input/points", qos: QoSProfile = RELIABLE) -> Any:
-        """A publisher that somebody listens to."""
+    def publisher(self, topic: str = "", qos: QoSProfile = RELIABLE) -> Any:
+        """A publisher with a subscriber; without a topic, that of the target's input."""
+        topic = topic or f"{self.target}/input/points"
         key = (topic, qos.reliability)
         if key not in self._publishers:
             self._publishers[key] = self.node.create_publisher(PointCloud2, topic, qos)
         publisher = self._publishers[key]
-        wait_until(lambda: publisher.get_subscription_count() > 0, 60, lambda: f"nobody subscribes to {topic}")
+        wait_until(lambda: publisher.get_subscription_count() > 0, 60, lambda: f"no subscriber of {topic}")
         return publisher
 
     def close_publisher(self, topic: str, qos: QoSProfile) -> None:
         self.node.destroy_publisher(self._publishers.pop((topic, qos.reliability)))
 
     def collect(self, kind: Any, topic: str, qos: QoSProfile = RELIABLE, connected: bool = True) -> list[Any]:
-        """Everything that comes on a topic from now on."""
+        """A list that grows with every message on a topic."""
         messages: list[Any] = []
         subscription = self.node.create_subscription(kind, topic, messages.append, qos)
         if connected:
             name = subscription.topic_name
-            wait_until(lambda: self.node.count_publishers(name) > 0, 60, lambda: f"nobody publishes {name}")
-            time.sleep(0.3)  # the publisher hears of its subscriber a little later
+            wait_until(lambda: self.node.count_publishers(name) > 0, 60, lambda: f"no publisher of {name}")
+            time.sleep(0.3)  # the publisher discovers its subscriber a little later
         return messages
 
     def call(self, kind: Any, service: str, timeout_s: float = 20.0, **request: Any) -> Any:
@@ -158,29 +95,40 @@ class Client:
         self.node.destroy_client(client)
         return future.result()
 
+    @contextmanager
+    def targeting(self, node: str) -> Iterator[None]:
+        """Talk to another node within this context."""
+        previous, self.target = self.target, node
+        try:
+            yield
+        finally:
+            self.target = previous
+
     def state(self) -> str:
-        return self.call(GetState, f"{NODE}/get_state").current_state.label
+        return self.call(GetState, f"{self.target}/get_state").current_state.label
 
     def transition(self, name: str, timeout_s: float = 60.0) -> bool:
         number = getattr(Transition, f"TRANSITION_{name.upper()}")
         request = Transition(id=number)
-        return self.call(ChangeState, f"{NODE}/change_state", timeout_s, transition=request).success
+        return self.call(ChangeState, f"{self.target}/change_state", timeout_s, transition=request).success
 
     def get_parameters(self, *names: str) -> list[Any]:
-        values = self.call(GetParameters, f"{NODE}/get_parameters", names=list(names)).values
+        values = self.call(GetParameters, f"{self.target}/get_parameters", names=list(names)).values
         return [rclpy.parameter.parameter_value_to_python(value) for value in values]
 
     def set_parameters(self, atomically: bool = False, **values: Any) -> list[tuple[bool, str]]:
         messages = [Parameter(n.replace("__", "."), value=v).to_parameter_msg() for n, v in values.items()]
         if atomically:
-            result = self.call(SetParametersAtomically, f"{NODE}/set_parameters_atomically", parameters=messages).result
+            result = self.call(
+                SetParametersAtomically, f"{self.target}/set_parameters_atomically", parameters=messages
+            ).result
             return [(result.successful, result.reason)]
-        results = self.call(SetParameters, f"{NODE}/set_parameters", parameters=messages).results
+        results = self.call(SetParameters, f"{self.target}/set_parameters", parameters=messages).results
         return [(result.successful, result.reason) for result in results]
 
     def describe_parameters(self) -> dict[str, Any]:
-        names = list(self.call(ListParameters, f"{NODE}/list_parameters").result.names)
-        described = self.call(DescribeParameters, f"{NODE}/describe_parameters", names=names).descriptors
+        names = list(self.call(ListParameters, f"{self.target}/list_parameters").result.names)
+        described = self.call(DescribeParameters, f"{self.target}/describe_parameters", names=names).descriptors
         return {descriptor.name: descriptor for descriptor in described}
 
     def status(self, name: str, condition: Callable[[DiagnosticStatus], bool], timeout_s: float = 15.0) -> Any:
@@ -194,7 +142,7 @@ class Client:
 
 
 def street(count: int = 20_000, seed: int = 0) -> np.ndarray:
-    """(N, 4) float32: flat ground with walls to both sides, as a 64-beam sensor 1.73 m above the ground sees it."""
+    """(N, 4) float32 points of a 64-beam sensor 1.73 m above flat ground, between two walls."""
     generator = np.random.default_rng(seed)
     azimuth = generator.uniform(-np.pi, np.pi, count)
     elevation = np.radians(generator.uniform(-24.8, 2.0, count))
@@ -207,13 +155,21 @@ def street(count: int = 20_000, seed: int = 0) -> np.ndarray:
 
 
 def message(points: np.ndarray, stamp_s: int = 1, frame: str = "velodyne") -> PointCloud2:
-    """(N, 4) float32 x, y, z, intensity -> a PointCloud2 with these fields."""
+    """A PointCloud2 of (N, 4) float32 x, y, z, intensity."""
     cloud = make_cloud(points, PointCloud2, PointField)
     cloud.header.frame_id = frame
     cloud.header.stamp.sec = stamp_s
     return cloud
 
 
-def installed_script(name: str) -> Path:
-    """Where the installed executable of that name lies beside the running Python."""
-    return Path(sys.executable).parent / name
+def publish_until_labelled(client: Client, labelled: list[PointCloud2], topic: str) -> None:
+    """Publish clouds until one is labelled: the node skips clouds before it discovers the subscriber of its output."""
+
+    def is_labelled() -> bool:
+        client.publish(message(street(5000)), topic)
+        end = time.monotonic() + 1
+        while not labelled and time.monotonic() < end:
+            time.sleep(0.01)
+        return bool(labelled)
+
+    wait_until(is_labelled, 60, lambda: f"no labelled cloud for the clouds on {topic}")

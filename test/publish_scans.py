@@ -1,11 +1,12 @@
-"""A child process: publishes every scan of a SemanticKITTI root once, each when the one before has been labelled."""
+"""Publish every scan of a SemanticKITTI root, each after the previous one has been labelled."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-from live import NODE, Client, message, wait_until
+from live import NODE, Client, message
+from programs import wait_until
 from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.data.semantic_kitti import find_scans, read_scan
@@ -13,7 +14,7 @@ from sqsegv3_ros.data.semantic_kitti import find_scans, read_scan
 client = Client()
 publisher = client.publisher()
 labelled = client.collect(PointCloud2, f"{NODE}/output/points")
-time.sleep(1)  # the node must see its subscribers, too: without any it labels nothing
+time.sleep(1)  # until the node has discovered the subscriber; without one it labels nothing
 for number, scan in enumerate(find_scans(sys.argv[1])):
     publisher.publish(message(read_scan(scan.path), stamp_s=number + 1, frame=f"{scan.sequence}/{scan.stem}"))
     wait_until(lambda done=number + 1: len(labelled) >= done, 120, lambda: f"{len(labelled)} labelled")

@@ -1,4 +1,4 @@
-"""Points come in, bags of every storage go out, written by rosbags alone: what the package's reader is tested on."""
+"""Bags of every storage, written by rosbags alone, to test the package's reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OWN_DEFINITION = "uint32 count\nstring words\nfloat64[] values\n"
 
 
 def scans(count: int, points: int = 500, seed: int = 0) -> list[np.ndarray]:
-    """Structured points with classes 0..19."""
+    """Random structured points with classes 0..19."""
     generator = np.random.default_rng(seed)
     found = []
     for _ in range(count):
@@ -35,7 +35,7 @@ def scans(count: int, points: int = 500, seed: int = 0) -> list[np.ndarray]:
 
 
 def stores(storage: str) -> Any:
-    """The message types of a storage, with a type that ROS does not have."""
+    """The message types of a storage, plus a type that is not part of ROS."""
     store = get_typestore(Stores.ROS1_NOETIC if storage == "ros1" else Stores.ROS2_JAZZY)
     store.register(get_types_from_msg(OWN_DEFINITION, "robot_msgs/msg/Tally"))
     return store
@@ -67,7 +67,7 @@ def cloud(store: Any, scan: np.ndarray, number: int, storage: str, frame: str = 
 
 
 def tally(store: Any, number: int, storage: str) -> bytes:
-    """A message of a type that no ROS installation knows."""
+    """A message of a type that is not part of ROS."""
     message = store.types["robot_msgs/msg/Tally"](count=number, words=f"no. {number}", values=np.arange(float(number)))
     return bytes(serialized(store, message, "robot_msgs/msg/Tally", storage))
 
@@ -77,7 +77,7 @@ def serialized(store: Any, message: Any, kind: str, storage: str) -> Any:
 
 
 def record(path: Path, storage: str, recorded: dict[str, Sequence[np.ndarray]], others: bool = True) -> Path:
-    """Write a bag: clouds by topic at 10 Hz, received 7 ms after their stamp, and between them other messages."""
+    """Write a bag: clouds by topic at 10 Hz, received 7 ms after their stamp, interleaved with other messages."""
     store = stores(storage)
     if storage == "ros1":
         writer: Any = Writer1(path)

@@ -1,17 +1,15 @@
-"""The name of a block and its channels -> the block: the one interface behind which all that the paper compares stands.
+"""Encoder blocks by name: SAC-ISK and every block that the paper compares with it.
 
-A block takes (feature (N, C, H, W), coordinates (N, 3, H, W)) and gives (N, C, H, W). All of them are two 3x3
-convolutions with an identity around them; they differ in what happens to the input of the first one:
+All blocks are two 3x3 convolutions with a residual connection around them. They differ in how they adapt the input of
+the first convolution:
 
     out = feature + ReLU(BN(conv3x3(ReLU(BN(mix(adapt(feature, coordinates)))))))
 
-`mix` is a 3x3 convolution, or, where `adapt` gives every pixel its whole window because the factors of a pixel's nine
-taps differ, the same weights as a 1x1 convolution over the windows (paper, section 4.3).
+`mix` is a 3x3 convolution. If the factors differ between the taps of a window, `adapt` returns weighted windows and
+`mix` is a 1x1 convolution over them with the same weights (paper, section 4.3).
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -19,14 +17,20 @@ from sqsegv3_ros.network.compared import BlockAttention, ContextAggregation, Pix
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.layers import AzimuthConv2d, ConvNorm
 from sqsegv3_ros.network.sac import BLOCK_BN_MOMENTUM, TAPS, SpatiallyAdaptiveBlock
-from sqsegv3_ros.network.sac_variants import SacIS, SacS, SacSK
+from sqsegv3_ros.network.sac_variants import PixelAttention, TapAttention
+
+_WINDOWED = ("sac-sk", "pac")
 
 
 class AdaptedBlock(nn.Module):
-    """Two 3x3 convolutions, the first one on what `adapt` makes of the features, and the block's input added.
+    """Two 3x3 convolutions, the first one on adapted features, with a residual connection around both.
 
-    adapt: (feature (N, C, H, W), coordinates (N, 3, H, W)) -> (N, C, H, W), or windows (N, 9 C, H, W), channel-major,
-        where `windowed`.
+    Args:
+        channels: Channels of input and output.
+        adapt: Module that adapts features (N, C, H, W) by coordinates (N, 3, H, W), to (N, C, H, W) or windows
+            (N, 9 C, H, W), channel-major.
+        windowed: Whether `adapt` returns windows.
+        circular: Whether the left and the right edge are neighbours.
     """
 
     def __init__(self, channels: int, adapt: nn.Module, *, windowed: bool, circular: bool):
@@ -42,38 +46,51 @@ class AdaptedBlock(nn.Module):
         self.conv = ConvNorm(second, momentum=BLOCK_BN_MOMENTUM, slope=0.0)
 
     def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """feature (N, C, H, W), coordinates (N, 3, H, W) of the same height and width -> (N, C, H, W)."""
+        """Compute features (N, C, H, W) from features (N, C, H, W) and coordinates (N, 3, H, W)."""
         return feature + self.conv(self.mix(self.adapt(feature, coordinates)))
 
 
-class Unchanged(nn.Module):
-    """Standard convolution (paper, equation 2), the baseline: the features as they are."""
+class NoAdaptation(nn.Module):
+    """Standard convolution (paper, equation 2), the baseline."""
 
     def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same."""
+        """Return the features unchanged."""
         return feature
 
 
 def make_block(channels: int, config: NetworkConfig) -> nn.Module:
-    """A block of the network's kind (`NetworkConfig.block`), with random weights."""
+    """Make a block of kind `config.block` with random weights.
+
+    Args:
+        channels: Channels of input and output.
+        config: Network configuration.
+
+    Returns:
+        Module that maps features (N, C, H, W) and coordinates (N, 3, H, W) to features (N, C, H, W).
+    """
     if config.block == "sac-isk":
         return SpatiallyAdaptiveBlock(channels, attention_kernel=config.attention_kernel, circular=config.circular)
     return AdaptedBlock(
-        channels,
-        _ADAPTATIONS[config.block](channels, config),
-        windowed=config.block in _WINDOWED,
-        circular=config.circular,
+        channels, _adaptation(channels, config), windowed=config.block in _WINDOWED, circular=config.circular
     )
 
 
-_ADAPTATIONS: dict[str, Callable[[int, NetworkConfig], nn.Module]] = {
-    "conv": lambda channels, config: Unchanged(),
-    "sac-s": lambda channels, config: SacS(config.attention_kernel, circular=config.circular),
-    "sac-is": lambda channels, config: SacIS(channels, config.attention_kernel, circular=config.circular),
-    "sac-sk": lambda channels, config: SacSK(config.attention_kernel, circular=config.circular),
-    "se": lambda channels, config: SqueezeExcitation(channels),
-    "cbam": lambda channels, config: BlockAttention(channels, circular=config.circular),
-    "cam": lambda channels, config: ContextAggregation(channels, circular=config.circular),
-    "pac": lambda channels, config: PixelAdaptive(circular=config.circular),
-}
-_WINDOWED = ("sac-sk", "pac")
+def _adaptation(channels: int, config: NetworkConfig) -> nn.Module:
+    kernel, circular = config.attention_kernel, config.circular
+    match config.block:
+        case "conv":
+            return NoAdaptation()
+        case "sac-s":
+            return PixelAttention(1, kernel, circular=circular)
+        case "sac-is":
+            return PixelAttention(channels, kernel, circular=circular)
+        case "sac-sk":
+            return TapAttention(kernel, circular=circular)
+        case "se":
+            return SqueezeExcitation(channels)
+        case "cbam":
+            return BlockAttention(channels, circular=circular)
+        case "cam":
+            return ContextAggregation(channels, circular=circular)
+        case _:  # "pac": NetworkConfig admits no other
+            return PixelAdaptive(circular=circular)

@@ -1,14 +1,14 @@
-"""Features and coordinates -> adapted features: the attention of earlier work that the paper compares SAC with.
+"""Attention modules of earlier work that the paper compares with SAC: SE, CBAM, CAM and PAC.
 
-Each scales the input of a 3x3 convolution, so that it is a case of the paper's equation 4 (its section 4.4):
+Each scales the input of a 3x3 convolution and is thus a case of the paper's equation 4 (its section 4.4):
 
     SE    A[n]           squeeze and excitation, Hu et al., "Squeeze-and-Excitation Networks", 2018
     CBAM  A[n] A'[p, q]  Woo et al., "CBAM: Convolutional Block Attention Module", 2018
     CAM   A[n, p, q]     context aggregation, Wu et al., "SqueezeSegV2", 2019
     PAC   A[p, q, i, j]  Su et al., "Pixel-Adaptive Convolutional Neural Networks", 2019
 
-The paper shows how it arranges them in a supplement that is not to be had; here they stand where SAC stands. SE, CBAM
-and CAM look at the features, PAC at the coordinates.
+The paper describes their arrangement in a supplement that is not available; here they take the place of SAC. SE, CBAM
+and CAM compute their factors from the features, PAC from the coordinates.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from sqsegv3_ros.network.layers import AzimuthConv2d, pad_azimuth
 from sqsegv3_ros.network.sac import unfold3x3
-from sqsegv3_ros.network.sac_variants import weigh_taps
+from sqsegv3_ros.network.sac_variants import weight_taps
 
 REDUCTION = 16
-"""The bottleneck of SE, CBAM and CAM has this many times fewer channels, as in their papers, but at least one."""
+"""Channel reduction in the bottleneck of SE, CBAM and CAM, as in their papers; at least one channel remains."""
 POOL = 7
 """Side of CBAM's convolution and of CAM's pooling, as in their papers."""
 
 
 class Bottleneck(nn.Module):
-    """W2 relu(W1 v + b1) + b2 at every pixel: two 1x1 convolutions, (N, C, H, W) -> (N, C, H, W)."""
+    """Two 1x1 convolutions, W2 relu(W1 v + b1) + b2 at every pixel."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -37,7 +37,7 @@ class Bottleneck(nn.Module):
         self.expand = nn.Conv2d(middle, channels, 1)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W)."""
         return self.expand(F.relu(self.reduce(feature)))
 
 
@@ -49,14 +49,14 @@ class SqueezeExcitation(nn.Module):
         self.bottleneck = Bottleneck(channels)
 
     def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """feature (N, C, H, W) -> (N, C, H, W)."""
+        """Weight features (N, C, H, W)."""
         return torch.sigmoid(self.bottleneck(feature.mean((2, 3), keepdim=True))) * feature
 
 
 class BlockAttention(nn.Module):
     """CBAM: X' = A X, then X'' = A' X'.
 
-    A[n] = sigmoid(m(mean over the image of X) + m(maximum over the image of X)), m being one bottleneck for both.
+    A[n] = sigmoid(m(mean over the image of X) + m(maximum over the image of X)), with one bottleneck m for both.
     A'[p, q] = sigmoid(conv7x7(mean over the channels of X', maximum over the channels of X') + b).
     """
 
@@ -66,9 +66,9 @@ class BlockAttention(nn.Module):
         self.conv = AzimuthConv2d(2, 1, POOL, circular=circular)
 
     def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """feature (N, C, H, W) -> (N, C, H, W)."""
-        mean, most = feature.mean((2, 3), keepdim=True), feature.amax((2, 3), keepdim=True)
-        feature = torch.sigmoid(self.bottleneck(mean) + self.bottleneck(most)) * feature
+        """Weight features (N, C, H, W)."""
+        mean, maximum = feature.mean((2, 3), keepdim=True), feature.amax((2, 3), keepdim=True)
+        feature = torch.sigmoid(self.bottleneck(mean) + self.bottleneck(maximum)) * feature
         summary = torch.cat((feature.mean(1, keepdim=True), feature.amax(1, keepdim=True)), dim=1)
         return torch.sigmoid(self.conv(summary)) * feature
 
@@ -79,23 +79,22 @@ class ContextAggregation(nn.Module):
     def __init__(self, channels: int, *, circular: bool):
         super().__init__()
         self.circular = circular
-        self.side = POOL
         self.bottleneck = Bottleneck(channels)
 
     def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """feature (N, C, H, W) -> (N, C, H, W)."""
-        reach = self.side // 2
+        """Weight features (N, C, H, W)."""
+        reach = POOL // 2
         if self.circular:
-            pooled = F.max_pool2d(pad_azimuth(feature, reach), self.side, stride=1, padding=[reach, 0])
+            pooled = F.max_pool2d(pad_azimuth(feature, reach), POOL, stride=1, padding=(reach, 0))
         else:
-            pooled = F.max_pool2d(feature, self.side, stride=1, padding=reach)
+            pooled = F.max_pool2d(feature, POOL, stride=1, padding=reach)
         return torch.sigmoid(self.bottleneck(pooled)) * feature
 
 
 class PixelAdaptive(nn.Module):
     """PAC: A[p, q, i, j] = exp(-|f[p + i - 1, q + j - 1] - f[p, q]|^2 / 2), f the coordinates times learned scales.
 
-    The scales begin at 1: normalised coordinates differ by 1 over about 11 m along x, 7 m along y and 0.9 m in height.
+    The scales start at 1: a difference of 1 in normalised coordinates is about 11 m in x, 7 m in y and 0.9 m in z.
     """
 
     def __init__(self, *, circular: bool):
@@ -104,9 +103,9 @@ class PixelAdaptive(nn.Module):
         self.scale = nn.Parameter(torch.ones(3))
 
     def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """feature (N, C, H, W), coordinates (N, 3, H, W) -> windows (N, 9 C, H, W), channel-major."""
+        """Unfold features (N, C, H, W) to weighted windows (N, 9 C, H, W), channel-major."""
         guide = coordinates * self.scale.view(3, 1, 1)
         batch, _, height, width = guide.shape
         windows = unfold3x3(guide, self.circular).view(batch, 3, -1, height, width)
         difference = windows - guide.unsqueeze(2)
-        return weigh_taps(feature, torch.exp(-0.5 * (difference * difference).sum(1)), self.circular)
+        return weight_taps(feature, torch.exp(-0.5 * (difference * difference).sum(1)), self.circular)

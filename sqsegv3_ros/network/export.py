@@ -1,4 +1,4 @@
-"""Export of a trained SqueezeSegV3: one inference form, as a model file (TorchScript) or as ONNX.
+"""Export of a trained SqueezeSegV3 as a model file (TorchScript) or as ONNX.
 
 The exported form is the network in eval mode with every BatchNorm folded into the convolution before it and the
 full-resolution head only. Spatially-adaptive convolution becomes nine slices of the padded features, times the
@@ -27,14 +27,13 @@ from sqsegv3_ros.inference.model_file import INFO_FILE, ModelInfo, save_model
 from sqsegv3_ros.network.layers import ConvNorm, pad_azimuth
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.network.sac import TAPS, Attention, SpatiallyAdaptiveBlock
-from sqsegv3_ros.network.sac_variants import Factors
 
 ONNX_OPSET = 17
 _TOLERANCE = 1e-8
-"""Largest difference between network and exported form in float64, relative to the largest logit; rounding gives
-1e-13."""
+"""Largest difference between training model and exported form in float64, relative to the largest logit; rounding
+gives 1e-13."""
 _MARGIN = 1e-4
-"""Pixels whose two best classes are closer in probability may be labelled differently by rounding alone."""
+"""Rounding may swap the two best classes of a pixel if their probabilities are closer than this."""
 
 
 class ExportedNetwork(nn.Module):
@@ -45,7 +44,7 @@ class ExportedNetwork(nn.Module):
         self.network = copy.deepcopy(model).cpu().eval()
         self.network.heads = self.network.heads[:1]
         for module in self.network.modules():
-            if isinstance(module, (ConvNorm, Attention, Factors)):
+            if isinstance(module, (ConvNorm, Attention)):
                 fold_norm(module)
         for stage in self.network.encoder:
             for i, block in enumerate(cast(nn.ModuleList, stage.blocks)):
@@ -53,34 +52,48 @@ class ExportedNetwork(nn.Module):
                     cast(nn.ModuleList, stage.blocks)[i] = SlicedBlock(block)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalised, masked image (N, 5, H, W) -> logits (N, C, H, W)."""
+        """Compute logits (N, C, H, W) from the normalised, masked image (N, 5, H, W)."""
         logits: Tensor = self.network(image)[0]
         return logits
 
 
 class SlicedBlock(nn.Module):
-    """A spatially-adaptive block whose windows are slices, in the order (tap, channel) in which slices join."""
+    """A spatially-adaptive block whose windows are concatenated slices, so that its channels are tap-major.
+
+    It computes one row of three taps at a time, which takes a third of the memory of all nine, and no longer.
+    """
 
     def __init__(self, block: SpatiallyAdaptiveBlock):
         super().__init__()
-        self.circular = block.circular
-        self.attention, self.mix, self.conv = block.attention, block.mix, block.conv
+        self.circular, self.conv = block.circular, block.conv
         attention, mix = block.attention.conv, block.mix.conv
         assert attention.bias is not None
+        # from (channel, tap) to (tap, channel), the order in which slices join
         tap_major = torch.arange(len(attention.bias)).view(-1, TAPS).t().flatten()
-        attention.weight = nn.Parameter(attention.weight[tap_major])
-        attention.bias = nn.Parameter(attention.bias[tap_major])
-        mix.weight = nn.Parameter(mix.weight[:, tap_major])
+        self.attention, self.mix = nn.ModuleList(), nn.ModuleList()
+        for row, of_row in enumerate(tap_major.chunk(3)):
+            self.attention.append(_with_weights(attention, attention.weight[of_row], attention.bias[of_row]))
+            self.mix.append(_with_weights(mix, mix.weight[:, of_row], mix.bias if row == 0 else None))
 
     def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """feature (N, C, H, W), coordinates (N, 3, H, W) -> (N, C, H, W)."""
+        """Compute features (N, C, H, W) from features (N, C, H, W) and coordinates (N, 3, H, W)."""
         height, width = feature.shape[2:]
         padded = F.pad(pad_azimuth(feature, 1), [0, 0, 1, 1]) if self.circular else F.pad(feature, [1, 1, 1, 1])
-        taps = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-        return feature + self.conv(self.mix(torch.cat(taps, 1) * self.attention(coordinates)))
+        rows: list[Tensor] = []
+        for y, (attention, mix) in enumerate(zip(self.attention, self.mix, strict=True)):
+            taps = torch.cat([padded[:, :, y : y + height, x : x + width] for x in range(3)], 1)
+            rows.append(mix(taps * torch.sigmoid(attention(coordinates))))
+        return feature + self.conv(F.relu(rows[0] + rows[1] + rows[2]))
 
 
-def fold_norm(layer: ConvNorm | Attention | Factors) -> None:
+def _with_weights(conv: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    conv = copy.deepcopy(conv)
+    conv.register_parameter("weight", nn.Parameter(weight.detach().clone()))
+    conv.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
+    return conv
+
+
+def fold_norm(layer: ConvNorm | Attention) -> None:
     """Fold a layer's BatchNorm, as it is in eval mode, into the weights of its convolution."""
     conv, norm = layer.conv, layer.norm
     assert norm.running_mean is not None and norm.running_var is not None
@@ -100,8 +113,8 @@ def trace(model: SqueezeSegV3) -> torch.jit.ScriptModule:
         model: The network; it is not changed.
 
     Returns:
-        TorchScript module in float32 on the CPU: image (N, 5, H, W) -> logits (N, C, H, W), any H and W that the
-        network allows.
+        TorchScript module in float32 on the CPU that maps images (N, 5, H, W) to logits (N, C, H, W), for any H and W
+        that the network allows.
 
     Raises:
         UserError: A weight is not finite.
@@ -111,15 +124,16 @@ def trace(model: SqueezeSegV3) -> torch.jit.ScriptModule:
     broken = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         raise UserError(f"the network has weights that are not finite: {', '.join(broken[:4])}; nothing to export")
-    # in float64, so that what differs is the form and not rounding, however large the logits are
+    # compare in float64, where rounding cannot hide or mimic an error of the exported form
     exact = copy.deepcopy(model).cpu().double().eval()
     generator = torch.Generator().manual_seed(0)
-    width = max(64, model.minimum_width)
+    width = max(64, model.config.minimum_width)
     images = [
-        torch.randn(1, model.in_channels, *size, generator=generator).double() for size in ((4, width), (8, 2 * width))
+        torch.randn(1, model.config.in_channels, *size, generator=generator).double()
+        for size in ((4, width), (8, 2 * width))
     ]
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of TorchScript, once a call
+        warnings.simplefilter("ignore")  # torch warns of the end of TorchScript on every call
         traced = torch.jit.trace(ExportedNetwork(exact), images[0], check_trace=False)
         for image in images:
             expected = exact(image)[0]
@@ -138,7 +152,7 @@ def export_model(model: SqueezeSegV3, path: str | Path, *, info: ModelInfo, half
     Args:
         model: The network with its auxiliary heads; its state goes into the file for further training.
         path: Model file to write.
-        info: Description of the model; what describes architecture and weights is filled in here.
+        info: Description of the model; this function sets its architecture, weights and widths.
         half: Store the exported weights as float16, half the size.
 
     Returns:
@@ -186,10 +200,10 @@ def export_onnx(model: SqueezeSegV3, path: str | Path, info: ModelInfo) -> float
         raise missing_package(error.name or "onnx", "ONNX export", "onnx") from error
     form = ExportedNetwork(model).float()
     size = (info.projection.height, info.projection.width)
-    image = torch.randn(1, model.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, model.config.in_channels, *size, generator=torch.Generator().manual_seed(0))
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch points to its newer exporter, once a call
+        warnings.simplefilter("ignore")  # torch recommends its newer exporter on every call
         torch.onnx.export(
             form, (image,), cast(Any, buffer), dynamo=False, opset_version=ONNX_OPSET, input_names=["image"],
             output_names=["logits"], dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},

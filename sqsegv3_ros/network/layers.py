@@ -1,4 +1,4 @@
-"""(N, C, H, W) features -> (N, C', H, W') features: the convolutions of the network, aware of the azimuth seam."""
+"""Convolutions that know whether the left and the right edge of the range image are neighbours."""
 
 from __future__ import annotations
 
@@ -8,15 +8,31 @@ from torch import Tensor, nn
 
 
 def pad_azimuth(image: Tensor, columns: int) -> Tensor:
-    """(..., H, W) -> (..., H, W + 2 columns): `columns` of the right edge put left, and of the left edge put right."""
+    """Pad circularly: continue the image beyond each edge by columns of the other one.
+
+    Args:
+        image: (..., H, W).
+        columns: Columns to add on either side.
+
+    Returns:
+        (..., H, W + 2 columns).
+    """
     if columns == 0:
         return image
     return torch.cat((image[..., -columns:], image, image[..., :columns]), dim=-1)
 
 
 class AzimuthConv2d(nn.Conv2d):
-    """A convolution that keeps height and width (but for the stride); beyond the top and bottom lies zero, beyond
-    left and right either zero or, with `circular`, the other edge."""
+    """A convolution with "same" padding, zero or, in azimuth, circular.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel: Side of the square kernel, odd.
+        circular: Pad left and right by the other edge; above and below the padding is always zero.
+        stride: Vertical and horizontal stride.
+        bias: Whether there is a bias.
+    """
 
     def __init__(
         self,
@@ -32,7 +48,7 @@ class AzimuthConv2d(nn.Conv2d):
         self.circular = circular
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        """Convolve (N, in, H, W) to (N, out, H / stride, W / stride)."""
         if self.circular:
             reach = self.kernel_size[1] // 2
             return F.conv2d(pad_azimuth(image, reach), self.weight, self.bias, self.stride, (reach, 0))
@@ -46,16 +62,22 @@ class AzimuthUpsample2d(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, (1, 4), stride=(1, 2), padding=(0, 1))
         self.circular = circular
 
-    def forward(self, image: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(N, in, H, W) -> (N, out, H, 2 W). output_size is there for nn.ConvTranspose2d's sake and not used."""
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """Upsample (N, in, H, W) to (N, out, H, 2 W)."""
         if self.circular:
-            # one more column on either side becomes two in the output, which the larger padding crops away
+            # one more column on either side becomes two in the output, which the larger padding crops
             return F.conv_transpose2d(pad_azimuth(image, 1), self.weight, self.bias, self.stride, (0, 3))
         return F.conv_transpose2d(image, self.weight, self.bias, self.stride, (0, 1))
 
 
 class ConvNorm(nn.Module):
-    """Convolution -> BatchNorm -> activation: LeakyReLU with `slope`, ReLU where it is 0."""
+    """Convolution, BatchNorm, activation.
+
+    Args:
+        conv: The convolution.
+        momentum: Momentum of the BatchNorm.
+        slope: Negative slope of the LeakyReLU; 0 for a ReLU.
+    """
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, *, momentum: float, slope: float):
         super().__init__()
@@ -64,8 +86,6 @@ class ConvNorm(nn.Module):
         self.slope = slope
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, H', W')."""
+        """Map (N, in, H, W) to (N, out, H', W')."""
         normalized = self.norm(self.conv(image))
-        if self.slope == 0:
-            return F.relu(normalized)
-        return F.leaky_relu(normalized, self.slope)
+        return F.relu(normalized) if self.slope == 0 else F.leaky_relu(normalized, self.slope)

@@ -1,83 +1,76 @@
-"""Features and coordinates -> adapted features: the variants of spatially-adaptive convolution with smaller attention.
+"""Variants of spatially-adaptive convolution with smaller attention: SAC-S, SAC-IS and SAC-SK.
 
 Spatially-adaptive convolution (paper, equations 3 and 4) is
 
     Y[m, p, q] = sum over n, i, j of  W[m, n, p, q, i, j] * X[n, p + i - 1, q + j - 1]
     W[m, n, p, q, i, j] = W'[m, n, i, j] * A(X0)[m, n, p, q, i, j],      A = sigmoid(BatchNorm(conv(X0)))
 
-and its variants are named by the dimensions of A that are left: input channel (I), space (S), kernel (K). `sac.py` has
-SAC-ISK; here are those with one factor for all channels (SAC-SK) and those with one for all taps (SAC-S, SAC-IS).
+and its variants are named after the dimensions that A keeps: input channel (I), space (S), kernel (K). `sac.py` has
+SAC-ISK; this module has SAC-SK, with one factor for all channels, and SAC-S and SAC-IS, with one factor for all taps.
 
-Where A has no kernel dimensions the paper multiplies features and factors before an ordinary convolution (its section
-4.3), so a tap takes the factor of the pixel that it looks at:
+If A has no kernel dimensions, the paper multiplies features and factors before an ordinary convolution (section 4.3),
+so each tap takes the factor of the pixel that it reads:
 
     W[m, n, p, q, i, j] = W'[m, n, i, j] * A[n, p + i - 1, q + j - 1]
 
-while equation 4 to the letter would take that of the pixel (p, q) for all nine taps. This is the former. X0 are the
-coordinates and BatchNorm stands before the sigmoid, as the release has both in SAC-ISK.
+Equation 4 taken literally would use the factor of pixel (p, q) for all nine taps. This module follows section 4.3. X0
+are the coordinates, and BatchNorm precedes the sigmoid, as in the release's SAC-ISK.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from sqsegv3_ros.network.layers import AzimuthConv2d
-from sqsegv3_ros.network.sac import BLOCK_BN_MOMENTUM, TAPS, unfold3x3
+from sqsegv3_ros.network.sac import TAPS, Attention, unfold3x3
 
 
-class Factors(nn.Module):
-    """Coordinates (N, 3, H, W) -> factors (N, `count`, H, W) in (0, 1)."""
+class PixelAttention(nn.Module):
+    """SAC-S and SAC-IS: features times A[p, q] or A[n, p, q].
 
-    def __init__(self, count: int, kernel: int, *, circular: bool):
+    Args:
+        factors: Factors per pixel: 1 for SAC-S, the number of channels for SAC-IS.
+        kernel: Side of the convolution over the coordinates.
+        circular: Whether the left and the right edge are neighbours.
+    """
+
+    def __init__(self, factors: int, kernel: int, *, circular: bool):
         super().__init__()
-        self.conv = AzimuthConv2d(3, count, kernel, circular=circular)
-        self.norm = nn.BatchNorm2d(count, momentum=BLOCK_BN_MOMENTUM)
-
-    def forward(self, coordinates: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, count, H, W)."""
-        return torch.sigmoid(self.norm(self.conv(coordinates)))
-
-
-class SacS(nn.Module):
-    """SAC-S: one factor for each pixel, A[p, q]."""
-
-    def __init__(self, kernel: int, *, circular: bool):
-        super().__init__()
-        self.attention = Factors(1, kernel, circular=circular)
+        self.attention = Attention(factors, kernel, circular=circular)
 
     def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """feature (N, C, H, W), coordinates (N, 3, H, W) -> (N, C, H, W)."""
+        """Weight features (N, C, H, W) by factors of coordinates (N, 3, H, W)."""
         return self.attention(coordinates) * feature
 
 
-class SacIS(nn.Module):
-    """SAC-IS: a factor for each channel and pixel, A[n, p, q]."""
+class TapAttention(nn.Module):
+    """SAC-SK: windows of features times A[p, q, i, j], one factor per pixel and tap.
 
-    def __init__(self, channels: int, kernel: int, *, circular: bool):
-        super().__init__()
-        self.attention = Factors(channels, kernel, circular=circular)
-
-    def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """feature (N, C, H, W), coordinates (N, 3, H, W) -> (N, C, H, W)."""
-        return self.attention(coordinates) * feature
-
-
-class SacSK(nn.Module):
-    """SAC-SK: a factor for each pixel and tap of its window, A[p, q, i, j]."""
+    Args:
+        kernel: Side of the convolution over the coordinates.
+        circular: Whether the left and the right edge are neighbours.
+    """
 
     def __init__(self, kernel: int, *, circular: bool):
         super().__init__()
         self.circular = circular
-        self.attention = Factors(TAPS, kernel, circular=circular)
+        self.attention = Attention(TAPS, kernel, circular=circular)
 
     def forward(self, feature: Tensor, coordinates: Tensor) -> Tensor:
-        """feature (N, C, H, W), coordinates (N, 3, H, W) -> windows (N, 9 C, H, W), channel-major."""
-        return weigh_taps(feature, self.attention(coordinates), self.circular)
+        """Unfold features (N, C, H, W) to weighted windows (N, 9 C, H, W), channel-major."""
+        return weight_taps(feature, self.attention(coordinates), self.circular)
 
 
-def weigh_taps(feature: Tensor, factors: Tensor, circular: bool) -> Tensor:
-    """The windows of the features (N, C, H, W), each tap times its factor (N, 9, H, W) -> (N, 9 C, H, W)."""
+def weight_taps(feature: Tensor, factors: Tensor, circular: bool) -> Tensor:
+    """Unfold features into 3x3 windows and multiply each tap by its factor.
+
+    Args:
+        feature: (N, C, H, W).
+        factors: (N, 9, H, W).
+        circular: Whether the left and the right edge are neighbours.
+
+    Returns:
+        (N, 9 C, H, W), channel-major.
+    """
     batch, channels, height, width = feature.shape
     windows = unfold3x3(feature, circular).view(batch, channels, -1, height, width)
     return (windows * factors.unsqueeze(1)).flatten(1, 2)

@@ -1,8 +1,9 @@
-"""The node's input: a subscription that keeps only the newest cloud and is as reliable as those who publish.
+"""Subscriptions to PointCloud2 topics whose reliability follows the publishers.
 
-A cloud of megabytes sent best-effort arrives in hundreds of fragments, and is lost whole when one of them is: without
-a large shared-memory segment on the publisher's side, nearly all are. A best-effort subscription makes even a reliable
-publisher send so; a reliable one does not match best-effort publishers at all. So the publishers decide.
+A best-effort cloud of several megabytes is sent in hundreds of fragments, and one lost fragment loses the cloud: unless
+the publisher has a large shared-memory segment, almost none arrive. A best-effort subscription has the same effect with
+a reliable publisher, and a reliable subscription does not match a best-effort publisher at all. So the subscription
+takes the reliability that the publishers offer.
 """
 
 from __future__ import annotations
@@ -20,97 +21,123 @@ from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.errors import UserError
 
-_NO_NUMBER = 2**64 - 1  # a middleware that does not number messages says so by this one
-_PUBLISHERS = 16  # whose numbers are remembered
-CHOICES = ("auto", "best_effort", "reliable")
+RELIABILITY_CHOICES = ("auto", "best_effort", "reliable")
+_UNKNOWN_SEQUENCE_NUMBER = 2**64 - 1  # RMW_MESSAGE_INFO_SEQUENCE_NUMBER_UNSUPPORTED
+_MAX_PUBLISHERS = 16  # whose last sequence numbers are kept
+_RAW_DEPTH = 20
 
 
-class InputSubscription:
-    """Subscribes to clouds from construction to `close`. Depth 1: the newest wins.
+def offered_reliability(node: Node, topic: str, default: ReliabilityPolicy) -> ReliabilityPolicy:
+    """Return the strictest reliability that matches every publisher of a topic; `default` if there is no publisher."""
+    offered = {info.qos_profile.reliability for info in node.get_publishers_info_by_topic(topic)}
+    if not offered:
+        return default
+    return ReliabilityPolicy.RELIABLE if offered == {ReliabilityPolicy.RELIABLE} else ReliabilityPolicy.BEST_EFFORT
 
-    callback: gets every cloud. on_lost: gets the number of clouds that were published but never came: lost on the way,
-    or replaced by a newer one before this process took them. Known by gaps in the publishers' numbers; where the
-    middleware does not say whose numbers they are, only while there is one publisher; else what it says was lost.
-    The parameter qos_overrides.<topic>.subscription.reliability is auto (the default), best_effort or reliable;
-    history and depth are overridden in ROS's usual way. Raises UserError for another value.
+
+def subscribe_serialized(node: Node, topic: str, callback: Callable[[bytes], None]) -> Subscription:
+    """Subscribe to the serialized clouds of a topic that is published already, as reliably as it is offered.
+
+    The callback gets bytes because deserializing a cloud would delay the receipt time of the next one.
+    """
+    qos = QoSProfile(depth=_RAW_DEPTH, reliability=offered_reliability(node, topic, ReliabilityPolicy.RELIABLE))
+    return node.create_subscription(PointCloud2, topic, callback, qos, raw=True)
+
+
+class CloudSubscription:
+    """Subscribe to the newest cloud (depth 1) of a topic, from construction to `close`.
+
+    The parameter `qos_overrides.<topic>.subscription.reliability` is auto (the default), best_effort or reliable;
+    history and depth have ROS's usual QoS overrides.
+
+    Args:
+        node: Node that owns the subscription.
+        topic: Topic name, which may be relative or private.
+        on_cloud: Called with every cloud.
+        on_dropped: Called with the number of clouds that were published but not received: lost in transport, or
+            replaced by a newer one in the middleware. They show as gaps in the publishers' sequence numbers. If the
+            middleware does not name the publisher of a message, gaps count only while there is one publisher. Without
+            sequence numbers, the middleware's message-lost events count instead.
+
+    Raises:
+        UserError: The reliability parameter has another value.
     """
 
     def __init__(
-        self, node: Node, topic: str, callback: Callable[[PointCloud2], None], on_lost: Callable[[int], None]
+        self, node: Node, topic: str, on_cloud: Callable[[PointCloud2], None], on_dropped: Callable[[int], None]
     ) -> None:
         self._node = node
         self._topic = topic
-        self._callback = callback
-        self._on_lost = on_lost
-        self._numbers: dict[bytes | None, int] = {}
+        self._on_cloud = on_cloud
+        self._on_dropped = on_dropped
+        self._sequence_numbers: dict[bytes | None, int] = {}  # the last one of each publisher
         self.topic_name = node.resolve_topic_name(topic)
         self._choice = self._declare_reliability()
-        self.reliability = self._wanted_reliability(ReliabilityPolicy.BEST_EFFORT)
+        self.reliability = self._select_reliability(ReliabilityPolicy.BEST_EFFORT)
         self._subscription = self._subscribe()
 
-    def adapt(self) -> None:
-        """Subscribe anew where the publishers have changed their reliability. Call it now and then."""
-        wanted = self._wanted_reliability(self.reliability)
-        if wanted != self.reliability:
+    def match_publishers(self) -> None:
+        """Subscribe again if the publishers now offer another reliability. To be called periodically."""
+        reliability = self._select_reliability(self.reliability)
+        if reliability != self.reliability:
             self.close()
-            self.reliability = wanted
+            self.reliability = reliability
             self._subscription = self._subscribe()
 
     def close(self) -> None:
-        """Subscribe no longer."""
+        """Destroy the subscription."""
         self._node.destroy_subscription(self._subscription)
 
     def _declare_reliability(self) -> str:
         name = f"qos_overrides.{self.topic_name}.subscription.reliability"
         if not self._node.has_parameter(name):
             descriptor = ParameterDescriptor(
-                description="Reliability of the input; auto: reliable where every publisher is.",
-                additional_constraints=", ".join(CHOICES),
+                description="Reliability of the input; auto: reliable if every publisher is.",
+                additional_constraints=", ".join(RELIABILITY_CHOICES),
                 read_only=True,
             )
             self._node.declare_parameter(name, "auto", descriptor)
         choice = str(self._node.get_parameter(name).value)
-        if choice not in CHOICES:
-            raise UserError(f"{name} must be one of {', '.join(CHOICES)}, found '{choice}'")
+        if choice not in RELIABILITY_CHOICES:
+            raise UserError(f"{name} must be one of {', '.join(RELIABILITY_CHOICES)}, found '{choice}'")
         return choice
 
-    def _wanted_reliability(self, otherwise: ReliabilityPolicy) -> ReliabilityPolicy:
+    def _select_reliability(self, default: ReliabilityPolicy) -> ReliabilityPolicy:
         if self._choice != "auto":
             return ReliabilityPolicy[self._choice.upper()]
-        offered = {info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self.topic_name)}
-        if not offered:
-            return otherwise
-        return ReliabilityPolicy.RELIABLE if offered == {ReliabilityPolicy.RELIABLE} else ReliabilityPolicy.BEST_EFFORT
+        return offered_reliability(self._node, self.topic_name, default)
 
-    def _subscribe(self) -> Any:
+    def _subscribe(self) -> Subscription:
         profile = QoSProfile(depth=1, reliability=self.reliability, durability=DurabilityPolicy.VOLATILE)
         overridable = QoSOverridingOptions(policy_kinds=(QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH))
-        self._numbers = {}
-        numbered = hasattr(Subscription, "CallbackType")  # not in Humble
-        arguments = (PointCloud2, self._topic, self._on_numbered if numbered else self._callback, profile)
-        lost = SubscriptionEventCallbacks(message_lost=self._on_message_lost)
+        self._sequence_numbers = {}
+        has_message_info = hasattr(Subscription, "CallbackType")  # not in Humble
+        callback = self._on_numbered_cloud if has_message_info else self._on_cloud
+        arguments = (PointCloud2, self._topic, callback, profile)
+        events = SubscriptionEventCallbacks(message_lost=self._on_message_lost)
         try:
-            return self._node.create_subscription(*arguments, event_callbacks=lost, qos_overriding_options=overridable)
-        except UnsupportedEventTypeError:  # a middleware that does not count what it loses
+            return self._node.create_subscription(
+                *arguments, event_callbacks=events, qos_overriding_options=overridable
+            )
+        except UnsupportedEventTypeError:  # the middleware reports no lost messages
             return self._node.create_subscription(*arguments, qos_overriding_options=overridable)
 
-    def _on_numbered(self, cloud: PointCloud2, info: Any) -> None:
-        """Gaps in a publisher's numbers are clouds that did not come."""
+    def _on_numbered_cloud(self, cloud: PointCloud2, info: Any) -> None:
         number = info.get("publication_sequence_number")
-        if number is not None and number < _NO_NUMBER:
+        if number is not None and number < _UNKNOWN_SEQUENCE_NUMBER:
             publisher = (info.get("publisher_gid") or {}).get("data")
-            before = self._numbers.pop(publisher, None)
-            self._numbers[publisher] = number
-            if len(self._numbers) > _PUBLISHERS:
-                del self._numbers[next(iter(self._numbers))]  # the one that has been silent longest
-            if before is not None and number > before + 1 and (publisher is not None or self._alone()):
-                self._on_lost(number - before - 1)
-        self._callback(cloud)
+            previous = self._sequence_numbers.pop(publisher, None)
+            self._sequence_numbers[publisher] = number
+            if len(self._sequence_numbers) > _MAX_PUBLISHERS:
+                del self._sequence_numbers[next(iter(self._sequence_numbers))]  # silent for the longest time
+            if previous is not None and number > previous + 1 and (publisher is not None or self._has_one_publisher()):
+                self._on_dropped(number - previous - 1)
+        self._on_cloud(cloud)
 
-    def _alone(self) -> bool:
-        """Whether numbers that do not say whose they are belong to one publisher."""
+    def _has_one_publisher(self) -> bool:
         return self._node.count_publishers(self.topic_name) == 1
 
     def _on_message_lost(self, event: Any) -> None:
-        if not self._numbers or (None in self._numbers and not self._alone()):  # else the gap tells it, once
-            self._on_lost(event.total_count_change)
+        # with sequence numbers, the gap has counted these already
+        if not self._sequence_numbers or (None in self._sequence_numbers and not self._has_one_publisher()):
+            self._on_dropped(event.total_count_change)

@@ -1,16 +1,20 @@
-"""What the node knows about its own health: counts, rates and latencies go in, diagnostic statuses come out.
+"""The node's diagnostics: counts, rates and latencies of the clouds, and the statuses derived from them.
 
-No ROS in it. Times are seconds of one monotonic clock; the callers may be different threads.
+Times are seconds of one monotonic clock. The methods may be called from different threads.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from diagnostic_msgs.msg import DiagnosticArray
 
 WINDOW_S = 10.0
 OK, WARN, ERROR = 0, 1, 2  # diagnostic_msgs/DiagnosticStatus
@@ -18,15 +22,22 @@ OK, WARN, ERROR = 0, 1, 2  # diagnostic_msgs/DiagnosticStatus
 
 @dataclass
 class Status:
-    """One diagnostic status: its name, level, a sentence, and named values."""
+    """One diagnostic status.
+
+    Attributes:
+        name: Name below the node's name.
+        level: OK, WARN or ERROR.
+        message: One or more sentences, joined by semicolons.
+        values: Key-value pairs.
+    """
 
     name: str
     level: int = OK
     message: str = ""
     values: dict[str, str] = field(default_factory=dict)
 
-    def report(self, level: int, message: str) -> None:
-        """Raise the level; the sentences of the worst one are kept."""
+    def add(self, level: int, message: str) -> None:
+        """Raise the level if needed; only the messages of the highest level are kept."""
         if level > self.level:
             self.level, self.message = level, message
         elif level == self.level:
@@ -35,25 +46,36 @@ class Status:
 
 @dataclass(frozen=True)
 class Limits:
-    """When diagnostics complain: latency budget (ms), over budget for how long is an error (s), stale input (s)."""
+    """Limits above which diagnostics warn.
+
+    Attributes:
+        latency_budget_ms: Latency from receipt to publication.
+        late_error_after_s: Time over the latency budget after which the warning becomes an error.
+        stale_after_s: Time without a cloud after which the input is stale.
+    """
 
     latency_budget_ms: float = 100.0
     late_error_after_s: float = 5.0
     stale_after_s: float = 1.0
 
 
-class Monitor:
-    """Collects what happens to the clouds from one activation of the node to the next."""
+class NodeDiagnostics:
+    """Record what happens to the clouds during one activation of the node.
+
+    Args:
+        limits: Limits of the statuses; may be replaced at any time.
+        now: Time of the activation.
+    """
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.limits = limits
         self._lock = threading.Lock()
-        self._since = now
+        self._activated = now
         self._received: deque[float] = deque()
-        self._done: deque[tuple[float, float, Mapping[str, float]]] = deque()
+        self._labelled: deque[tuple[float, float, Mapping[str, float]]] = deque()  # time, latency, stages
         self._last_received: float | None = None
         self._late_since: float | None = None
-        self._in_work_since: float | None = None
+        self._processing_since: float | None = None
         self._last_rejection: tuple[float, str] | None = None
         self._last_failure: tuple[float, str] | None = None
         self._input_warnings: tuple[str, ...] = ()
@@ -61,97 +83,103 @@ class Monitor:
         self._counts: Counter[str] = Counter()
 
     def received(self, now: float) -> None:
-        """A cloud has arrived."""
+        """Record the receipt of a cloud."""
         with self._lock:
             self._counts["received"] += 1
             self._last_received = now
             self._received.append(now)
-            _forget(self._received, now)
+            _remove_old(self._received, now)
 
-    def superseded(self, count: int = 1) -> None:
-        """A cloud was not looked at, because a newer one came while the last was in work."""
+    def dropped_newer_available(self) -> None:
+        """Count a waiting cloud that a newer one has replaced."""
         with self._lock:
-            self._counts["superseded"] += count
+            self._counts["dropped_newer_available"] += 1
 
-    def lost(self, count: int) -> None:
-        """Clouds were published that never arrived."""
+    def dropped_in_transport(self, count: int) -> None:
+        """Count clouds that were published but not received."""
         with self._lock:
-            self._counts["lost on the way"] += count
+            self._counts["dropped_in_transport"] += count
 
-    def started(self, now: float) -> None:
-        """Work on a cloud has begun."""
+    def skipped_no_subscribers(self) -> None:
+        """Count a cloud that was not labelled because no output has a subscriber."""
         with self._lock:
-            self._in_work_since = now
-
-    def finished(self) -> None:
-        """Work on a cloud has ended, however."""
-        with self._lock:
-            self._in_work_since = None
-
-    def unwanted(self) -> None:
-        """A cloud was not labelled, because nobody subscribes to any output."""
-        with self._lock:
-            self._counts["not labelled without subscribers"] += 1
+            self._counts["skipped_no_subscribers"] += 1
             self._late_since = None
 
+    def started(self, now: float) -> None:
+        """Record the start of the processing of a cloud."""
+        with self._lock:
+            self._processing_since = now
+
+    def finished(self) -> None:
+        """Record the end of the processing of a cloud, whatever the result."""
+        with self._lock:
+            self._processing_since = None
+
     def rejected(self, now: float, reason: str, message: str) -> None:
-        """A cloud could not be used."""
+        """Count an unusable cloud by its reason."""
         with self._lock:
             self._rejected[reason] += 1
             self._last_rejection = (now, message)
 
     def failed(self, now: float, message: str) -> None:
-        """Labelling a cloud failed, though there was nothing wrong with it."""
+        """Count a usable cloud whose labelling failed."""
         with self._lock:
             self._counts["failed"] += 1
             self._last_failure = (now, message)
 
+    def callback_failed(self, now: float, message: str) -> None:
+        """Record a failure that concerns no cloud."""
+        with self._lock:
+            self._last_failure = (now, message)
+
     def labelled(self, now: float, latency_ms: float, stages_ms: Mapping[str, float]) -> None:
-        """A cloud has been labelled and published, so long after its receipt."""
+        """Record a published result with its latency since receipt and the time of each stage."""
         with self._lock:
             self._counts["labelled"] += 1
             self._last_failure = None
-            if self._done and now - self._done[-1][0] > WINDOW_S:  # what was late before a break is history
+            if self._labelled and now - self._labelled[-1][0] > WINDOW_S:  # lateness ends with a break of the input
                 self._late_since = None
-            self._done.append((now, latency_ms, stages_ms))
-            while self._done and self._done[0][0] < now - WINDOW_S:
-                self._done.popleft()
+            self._labelled.append((now, latency_ms, stages_ms))
+            while self._labelled[0][0] < now - WINDOW_S:
+                self._labelled.popleft()
             if latency_ms <= self.limits.latency_budget_ms:
                 self._late_since = None
             elif self._late_since is None:
                 self._late_since = now
 
-    def warning(self, input_warnings: tuple[str, ...]) -> None:
-        """What about the clouds does not fit what the model has learned."""
+    def set_input_warnings(self, input_warnings: tuple[str, ...]) -> None:
+        """Replace the warnings of the input checks."""
         with self._lock:
             self._input_warnings = input_warnings
 
     def statuses(self, now: float) -> list[Status]:
-        """The state of the input and of the processing at this moment."""
+        """Return the current statuses of input and processing."""
         with self._lock:
-            _forget(self._received, now)
+            _remove_old(self._received, now)
             return [self._input_status(now), self._processing_status(now)]
 
     def _input_status(self, now: float) -> Status:
         status = Status("input")
-        silent_s = now - (self._since if self._last_received is None else self._last_received)
-        if self._last_received is None:
-            if silent_s > self.limits.stale_after_s:
-                status.report(WARN, f"no cloud has come for {silent_s:.1f} s since activation")
-        elif silent_s > self.limits.stale_after_s:
-            status.report(ERROR, f"input is stale: the last cloud came {silent_s:.1f} s ago")
+        silent_s = now - (self._activated if self._last_received is None else self._last_received)
+        if silent_s > self.limits.stale_after_s:
+            if self._last_received is None:
+                status.add(WARN, f"no cloud received in the {silent_s:.1f} s since activation")
+            else:
+                status.add(ERROR, f"input is stale: last cloud received {silent_s:.1f} s ago")
         if self._last_rejection and now - self._last_rejection[0] < WINDOW_S:
-            # every cloud rejected: the node is blind; one now and then: it is not
-            blind = not self._done or self._done[-1][0] < self._last_rejection[0] - self.limits.stale_after_s
-            status.report(ERROR if blind else WARN, f"clouds are rejected: {self._last_rejection[1]}")
+            # an error only if every recent cloud was rejected
+            last_labelled = self._labelled[-1][0] if self._labelled else -np.inf
+            all_rejected = last_labelled < self._last_rejection[0] - self.limits.stale_after_s
+            status.add(ERROR if all_rejected else WARN, f"clouds are rejected: {self._last_rejection[1]}")
         for warning in self._input_warnings:
-            status.report(WARN, warning)
+            status.add(WARN, warning)
         status.message = status.message or "receiving clouds"
         status.values = {
-            "rate (Hz)": f"{_rate(self._received, now, self._since):.2f}",
+            "rate (Hz)": f"{_rate(len(self._received), now - self._activated):.2f}",
             "received": str(self._counts["received"]),
-            "superseded by a newer cloud": str(self._counts["superseded"]),
-            "lost on the way": str(self._counts["lost on the way"]),
+            "superseded by a newer cloud": str(self._counts["dropped_newer_available"]),
+            "lost on the way": str(self._counts["dropped_in_transport"]),
             "rejected": str(sum(self._rejected.values())),
             **{f"rejected: {reason}": str(count) for reason, count in sorted(self._rejected.items())},
         }
@@ -159,39 +187,67 @@ class Monitor:
 
     def _processing_status(self, now: float) -> Status:
         status = Status("processing")
-        budget = self.limits.latency_budget_ms
-        done = [entry for entry in self._done if entry[0] >= now - WINDOW_S]
+        budget_ms = self.limits.latency_budget_ms
+        recent = [entry for entry in self._labelled if entry[0] >= now - WINDOW_S]
         if self._last_failure and now - self._last_failure[0] < WINDOW_S:
-            status.report(ERROR, f"labelling failed: {self._last_failure[1]}")
-        if self._late_since is not None and done:
+            status.add(ERROR, self._last_failure[1])
+        if self._late_since is not None and recent:
             late_s = now - self._late_since
             level = ERROR if late_s >= self.limits.late_error_after_s else WARN
-            status.report(level, f"latency {done[-1][1]:.0f} ms is over the budget of {budget:g} ms for {late_s:.1f} s")
-        in_work_s = 0.0 if self._in_work_since is None else now - self._in_work_since
-        if in_work_s > self.limits.late_error_after_s + budget / 1e3:  # a device that hangs finishes nothing late
-            status.report(ERROR, f"the cloud in work has been so for {in_work_s:.1f} s")
-        status.message = status.message or ("labelling clouds" if done else "idle")
+            status.add(
+                level, f"latency {recent[-1][1]:.0f} ms exceeds the budget of {budget_ms:g} ms for {late_s:.1f} s"
+            )
+        processing_s = 0.0 if self._processing_since is None else now - self._processing_since
+        if processing_s > self.limits.late_error_after_s + budget_ms / 1e3:  # a hanging device never reports lateness
+            status.add(ERROR, f"processing stuck for {processing_s:.1f} s")
+        status.message = status.message or ("labelling clouds" if recent else "idle")
         status.values = {
-            "rate (Hz)": f"{_rate([entry[0] for entry in done], now, self._since):.2f}",
+            "rate (Hz)": f"{_rate(len(recent), now - self._activated):.2f}",
             "labelled": str(self._counts["labelled"]),
             "failed": str(self._counts["failed"]),
-            "not labelled without subscribers": str(self._counts["not labelled without subscribers"]),
-            "latency budget (ms)": f"{budget:g}",
+            "not labelled without subscribers": str(self._counts["skipped_no_subscribers"]),
+            "latency budget (ms)": f"{budget_ms:g}",
         }
-        if done:
-            status.values.update(_percentiles("latency", [latency for _, latency, _ in done]))
-            for stage in done[-1][2]:
-                status.values.update(_percentiles(stage, [stages[stage] for _, _, stages in done if stage in stages]))
+        if recent:
+            status.values.update(_percentiles("latency", [latency for _, latency, _ in recent]))
+            for stage in recent[-1][2]:
+                status.values.update(_percentiles(stage, [times[stage] for _, _, times in recent if stage in times]))
         return status
 
 
-def _forget(times: deque[float], now: float) -> None:
+def to_message(statuses: Iterable[Status], node_name: str, hardware_id: str, stamp: Any) -> DiagnosticArray:
+    """Convert statuses to a diagnostic_msgs/DiagnosticArray.
+
+    Args:
+        statuses: The statuses.
+        node_name: Prefix of their names; fully qualified, so that nodes in several namespaces differ.
+        hardware_id: Name of the model, or empty.
+        stamp: builtin_interfaces/Time of the message.
+    """
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+    array = DiagnosticArray()
+    array.header.stamp = stamp
+    array.status = [
+        DiagnosticStatus(
+            level=bytes([status.level]),
+            name=f"{node_name}: {status.name}",
+            message=status.message,
+            hardware_id=hardware_id,
+            values=[KeyValue(key=key, value=value) for key, value in status.values.items()],
+        )
+        for status in statuses
+    ]
+    return array
+
+
+def _remove_old(times: deque[float], now: float) -> None:
     while times and times[0] < now - WINDOW_S:
         times.popleft()
 
 
-def _rate(times: deque[float] | list[float], now: float, since: float) -> float:
-    return len(times) / min(WINDOW_S, max(now - since, 1e-3))
+def _rate(count: int, active_s: float) -> float:
+    return count / min(WINDOW_S, max(active_s, 1e-3))
 
 
 def _percentiles(name: str, values_ms: list[float]) -> dict[str, str]:

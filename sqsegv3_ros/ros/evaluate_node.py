@@ -1,18 +1,18 @@
-"""The ROS boundary of the live evaluator: ground truth and labelled clouds come in, the evaluation goes out.
+"""The live evaluation node: compares labelled clouds with the ground truth while the segmentation node runs.
 
-It ends by itself, prints and saves the evaluation, and its exit code says whether every scan was evaluated: 0 yes, 1 no,
-2 where something cannot be evaluated at all.
+It ends by itself, and prints and saves the evaluation. Exit code: 0 if every scan was evaluated, 1 if not, 2 if
+something cannot be evaluated at all.
 """
 
 from __future__ import annotations
 
 import json
 import queue
-import signal
 import sys
 import threading
 import time
-from types import FrameType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import rclpy
@@ -31,31 +31,44 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, stamp_of, titled
 from sqsegv3_ros.evaluation.summary import format_summary
 from sqsegv3_ros.files import write_atomically
-from sqsegv3_ros.ros.listening import subscribe_as_offered
+from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
+from sqsegv3_ros.ros.signals import stop_on_signals
 
 NODE_NAME = "evaluate_node"
-SETTLE_S = 0.5  # between seeing the node's publisher and asking for scans: it computes nothing before it sees us
+SETTLE_S = 0.5  # between discovering the node and subscribing to scans: it labels nothing before it discovers us
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-TOPICS = {  # private name -> the topic if it is not remapped
+TOPICS = {  # private name -> topic without remapping
     "input/ground_truth": "/velodyne_points",
     "input/labelled": "/sqsegv3/output/points",
     "input/label_set": "/sqsegv3/output/label_set",
 }
 PARAMETERS: dict[str, tuple[bool | int | float | str, str]] = {
-    "labels": ("", "Label configuration of the ground truth (YAML); empty: SemanticKITTI's classes."),
+    "labels": ("", "Label configuration of the ground truth (YAML); empty: the classes of SemanticKITTI."),
     "ground_truth_field": ("ground_truth", "Field of the ground-truth cloud that holds the true class."),
     "label_field": ("label", "Field of the labelled cloud that holds the predicted class."),
-    "output": ("", "JSON file that the evaluation is saved to; empty: none."),
-    "scans": (0, "How many scans there will be; 0: not known, the input being quiet is the end."),
-    "quiet_s": (10.0, "Without any cloud for so long the evaluation ends, seconds."),
-    "start_timeout_s": (60.0, "Without a first cloud for so long it gives up, seconds; 0: never."),
-    "max_pending": (32, "How many clouds may wait for their partner; the oldest is given up first."),
-    "publish_period_s": (1.0, "How often ~/summary is published, seconds."),
+    "output": ("", "JSON file to save the evaluation to; empty: none."),
+    "scans": (0, "Number of scans to expect; 0: unknown, the evaluation ends when the input is quiet."),
+    "quiet_s": (10.0, "The evaluation ends after this time without a cloud, seconds."),
+    "start_timeout_s": (60.0, "The evaluation gives up after this time without a first cloud, seconds; 0: never."),
+    "max_pending": (32, "Number of clouds that may wait for their partner; the oldest is dropped first."),
+    "publish_period_s": (1.0, "Period of ~/summary, seconds."),
 }
 
 
 class EvaluateNode(Node):
-    """Subscribes once both topics are offered, matches what comes, and evaluates it on a thread of its own."""
+    """Match ground truth and labelled clouds by stamp, and evaluate the pairs on a worker thread.
+
+    Args:
+        **kwargs: Arguments of rclpy's Node.
+
+    Attributes:
+        settings: Values of the parameters.
+        evaluation: The evaluation so far.
+        error: Why the evaluation cannot continue; None if it can.
+
+    Raises:
+        UserError: A parameter cannot be used.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(NODE_NAME, **kwargs)
@@ -72,114 +85,124 @@ class EvaluateNode(Node):
             label_field=self.settings["label_field"],
         )
         self.error: UserError | None = None
-        self._lock = threading.Lock()  # of the evaluation
+        self._evaluation_lock = threading.Lock()
         self._pairs: queue.Queue[Pair | None] = queue.Queue(self.settings["max_pending"])
-        self._worker = threading.Thread(target=self._evaluate, name="evaluator", daemon=True)
+        self._worker = threading.Thread(target=self._evaluate_pairs, name="evaluator", daemon=True)
         self._worker.start()
         self._summary = self.create_publisher(String, "~/summary", LATCHED)
-        self._topics = {name: self._topic(name, default) for name, default in TOPICS.items()}
+        self._topics = {name: self._resolve(name, default) for name, default in TOPICS.items()}
         self._started_s = self._published_s = time.monotonic()
-        self._offered_s: float | None = None
-        self._listening = False
+        self._discovered_s: float | None = None
+        self._subscribed = False
 
-    def _topic(self, name: str, default: str) -> str:
-        """The topic that ~/name is remapped to, else the default."""
+    def _resolve(self, name: str, default: str) -> str:
+        """Topic that ~/name is remapped to, or else the default."""
         resolved = self.resolve_topic_name(f"~/{name}")
-        own = f"{self.get_fully_qualified_name()}/{name}"
-        return self.resolve_topic_name(default) if resolved == own else resolved
+        private = f"{self.get_fully_qualified_name()}/{name}"
+        return self.resolve_topic_name(default) if resolved == private else resolved
 
-    # ---- what the main loop calls ----------------------------------------------------------------------------------
+    # ---- main loop -------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """To be called again and again: subscribe, publish, and say whether the evaluation is over."""
+        """Subscribe and publish when it is time to.
+
+        Returns:
+            Whether the evaluation is over.
+        """
         now = time.monotonic()
-        if not self._listening:
-            self._listen_when_offered(now)
+        if not self._subscribed:
+            self._subscribe_when_published(now)
         if now - self._published_s >= self.settings["publish_period_s"]:
             self._published_s = now
             self.publish()
         return self.error is not None or self._is_over(now)
 
     def publish(self) -> None:
-        """Publish the numbers so far."""
-        with self._lock:
+        """Publish the results so far."""
+        with self._evaluation_lock:
             brief = self.evaluation.brief()
         self._summary.publish(String(data=json.dumps(brief)))
 
     def finish(self) -> None:
-        """Evaluate what has been matched, then stop."""
+        """Evaluate the pairs that are still queued, and end the worker thread."""
         self._pairs.put(None)
         self._worker.join()
 
     def _is_over(self, now: float) -> bool:
         last_s = self._matcher.quiet_since_s
         if last_s is None:
-            limit_s = self.settings["start_timeout_s"]
-            if limit_s and now - self._started_s > limit_s:
-                self.get_logger().error(f"no ground truth within {limit_s:g} s: {self._missing()}")
+            timeout_s = self.settings["start_timeout_s"]
+            if timeout_s and now - self._started_s > timeout_s:
+                self.get_logger().error(f"no ground truth within {timeout_s:g} s: {self._missing_input()}")
                 return True
             return False
         if not self._pairs.empty():
             return False
-        wanted = self.settings["scans"]
-        if wanted and self._matcher.scans_in >= wanted and self._matcher.pending == 0:
+        expected = self.settings["scans"]
+        if expected and self._matcher.scans_in >= expected and self._matcher.pending == 0:
             return True
         return bool(now - last_s > self.settings["quiet_s"])
 
-    def _missing(self) -> str:
+    def _missing_input(self) -> str:
         truth, labelled = self._topics["input/ground_truth"], self._topics["input/labelled"]
-        absent = [topic for topic in (truth, labelled) if not self.count_publishers(topic)]
-        return f"nobody publishes {' nor '.join(absent)}" if absent else f"nothing came on {truth}"
+        unpublished = [topic for topic in (truth, labelled) if not self.count_publishers(topic)]
+        return f"no publisher of {' and '.join(unpublished)}" if unpublished else f"no cloud on {truth}"
 
     # ---- clouds ----------------------------------------------------------------------------------------------------
 
-    def _listen_when_offered(self, now: float) -> None:
+    def _subscribe_when_published(self, now: float) -> None:
         truth, labelled = self._topics["input/ground_truth"], self._topics["input/labelled"]
-        if self._offered_s is None:
+        if self._discovered_s is None:
             if not (self.count_publishers(truth) and self.count_publishers(labelled)):
                 return
-            self._offered_s = now
+            self._discovered_s = now
             self.create_subscription(String, self._topics["input/label_set"], self._on_label_set, LATCHED)
-            subscribe_as_offered(self, labelled, self._on_output)
-        elif now - self._offered_s >= SETTLE_S:
-            subscribe_as_offered(self, truth, self._on_input)
-            self._listening = True
-            self.get_logger().info(f"evaluating {labelled} by {truth}")
+            subscribe_serialized(self, labelled, lambda raw: self._match(self._matcher.output, raw, labelled))
+        elif now - self._discovered_s >= SETTLE_S:
+            subscribe_serialized(self, truth, lambda raw: self._match(self._matcher.input, raw, truth))
+            self._subscribed = True
+            self.get_logger().info(f"evaluating {labelled} against {truth}")
 
-    def _on_input(self, raw: bytes) -> None:
-        self._matched(self._matcher.input(stamp_of(raw), raw, time.monotonic()))
-
-    def _on_output(self, raw: bytes) -> None:
-        self._matched(self._matcher.output(stamp_of(raw), raw, time.monotonic()))
-
-    def _matched(self, pair: Pair | None) -> None:
-        if pair is not None:
-            try:
-                self._pairs.put_nowait(pair)
-            except queue.Full:
-                self.get_logger().warning("evaluating is slower than labelling: a scan is not evaluated")
+    def _match(self, add: Callable[[int, bytes, float], Pair | None], raw: bytes, topic: str) -> None:
+        received_s = time.monotonic()
+        with self._fatal_errors(f"a message on {topic}"):
+            pair = add(stamp_of(raw), raw, received_s)
+            if pair is not None:
+                try:
+                    self._pairs.put_nowait(pair)
+                except queue.Full:
+                    self.get_logger().warning("the evaluation is slower than the labelling: a scan is not evaluated")
 
     def _on_label_set(self, message: String) -> None:
-        announced = LabelSet.from_dict(json.loads(message.data))
-        if announced.names != self._labels.names:
-            self.error = UserError(
-                f"the node labels with the classes of '{announced.name}' ({', '.join(announced.names)}), the ground "
-                f"truth has those of '{self._labels.name}' ({', '.join(self._labels.names)}); set the parameter labels"
-            )
+        with self._fatal_errors(f"the label set on {self._topics['input/label_set']}"):
+            found = LabelSet.from_dict(json.loads(message.data))
+            if found.names != self._labels.names:
+                raise UserError(
+                    f"the node labels with the classes of '{found.name}' ({', '.join(found.names)}), the ground truth "
+                    f"has those of '{self._labels.name}' ({', '.join(self._labels.names)}); set the parameter labels"
+                )
 
-    def _evaluate(self) -> None:
+    def _evaluate_pairs(self) -> None:
         while (pair := self._pairs.get()) is not None:
-            truth = deserialize_message(pair.ground_truth, PointCloud2)
-            output = deserialize_message(pair.output, PointCloud2)
-            try:
-                with self._lock:
+            with self._fatal_errors(f"scan {pair.stamp_ns // 10**9}.{pair.stamp_ns % 10**9:09d}"):
+                truth = deserialize_message(pair.ground_truth, PointCloud2)
+                output = deserialize_message(pair.output, PointCloud2)
+                with self._evaluation_lock:
                     self.evaluation.add(pair, truth, output)
-            except UserError as error:
-                self.error = self.error or error
+
+    @contextmanager
+    def _fatal_errors(self, subject: str) -> Iterator[None]:
+        """Keep the first error, which ends the evaluation, instead of raising it on a thread or in a callback."""
+        try:
+            yield
+        except UserError as error:
+            self.error = self.error or error
+        except Exception as error:  # bytes that are not a message raise whatever the middleware chooses
+            self.error = self.error or UserError(f"{subject} cannot be read: {type(error).__name__}: {error}")
 
 
 def report(evaluation: LiveEvaluation, path: str) -> None:
-    """Print the evaluation, and save it where a path is given."""
+    """Print the evaluation, and save it as JSON if a path is given."""
     summary = evaluation.summary()
     if path:
         write_atomically(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
@@ -192,35 +215,33 @@ def report(evaluation: LiveEvaluation, path: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluate until the end of the scans, SIGINT or SIGTERM. Returns the exit code."""
-    stop = threading.Event()
+    """Evaluate until the last scan, SIGINT or SIGTERM.
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    Returns:
+        Exit code: 0 if every scan was evaluated, 1 if not, 2 if something cannot be evaluated.
+    """
     node = None
-    try:
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        node = EvaluateNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        while not stop.is_set() and not node.step():
-            executor.spin_once(timeout_sec=0.1)
-        node.finish()
-        if node.error is not None:
-            raise node.error
-        node.publish()
-        report(node.evaluation, node.settings["output"])
-        return 0 if node.evaluation.complete else 1
-    except (UserError, InvalidParameterTypeException) as error:
-        print(f"evaluate_node: {error}", file=sys.stderr)
-        return 2
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
+    with stop_on_signals() as stop:
+        try:
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            node = EvaluateNode()
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
+            while not stop.is_set() and not node.step():
+                executor.spin_once(timeout_sec=0.1)
+            node.finish()
+            if node.error is not None:
+                raise node.error
+            node.publish()
+            report(node.evaluation, node.settings["output"])
+            return 0 if node.evaluation.complete else 1
+        except (UserError, InvalidParameterTypeException) as error:
+            print(f"evaluate_node: {error}", file=sys.stderr)
+            return 2
+        finally:
+            if node is not None:
+                node.destroy_node()
+            rclpy.try_shutdown()
 
 
 if __name__ == "__main__":

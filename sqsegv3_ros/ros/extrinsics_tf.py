@@ -1,24 +1,31 @@
-"""The sensor's mount from TF: a level frame and the sensor's frame go in, rotation and height come out."""
+"""The sensor's extrinsics from TF."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.settings import Settings
 
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
 _POLL_S = 0.05
 
 
-def read_extrinsics(node: Any, settings: Settings) -> Extrinsics:
-    """Wait for the transform base_frame <- sensor_frame. Raises UserError where it does not come.
+def read_extrinsics(node: Node, settings: Settings) -> Extrinsics:
+    """Wait for the transform from the sensor's frame to the base frame.
 
-    Its rotation levels the sensor, and how high it stands above the base frame is its height over the ground.
+    Its rotation levels the sensor, and its z translation is the sensor's height above the ground.
 
-    The transforms are received by a node of their own, which is spun here: the asking node's executor is busy with its
-    transition. (The listener's own thread, spin_thread=True, would keep the listener alive and go on for ever.)
+    Args:
+        node: Node that asks, in whose context the transforms are received.
+        settings: Values of base_frame, sensor_frame and tf_timeout_s.
+
+    Raises:
+        UserError: tf2_ros is not installed, or the transform does not arrive in time.
     """
     try:
         import tf2_ros
@@ -32,7 +39,9 @@ def read_extrinsics(node: Any, settings: Settings) -> Extrinsics:
     from rclpy.time import Time
 
     base, sensor, timeout_s = settings["base_frame"], settings["sensor_frame"], settings["tf_timeout_s"]
-    # it may be renamed to the asking node's name by the command line, so it offers nothing under that name
+    # A separate node, spun here, because the asking node's executor is busy with its transition. The listener's own
+    # thread (spin_thread=True) would keep the listener alive forever. A remapping rule may give this node the asking
+    # node's name, so it offers no services under it.
     listener_node = rclpy.create_node(
         f"{node.get_name()}_mount", context=node.context, start_parameter_services=False, enable_rosout=False
     )
@@ -44,10 +53,10 @@ def read_extrinsics(node: Any, settings: Settings) -> Extrinsics:
         end = time.monotonic() + timeout_s
         while not buffer.can_transform(base, sensor, Time()) and time.monotonic() < end:
             executor.spin_once(timeout_sec=_POLL_S)
-        transform = buffer.lookup_transform(base, sensor, Time()).transform  # Time(): the newest there is
+        transform = buffer.lookup_transform(base, sensor, Time()).transform  # Time(): the latest
         listener.unregister()
     except tf2_ros.TransformException as error:
-        raise UserError(f"no transform from '{sensor}' to '{base}' came within {timeout_s:g} s: {error}") from error
+        raise UserError(f"no transform from '{sensor}' to '{base}' within {timeout_s:g} s: {error}") from error
     finally:
         executor.shutdown()
         listener_node.destroy_node()

@@ -1,4 +1,4 @@
-"""The two ends of a node under load: a publisher of clouds at a fixed rate, and a receiver of the labelled ones.
+"""The nodes of the load test: a publisher of clouds at a fixed rate, and a receiver of the labelled clouds.
 
 Stamps are nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share.
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 NODE = "/sqsegv3"
 _F4, _U2, _U4 = np.float32, np.uint16, np.uint32
 _XYZ = {"x": (0, _F4), "y": (4, _F4), "z": (8, _F4)}
-# what drivers send: KITTI players, Velodyne, PCL's padded points, Ouster
+# field name -> (offset, type) by point step, as published by KITTI players, Velodyne, PCL (padded) and Ouster
 LAYOUTS: dict[int, dict[str, tuple[int, Any]]] = {
     16: {**_XYZ, "intensity": (12, _F4)},
     22: {**_XYZ, "intensity": (12, _F4), "ring": (16, _U2), "time": (18, _F4)},
@@ -26,7 +26,15 @@ LAYOUTS: dict[int, dict[str, tuple[int, Any]]] = {
 
 
 def structured(points: npt.NDArray[np.float32], step: int) -> npt.NDArray[Any]:
-    """(N, 4) x, y, z, intensity -> (N,) points of so many bytes, one of LAYOUTS; the other fields are 0."""
+    """Arrange points in one of LAYOUTS.
+
+    Args:
+        points: (N, 4) x, y, z, intensity.
+        step: Bytes of a point.
+
+    Returns:
+        (N,) structured points; the other fields are 0.
+    """
     fields = LAYOUTS[step]
     layout: Any = {"names": list(fields), "itemsize": step}
     layout["offsets"], layout["formats"] = zip(*fields.values(), strict=True)
@@ -37,7 +45,11 @@ def structured(points: npt.NDArray[np.float32], step: int) -> npt.NDArray[Any]:
 
 
 class Load:
-    """One end. role: 'publisher' or 'receiver'."""
+    """A publisher or a receiver, spun on a thread of its own until `close`.
+
+    Args:
+        role: 'publisher' or 'receiver'.
+    """
 
     def __init__(self, role: str) -> None:
         import rclpy
@@ -47,8 +59,8 @@ class Load:
         self._node = rclpy.create_node(f"load_{role}")
         self._latencies: list[tuple[int, float]] = []
         self._damaged = 0
-        self._said: dict[str, dict[str, str]] = {}
-        self._said_at = 0.0
+        self._diagnostics: dict[str, dict[str, str]] = {}
+        self._diagnostics_received_s = 0.0
         if role == "receiver":
             from diagnostic_msgs.msg import DiagnosticArray
             from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -68,12 +80,22 @@ class Load:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
 
-    # ---- the publisher ---------------------------------------------------------------------------------------------
+    # ---- publisher -------------------------------------------------------------------------------------------------
 
     def publish(self, points: int, step: int, hz: float, reliable: bool, seconds: float) -> dict[str, Any]:
-        """Publish clouds of so many points of so many bytes at a pace. Returns how many, and the worst delay.
+        """Publish clouds at a fixed rate.
 
-        The first field of the first point tells each cloud from the others: its stamp, as far as float32 holds it.
+        The x of the first point, derived from the stamp, identifies each cloud.
+
+        Args:
+            points: Points of a cloud.
+            step: Bytes of a point, a key of LAYOUTS.
+            hz: Rate.
+            reliable: Reliability of the publisher.
+            seconds: Duration.
+
+        Returns:
+            `sent`, the number of clouds, and `behind_ms`, the longest delay of a publication.
         """
         from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import PointCloud2, PointField
@@ -91,18 +113,18 @@ class Load:
             end = time.monotonic() + 30
             while publisher.get_subscription_count() == 0 and time.monotonic() < end:
                 time.sleep(0.05)
-            time.sleep(2.5)  # the node chooses its reliability by the publishers that it sees, once a second
-            # one apart before and one after the others: the node knows by them that those between are missing
+            time.sleep(2.5)  # once a second the node adapts its reliability to the publishers
+            # one cloud well before and one well after the others, so that sequence numbers reveal every loss between
             begin = time.monotonic() + 1.0
             count = max(1, round(seconds * hz))
             moments = [begin - 1.0, *(begin + i / hz for i in range(count)), begin + count / hz + 1.0]
             behind_ms = max(_publish_at(moment, publisher, cloud) for moment in moments)
-            time.sleep(1.0)  # what is on the way arrives
+            time.sleep(1.0)  # until the last cloud is delivered
         finally:
             self._node.destroy_publisher(publisher)
         return {"sent": len(moments), "behind_ms": behind_ms}
 
-    # ---- the receiver ----------------------------------------------------------------------------------------------
+    # ---- receiver --------------------------------------------------------------------------------------------------
 
     def _on_cloud(self, cloud: Any) -> None:
         now = time.monotonic_ns()
@@ -112,26 +134,32 @@ class Load:
 
     def _on_diagnostics(self, array: Any) -> None:
         for status in array.status:
-            said = {value.key: value.value for value in status.values}
-            self._said[status.name.partition(": ")[2]] = {**said, "level": str(status.level[0]), "says": status.message}
-        self._said_at = time.monotonic()
+            values = {value.key: value.value for value in status.values}
+            name = status.name.partition(": ")[2]
+            self._diagnostics[name] = {**values, "level": str(status.level[0]), "says": status.message}
+        self._diagnostics_received_s = time.monotonic()
 
     def connected(self) -> dict[str, Any]:
-        """Whether the node is there, and says how it is."""
-        return {"connected": self._node.count_publishers(f"{NODE}/output/points") > 0 and "input" in self._said}
+        """Return whether the node publishes its output and its diagnostics."""
+        published = self._node.count_publishers(f"{NODE}/output/points") > 0
+        return {"connected": published and "input" in self._diagnostics}
 
     def collect(self) -> dict[str, Any]:
-        """What has come since the last call: (receipt in ns, latency in ms) of each labelled cloud, how many held
-        another cloud's bytes, and what the node says now of itself."""
+        """Return what has been received since the last call, with fresh diagnostics.
+
+        Returns:
+            `latencies`: receipt time (ns) and latency (ms) of each labelled cloud; `damaged`: the number of clouds with
+            the data of another one; `diagnostics`: values by status name.
+        """
         asked = time.monotonic()
-        while self._said_at <= asked and time.monotonic() < asked + 10:
+        while self._diagnostics_received_s <= asked and time.monotonic() < asked + 10:
             time.sleep(0.02)
         latencies, self._latencies = self._latencies, []
         damaged, self._damaged = self._damaged, 0
-        return {"latencies": latencies, "damaged": damaged, "diagnostics": self._said}
+        return {"latencies": latencies, "damaged": damaged, "diagnostics": self._diagnostics}
 
     def close(self) -> None:
-        """Leave ROS."""
+        """Destroy the node and shut rclpy down."""
         import rclpy
 
         self._executor.shutdown(timeout_sec=2)
@@ -140,7 +168,7 @@ class Load:
 
 
 def _publish_at(moment: float, publisher: Any, cloud: Any) -> float:
-    """Publish the cloud, stamped and marked with the time, at that moment. Returns by how many ms that was too late."""
+    """Publish the cloud at a moment, stamped and marked with the time. Returns the delay in ms."""
     time.sleep(max(0.0, moment - time.monotonic()))
     now = time.monotonic_ns()
     cloud.header.stamp.sec, cloud.header.stamp.nanosec = divmod(now, 10**9)
@@ -150,5 +178,5 @@ def _publish_at(moment: float, publisher: Any, cloud: Any) -> float:
 
 
 def mark(stamp_ns: int) -> bytes:
-    """What a cloud's first four bytes are: a small float32 that differs from cloud to cloud."""
+    """Return the x of a cloud's first point: a small float32 that differs from cloud to cloud."""
     return np.float32(1 + (stamp_ns // 1000 % 2**22) / 2**22).tobytes()

@@ -1,19 +1,18 @@
-"""The ROS boundary of replay: a source's clouds come in, sensor_msgs/PointCloud2 and /clock go out through rclpy."""
+"""The replay node: publishes the clouds of a bag or a sequence, and optionally /clock."""
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import rclpy
 from builtin_interfaces.msg import Time
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
@@ -25,22 +24,29 @@ from sqsegv3_ros.evaluation.live_evaluation import stamp_of
 from sqsegv3_ros.evaluation.replay import Player, Report, Source, TimedCloud
 from sqsegv3_ros.pointcloud2 import make_cloud
 from sqsegv3_ros.process import use_fastdds_profile
-from sqsegv3_ros.ros.listening import subscribe_as_offered
+from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
+from sqsegv3_ros.ros.signals import stop_on_signals
 
 NODE_NAME = "sqsegv3_replay"
 DEPTH = 10
-DELIVERY_S = 2.0  # how long the last clouds may take to reach everybody
-SETTLE_S = 0.3  # between seeing a subscriber and being seen by it
-LINGER_S = 0.3  # ... and best-effort subscribers, which do not say when they have them
+DELIVERY_S = 2.0  # longest wait for the acknowledgement of the last clouds
+SETTLE_S = 0.3  # between discovering a subscriber and being discovered by it
+LINGER_S = 0.3  # for best-effort subscribers, which acknowledge nothing
 
 
 @dataclass(frozen=True)
 class ReplaySettings:
     """How to replay.
 
-    topic: to publish on; None for the one recorded. clock_hz: of /clock; None for none. subscribers: wait for so many
-    before the first cloud. follow: a topic of clouds; the next cloud goes out when the last one's stamp was seen there,
-    or after follow_timeout_s.
+    Attributes:
+        topic: Topic to publish on; None: the recorded one.
+        rate: Factor of the recorded pace.
+        loop: Start again after the last cloud.
+        clock_hz: Rate of /clock; None: none.
+        reliable: Reliability of the publisher.
+        subscribers: Number of subscribers to wait for before the first cloud.
+        follow: Topic of labelled clouds; the next cloud is published after the last one's stamp was received there.
+        follow_timeout_s: Longest wait for that stamp.
     """
 
     topic: str | None = None
@@ -54,27 +60,27 @@ class ReplaySettings:
 
 
 def replay(source: Source, settings: ReplaySettings, arguments: list[str] | None = None) -> Report:
-    """Publish a source until its end, SIGINT or SIGTERM. arguments: for rclpy, such as --ros-args."""
+    """Publish a source until its end, SIGINT or SIGTERM.
+
+    Args:
+        source: Clouds to publish.
+        settings: How to publish them.
+        arguments: Arguments for rclpy, such as --ros-args.
+
+    Raises:
+        OperationError: The followed topic does not answer in time.
+    """
     use_fastdds_profile()
-    stop = threading.Event()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in previous:
-        signal.signal(number, on_signal)
-    try:
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        publisher = _CloudPublisher(source.topic, settings, stop)
+    with stop_on_signals() as stop:
         try:
-            return publisher.replay(source)
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            publisher = _CloudPublisher(source.topic, settings, stop)
+            try:
+                return publisher.replay(source)
+            finally:
+                publisher.close()
         finally:
-            publisher.close()
-    finally:
-        rclpy.try_shutdown()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+            rclpy.try_shutdown()
 
 
 class _CloudPublisher:
@@ -87,11 +93,7 @@ class _CloudPublisher:
         self._clock: Any = None
         if settings.clock_hz is not None:
             self._clock = self._node.create_publisher(Clock, "/clock", QoSProfile(depth=1))
-        self._follower = _Follower(self._node, settings) if settings.follow else None
-
-    @property
-    def topic(self) -> str:
-        return str(self._clouds.topic_name)
+        self._follower = _Follower(self._node, settings.follow, settings.follow_timeout_s) if settings.follow else None
 
     def close(self) -> None:
         if self._follower is not None:
@@ -100,20 +102,20 @@ class _CloudPublisher:
 
     def replay(self, source: Source) -> Report:
         settings = self._settings
-        if self._wait_for_listeners():
+        if self._wait_for_peers():
             return Report(len(source), interrupted=True)
         player = Player(
             self._publish,
             self._stop.wait,
             rate=settings.rate,
             loop=settings.loop,
-            tick=None if self._clock is None else self._tick,
+            tick=None if self._clock is None else self._publish_clock,
             clock_hz=settings.clock_hz or 1.0,
-            ready=None if self._follower is None else self._follower.answered,
+            ready=None if self._follower is None else self._follower.is_ready,
         )
         report = player.play(source)
         if report.published and not report.interrupted:
-            self._deliver()
+            self._wait_for_delivery()
         return report
 
     def _publish(self, cloud: TimedCloud) -> None:
@@ -122,70 +124,70 @@ class _CloudPublisher:
             stamp = Time(sec=cloud.time_ns // 10**9, nanosec=cloud.time_ns % 10**9)
             message = make_cloud(cloud.points, PointCloud2, PointField, Header(stamp=stamp, frame_id=cloud.frame))
         if self._follower is not None:
-            self._follower.sent(stamp_of(message) if isinstance(message, bytes) else cloud.time_ns)
+            self._follower.expect(stamp_of(message) if isinstance(message, bytes) else cloud.time_ns)
         self._clouds.publish(message)
 
-    def _tick(self, time_ns: int) -> None:
+    def _publish_clock(self, time_ns: int) -> None:
         self._clock.publish(Clock(clock=Time(sec=time_ns // 10**9, nanosec=time_ns % 10**9)))
 
-    def _wait_for_listeners(self) -> bool:
-        """Wait for subscribers, and for whoever is followed. Returns whether to stop."""
-        wanted = self._settings.subscribers
-        awaited = [(lambda: self._clouds.get_subscription_count() >= wanted, f"{wanted} subscribers of {self.topic}")]
+    def _wait_for_peers(self) -> bool:
+        """Wait for the subscribers and for the publisher to follow. Returns whether to stop."""
+        count, topic = self._settings.subscribers, self._clouds.topic_name
+        conditions = [(lambda: self._clouds.get_subscription_count() >= count, f"{count} subscribers of {topic}")]
         if self._follower is not None:
-            awaited.append((self._follower.subscribed, f"a publisher of {self._settings.follow}"))
-        for there, what in awaited:
-            if there():
+            conditions.append((self._follower.subscribe, f"a publisher of {self._settings.follow}"))
+        for is_met, description in conditions:
+            if is_met():
                 continue
-            print(f"waiting for {what}", file=sys.stderr, flush=True)
-            while not there():
+            print(f"waiting for {description}", file=sys.stderr, flush=True)
+            while not is_met():
                 if self._stop.wait(0.02):
                     return True
-        return self._stop.wait(SETTLE_S) if wanted or self._follower is not None else False
+        return self._stop.wait(SETTLE_S) if count or self._follower is not None else False
 
-    def _deliver(self) -> None:
-        """Stay until the last clouds have arrived: they would be lost with this process."""
+    def _wait_for_delivery(self) -> None:
+        """Keep the process alive until the last clouds are delivered; they would be lost with it."""
         if self._settings.reliable:
             self._clouds.wait_for_all_acked(Duration(seconds=DELIVERY_S))
         self._stop.wait(LINGER_S)
 
 
 class _Follower:
-    """Tells whether the last cloud that was sent has come back on another topic."""
+    """Wait for the stamp of the last published cloud on another topic."""
 
-    def __init__(self, node: Any, settings: ReplaySettings) -> None:
-        self._node, self._timeout_s = node, settings.follow_timeout_s
-        self._topic = node.resolve_topic_name(settings.follow)
-        self._awaited: int | None = None
+    def __init__(self, node: Node, topic: str, timeout_s: float) -> None:
+        self._node, self._timeout_s = node, timeout_s
+        self._topic = node.resolve_topic_name(topic)
+        self._expected_ns: int | None = None
         self._deadline_s = 0.0
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
         self._subscription: Any = None
 
-    def subscribed(self) -> bool:
-        """Subscribe if somebody publishes the topic. Returns whether that is done."""
+    def subscribe(self) -> bool:
+        """Subscribe if the topic has a publisher. Returns whether it is subscribed."""
         if self._subscription is None and self._node.count_publishers(self._topic):
-            self._subscription = subscribe_as_offered(self._node, self._topic, self._on_cloud)
+            self._subscription = subscribe_serialized(self._node, self._topic, self._on_cloud)
         return self._subscription is not None
 
-    def sent(self, stamp_ns: int) -> None:
-        self._awaited, self._deadline_s = stamp_ns, time.monotonic() + self._timeout_s
+    def expect(self, stamp_ns: int) -> None:
+        self._expected_ns, self._deadline_s = stamp_ns, time.monotonic() + self._timeout_s
 
-    def answered(self) -> bool:
-        """Whether the next cloud may go out. Raises OperationError where no answer comes in time."""
-        if self._awaited is None:
+    def is_ready(self) -> bool:
+        """Whether the next cloud may be published. Raises OperationError after the timeout."""
+        if self._expected_ns is None:
             return True
         self._executor.spin_once(timeout_sec=0)
-        if self._awaited is not None and time.monotonic() > self._deadline_s:
+        if self._expected_ns is not None and time.monotonic() > self._deadline_s:
             raise OperationError(
-                f"no cloud with stamp {self._awaited / 1e9:.9f} came back on {self._topic} within "
-                f"{self._timeout_s:g} s; is the node active, and does it label this topic?"
+                f"no cloud with stamp {self._expected_ns / 1e9:.9f} received on {self._topic} within "
+                f"{self._timeout_s:g} s; check that the node is active and that it labels this topic"
             )
-        return self._awaited is None
+        return self._expected_ns is None
 
     def close(self) -> None:
         self._executor.shutdown(timeout_sec=1)
 
     def _on_cloud(self, raw: bytes) -> None:
-        if stamp_of(raw) == self._awaited:
-            self._awaited = None
+        if stamp_of(raw) == self._expected_ns:
+            self._expected_ns = None

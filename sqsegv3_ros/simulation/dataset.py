@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
-from sqsegv3_ros.data.sequences import NOMINAL_TR, sequence_texts
+from sqsegv3_ros.data.sequences import write_trajectory
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import write_atomically
 from sqsegv3_ros.simulation.drive import pose_matrix
@@ -122,7 +122,6 @@ def simulate(
 
     Raises:
         UserError: An output cannot be written, or exists already.
-        OperationError: Writing the bag fails.
     """
     if output is None and bag is None:
         raise UserError("no output: pass --output or --bag")
@@ -136,17 +135,18 @@ def simulate(
         for chunk, _ in _simulate_chunks(settings, folder, resume, False, jobs):
             yield from chunk
     else:
-        from sqsegv3_ros.simulation.simulated_bag import BagWriter
+        from sqsegv3_ros.simulation.simulated_bag import SimulatedBag
 
-        with BagWriter(bag, force=force, poses=settings.drive) as writer:
+        rate_hz = sensor_named(settings.sensor).rate_hz
+        with SimulatedBag(bag, rate_hz, poses=settings.drive, force=force) as writer:
             if folder is not None:
                 _prepare_folder(folder, settings, force)
             for chunk, sweeps in _simulate_chunks(settings, folder, False, True, jobs):
                 for number, sweep in zip(chunk, sweeps, strict=True):
-                    writer.write(sweep, number, sensor_named(settings.sensor).rate_hz)
+                    writer.write(sweep, number)
                 yield from chunk
     if folder is not None and settings.drive:
-        _write_poses(folder, settings)
+        _write_trajectory(folder, settings)
 
 
 def _scan_files(folder: Path, number: int) -> tuple[Path, Path]:
@@ -224,10 +224,8 @@ def _prepare_folder(folder: Path, settings: SimulationSettings, force: bool) -> 
     return same and not force
 
 
-def _write_poses(folder: Path, settings: SimulationSettings) -> None:
-    """Write poses.txt, calib.txt and times.txt of a drive."""
+def _write_trajectory(folder: Path, settings: SimulationSettings) -> None:
     simulator = _drive_simulator(settings)
-    stamps = np.arange(settings.scans) / simulator.sensor.rate_hz
-    poses = np.stack([pose_matrix(pose) for pose in simulator.drive.pose(stamps)])
-    for name, text in sequence_texts(np.rint(stamps * 1e9).astype(np.int64), poses, NOMINAL_TR).items():
-        write_atomically(folder / name, text.encode())
+    seconds = np.arange(settings.scans) / simulator.sensor.rate_hz
+    poses = np.stack([pose_matrix(pose) for pose in simulator.drive.pose(seconds)])
+    write_trajectory(folder, np.rint(seconds * 1e9).astype(np.int64), poses)

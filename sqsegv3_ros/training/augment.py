@@ -1,7 +1,6 @@
-"""The points of a scan and their labels go in, changed ones come out; before projection, in numpy.
+"""Augmentation of labelled points before projection, in numpy.
 
-Each change has a probability and a range from which its strength is drawn. Everything is off by default, as in the
-official release.
+Each change has a probability and a range of magnitudes. All are off by default, as in the official release.
 """
 
 from __future__ import annotations
@@ -20,12 +19,18 @@ Points = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 
 FAR_M = 50.0
-"""Distance at which `far_dropout` is stated; the loss grows in proportion to the range."""
+"""Range to which `far_dropout` refers; the share grows in proportion to the range."""
 
 
 @dataclass(frozen=True)
-class Vary:
-    """A change that happens with `probability`, its strength drawn evenly from `low` to `high`."""
+class RandomMagnitude:
+    """A change applied with some probability, its magnitude drawn uniformly from a range.
+
+    Args:
+        probability: Probability that the change is applied, 0..1.
+        low: Smallest magnitude.
+        high: Largest magnitude.
+    """
 
     probability: float = 0.0
     low: float = 0.0
@@ -38,64 +43,85 @@ class Vary:
             raise UserError(f"augmentation: low must be at most high and both finite, found {self.low} and {self.high}")
 
     def draw(self, rng: np.random.Generator) -> float | None:
-        """The strength, or None where the change does not happen this time."""
-        happens, strength = rng.random(), rng.random()
-        return self.low + (self.high - self.low) * strength if happens < self.probability else None
+        """Draw the magnitude; None if the change is not applied this time."""
+        applied, magnitude = rng.random(), rng.random()
+        return self.low + (self.high - self.low) * magnitude if applied < self.probability else None
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The changes, in the order in which they are made.
+    """Augmentation settings, in the order of application.
 
-    mix_sector_deg: a sector of this width is taken from another scan, as in PolarMix. paste_objects: this many objects
-    of rare classes are put onto the ground (rounded). yaw_deg: turn about the vertical axis. flip_probability: mirror
-    left and right. scale: factor of all coordinates. shift_m: move the sensor sideways, in a random direction.
-    lift_m: move all points up. jitter_m: standard deviation of a shift of every point along its ray.
-    sector_dropout_deg: a sector of this width is lost. beam_dropout: share of the rows lost. point_dropout: share of
-    the points lost. far_dropout: share of the points lost at 50 m, in proportion to the range elsewhere.
-    remission_scale, remission_shift: factor and summand of the remission. remission_drop_probability: all remission
-    becomes 0. fov_shift_deg: upper and lower edge of the field of view are each moved, so that rows mean other angles.
-    fov_up_shift_deg, fov_down_shift_deg: one of them is moved further, up where positive, as for sensors that look
-    higher or lower than the model's.
+    Args:
+        mix_sector_deg: Replace a sector of this width by that of another scan, as in PolarMix.
+        paste_objects: Paste this many objects of rare classes onto the ground (rounded).
+        yaw_deg: Rotate about the vertical axis.
+        flip_probability: Probability of a left-right flip.
+        scale: Scale all coordinates by this factor.
+        shift_m: Shift the sensor horizontally in a random direction.
+        lift_m: Shift all points up.
+        jitter_m: Standard deviation of the noise along the ray of each point.
+        sector_dropout_deg: Drop a sector of this width.
+        beam_dropout: Share of the rows to drop.
+        point_dropout: Share of the points to drop.
+        far_dropout: Share of the points to drop at 50 m, in proportion to the range elsewhere.
+        remission_scale: Scale the remission by this factor.
+        remission_shift: Add this to the remission.
+        remission_drop_probability: Probability that all remission is set to 0.
+        fov_shift_deg: Shift the upper and the lower edge of the field of view, each by its own draw.
+        fov_up_shift_deg: Shift the upper edge further, up if positive, for sensors that look higher or lower.
+        fov_down_shift_deg: Shift the lower edge further, up if positive.
     """
 
-    mix_sector_deg: Vary = field(default_factory=Vary)
-    paste_objects: Vary = field(default_factory=Vary)
-    yaw_deg: Vary = field(default_factory=Vary)
+    mix_sector_deg: RandomMagnitude = field(default_factory=RandomMagnitude)
+    paste_objects: RandomMagnitude = field(default_factory=RandomMagnitude)
+    yaw_deg: RandomMagnitude = field(default_factory=RandomMagnitude)
     flip_probability: float = 0.0
-    scale: Vary = field(default_factory=Vary)
-    shift_m: Vary = field(default_factory=Vary)
-    lift_m: Vary = field(default_factory=Vary)
-    jitter_m: Vary = field(default_factory=Vary)
-    sector_dropout_deg: Vary = field(default_factory=Vary)
-    beam_dropout: Vary = field(default_factory=Vary)
-    point_dropout: Vary = field(default_factory=Vary)
-    far_dropout: Vary = field(default_factory=Vary)
-    remission_scale: Vary = field(default_factory=Vary)
-    remission_shift: Vary = field(default_factory=Vary)
+    scale: RandomMagnitude = field(default_factory=RandomMagnitude)
+    shift_m: RandomMagnitude = field(default_factory=RandomMagnitude)
+    lift_m: RandomMagnitude = field(default_factory=RandomMagnitude)
+    jitter_m: RandomMagnitude = field(default_factory=RandomMagnitude)
+    sector_dropout_deg: RandomMagnitude = field(default_factory=RandomMagnitude)
+    beam_dropout: RandomMagnitude = field(default_factory=RandomMagnitude)
+    point_dropout: RandomMagnitude = field(default_factory=RandomMagnitude)
+    far_dropout: RandomMagnitude = field(default_factory=RandomMagnitude)
+    remission_scale: RandomMagnitude = field(default_factory=RandomMagnitude)
+    remission_shift: RandomMagnitude = field(default_factory=RandomMagnitude)
     remission_drop_probability: float = 0.0
-    fov_shift_deg: Vary = field(default_factory=Vary)
-    fov_up_shift_deg: Vary = field(default_factory=Vary)
-    fov_down_shift_deg: Vary = field(default_factory=Vary)
+    fov_shift_deg: RandomMagnitude = field(default_factory=RandomMagnitude)
+    fov_up_shift_deg: RandomMagnitude = field(default_factory=RandomMagnitude)
+    fov_down_shift_deg: RandomMagnitude = field(default_factory=RandomMagnitude)
 
     def __post_init__(self) -> None:
         for name in ("flip_probability", "remission_drop_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augmentation: {name} must lie in 0..1, found {getattr(self, name)}")
         for name in ("point_dropout", "far_dropout", "beam_dropout"):
-            vary = getattr(self, name)
-            if not 0 <= vary.low <= vary.high <= 1:
-                raise UserError(f"augmentation: {name} is a share of the points, 0..1, found {vary.low}..{vary.high}")
+            share = getattr(self, name)
+            if not 0 <= share.low <= share.high <= 1:
+                raise UserError(f"augmentation: {name} is a share of the points, 0..1, found {share.low}..{share.high}")
         if self.scale.probability and self.scale.low <= 0:
             raise UserError(f"augmentation: scale must be above 0, found {self.scale.low}")
 
 
-def move_scene(points: Points, labels: Labels, config: Augmentation, rng: np.random.Generator) -> tuple[Points, Labels]:
-    """Turn, mirror, scale and shift a whole scan. The points given are not changed; (N, 4) and (N,) come out."""
+def transform_scene(
+    points: Points, labels: Labels, config: Augmentation, rng: np.random.Generator
+) -> tuple[Points, Labels]:
+    """Rotate, flip, scale and shift a whole scan.
+
+    Args:
+        points: (N, 4), not changed.
+        labels: (N,).
+        config: Augmentation settings.
+        rng: Random generator.
+
+    Returns:
+        New points (N, 4) and the labels (N,).
+    """
     points = points.copy()
     yaw = config.yaw_deg.draw(rng)
     if yaw is not None:
-        points[:, :2] = _turned(points[:, :2], math.radians(yaw))
+        points[:, :2] = _rotated(points[:, :2], math.radians(yaw))
     if rng.random() < config.flip_probability:
         points[:, 1] *= -1.0
     scale = config.scale.draw(rng)
@@ -111,21 +137,29 @@ def move_scene(points: Points, labels: Labels, config: Augmentation, rng: np.ran
     return points, labels
 
 
-def disturb_points(
+def perturb_points(
     points: Points, labels: Labels, config: Augmentation, projection: ProjectionConfig, rng: np.random.Generator
 ) -> tuple[Points, Labels]:
-    """Jitter points, lose some, change the remission: what needs no look at the rest of the scan.
+    """Jitter points, drop some of them and change the remission.
 
-    points: (N, 4), changed in place. projection: gives the rows that beam dropout loses. Fewer points may come out.
+    Args:
+        points: (N, 4), changed in place.
+        labels: (N,).
+        config: Augmentation settings.
+        projection: Projection whose image rows beam dropout drops.
+        rng: Random generator.
+
+    Returns:
+        Remaining points (M, 4) and labels (M,).
     """
     jitter = config.jitter_m.draw(rng)
     distance = np.sqrt(np.einsum("ij,ij->i", points[:, :3], points[:, :3]))
-    if jitter is not None:  # along the ray: the beam's direction is known far better than the range
+    if jitter is not None:  # along the ray: a sensor measures the direction far better than the range
         along = np.float32(jitter) * rng.standard_normal(len(points), dtype=np.float32)
         points[:, :3] *= (1.0 + along / np.maximum(distance, 0.1))[:, None]
-    kept = _kept(points, distance, config, projection, rng)
-    if kept is not None:
-        points, labels = points[kept], labels[kept]
+    keep = _keep_mask(points, distance, config, projection, rng)
+    if keep is not None:
+        points, labels = points[keep], labels[keep]
     factor, summand = config.remission_scale.draw(rng), config.remission_shift.draw(rng)
     if factor is not None:
         points[:, 3] *= np.float32(factor)
@@ -136,10 +170,10 @@ def disturb_points(
     return points, labels
 
 
-def vary_field_of_view(
+def perturb_field_of_view(
     projection: ProjectionConfig, config: Augmentation, rng: np.random.Generator
 ) -> ProjectionConfig:
-    """The projection with both edges of its field of view moved."""
+    """Shift both edges of the field of view of a projection."""
     up, down = config.fov_shift_deg.draw(rng) or 0.0, config.fov_shift_deg.draw(rng) or 0.0
     up += config.fov_up_shift_deg.draw(rng) or 0.0
     down += config.fov_down_shift_deg.draw(rng) or 0.0
@@ -157,7 +191,15 @@ def mix_sectors(
 ) -> tuple[Points, Labels]:
     """Replace a sector of a scan by the same sector of another one (PolarMix, Xiao et al. 2022).
 
-    other: gives the other scan; called only where mixing happens.
+    Args:
+        points: (N, 4).
+        labels: (N,).
+        other: Reads the other scan; called only if the scans are mixed.
+        config: Augmentation settings.
+        rng: Random generator.
+
+    Returns:
+        Points (M, 4) and labels (M,).
     """
     width = config.mix_sector_deg.draw(rng)
     start = rng.uniform(-math.pi, math.pi)
@@ -173,40 +215,47 @@ def mix_sectors(
 
 
 def in_sector(points: Points, start: float, width: float) -> npt.NDArray[np.bool_]:
-    """(N,) whether a point's azimuth lies within `width` counter-clockwise of `start`, in radians."""
+    """Find the points of a sector.
+
+    Args:
+        points: (N, 4).
+        start: Azimuth of the right edge, radians.
+        width: Width counter-clockwise from there, radians.
+
+    Returns:
+        (N,) bool.
+    """
     azimuth = np.arctan2(points[:, 1], points[:, 0])
     return np.mod(azimuth - np.float32(start), np.float32(2 * math.pi)) < width
 
 
-def _turned(xy: npt.NDArray[np.float32], angle: float) -> npt.NDArray[np.float32]:
+def _rotated(xy: npt.NDArray[np.float32], angle: float) -> npt.NDArray[np.float32]:
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     return np.stack((cos * xy[:, 0] - sin * xy[:, 1], sin * xy[:, 0] + cos * xy[:, 1]), axis=1)
 
 
-def _kept(
+def _keep_mask(
     points: Points,
     distance: npt.NDArray[np.float32],
     config: Augmentation,
     projection: ProjectionConfig,
     rng: np.random.Generator,
 ) -> npt.NDArray[np.bool_] | None:
-    """(N,) which points remain, or None where all do."""
+    """Draw which points (N,) survive the dropouts; None if all do."""
     sector, start = config.sector_dropout_deg.draw(rng), rng.uniform(-math.pi, math.pi)
     beams = config.beam_dropout.draw(rng)
     share = config.point_dropout.draw(rng)
     far = config.far_dropout.draw(rng)
-    kept = None
+    masks = []
     if sector is not None:
-        kept = ~in_sector(points, start, math.radians(sector))
+        masks.append(~in_sector(points, start, math.radians(sector)))
     if beams is not None:
-        lost = rng.random(projection.height) < beams
-        hit = lost[_rows(points, distance, projection)]
-        kept = ~hit if kept is None else kept & ~hit
+        dropped_rows = rng.random(projection.height) < beams
+        masks.append(~dropped_rows[_rows(points, distance, projection)])
     if share is not None or far is not None:
         probability = np.float32(share or 0.0) + np.float32((far or 0.0) / FAR_M) * distance
-        stays = rng.random(len(points), dtype=np.float32) >= probability
-        kept = stays if kept is None else kept & stays
-    return kept
+        masks.append(rng.random(len(points), dtype=np.float32) >= probability)
+    return np.logical_and.reduce(masks) if masks else None
 
 
 def _rows(points: Points, distance: npt.NDArray[np.float32], projection: ProjectionConfig) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Where the data lies and how it is varied goes in; batches of range images with labels come out."""
+"""Lightning data module: labelled scans as batches of augmented range images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ GROUND = ("road", "parking", "sidewalk", "other-ground", "terrain")
 
 
 class Batch(NamedTuple):
-    """channels: (N, 5, H, W) float32, -1 in empty pixels. mask: (N, H, W) bool. labels: (N, H, W) uint8, 0 if empty."""
+    """Range images with labels.
+
+    Attributes:
+        channels: (N, 5, H, W) float32: range, x, y, z in metres, remission; -1 in empty pixels.
+        mask: (N, H, W) bool, pixels that the network sees.
+        labels: (N, H, W) uint8, 0 in empty pixels.
+    """
 
     channels: Tensor
     mask: Tensor
@@ -37,9 +43,14 @@ class Batch(NamedTuple):
 
 
 class ValidationScan(NamedTuple):
-    """A batch of one whole scan, and the way back to its points.
+    """A batch of one whole scan, with the pixels and labels of its points.
 
-    pixel: (P,) int64, the pixel of each usable point. point_labels: (P,) uint8, their true labels.
+    Attributes:
+        channels: (1, 5, H, W), as in `Batch`.
+        mask: (1, H, W), as in `Batch`.
+        labels: (1, H, W), as in `Batch`.
+        pixel: (P,) int64, row * W + column of each usable point.
+        point_labels: (P,) uint8, true label of each usable point.
     """
 
     channels: Tensor
@@ -50,19 +61,41 @@ class ValidationScan(NamedTuple):
 
 
 def load_label_set(name: str) -> LabelSet:
-    """'semantic-kitti', 'semantic-kitti-all' (moving classes apart) or a YAML file in SemanticKITTI's form."""
+    """Load a label set.
+
+    Args:
+        name: 'semantic-kitti', 'semantic-kitti-all' (moving classes kept apart) or a YAML file in SemanticKITTI's form.
+
+    Returns:
+        The label set.
+
+    Raises:
+        UserError: Neither such a name nor a file.
+    """
     for known in (SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN):
         if name == known.name:
             return known
-    if not Path(name).expanduser().is_file():
+    path = Path(name).expanduser()
+    if not path.is_file():
         raise UserError(
             f"model.labels '{name}' is neither {SEMANTIC_KITTI.name} nor {SEMANTIC_KITTI_MULTISCAN.name} nor a file"
         )
-    return LabelSet.from_yaml(Path(name).expanduser())
+    return LabelSet.from_yaml(path)
 
 
 class TrainingSet(Dataset[Batch]):
-    """Varied crops. Item i is a pure function of the seed and i, whichever process asks and however often."""
+    """Augmented crops.
+
+    Item i depends on the seed and i alone, so that any number of worker processes and a resumed run give the same data.
+
+    Args:
+        store: Training scans.
+        projection: Projection into the network's image.
+        augmentation: Augmentation of the points.
+        crop_width: Columns of a crop; None for whole images.
+        bank: Objects to paste; None for none.
+        seed: Seed of all random choices.
+    """
 
     def __init__(
         self,
@@ -81,52 +114,55 @@ class TrainingSet(Dataset[Batch]):
         self.bank = bank
         self.seed = seed
         weights = np.array(store.weights)
-        self._root_share = np.cumsum(weights / weights.sum())
+        self._cumulative_share = np.cumsum(weights / weights.sum())
 
-    def __getitem__(self, draw: int) -> Batch:
-        """draw: the number of the item since training began."""
-        rng = np.random.default_rng((self.seed, draw))
+    def __getitem__(self, item: int) -> Batch:
+        """Make one crop.
+
+        Args:
+            item: Number of the crop since the start of training.
+
+        Returns:
+            One image, without the batch dimension.
+        """
+        rng = np.random.default_rng((self.seed, item))
         config = self.augmentation
         window = choose_window(self.projection.width, self.crop_width, rng)
-        points, labels = self._moved(self._scan_of(draw, rng), rng)
-        points, labels = augment.mix_sectors(points, labels, lambda: self._moved(self._any_scan(rng), rng), config, rng)
+        points, labels = self._transformed(self._next_scan(item, rng), rng)
+        points, labels = augment.mix_sectors(
+            points, labels, lambda: self._transformed(self._random_scan(rng), rng), config, rng
+        )
         count = config.paste_objects.draw(rng)
         if count is not None and self.bank is not None:
             points, labels = self.bank.paste(points, labels, round(count), rng, window.sector)
-        points, labels = window.points(points, labels)
-        points, labels = augment.disturb_points(points, labels, config, self.projection, rng)
-        image = project(torch.from_numpy(points), augment.vary_field_of_view(self.projection, config, rng))
-        channels, mask, index = window.image(image)
+        points, labels = window.crop_points(points, labels)
+        points, labels = augment.perturb_points(points, labels, config, self.projection, rng)
+        image = project(torch.from_numpy(points), augment.perturb_field_of_view(self.projection, config, rng))
+        channels, mask, index = window.crop_image(image)
         return Batch(channels, mask, _label_image(labels, index))
 
-    def _moved(self, scan: Scan, rng: np.random.Generator) -> tuple[Points, Labels]:
-        return augment.move_scene(scan.points, scan.labels, self.augmentation, rng)
+    def _transformed(self, scan: Scan, rng: np.random.Generator) -> tuple[Points, Labels]:
+        return augment.transform_scene(scan.points, scan.labels, self.augmentation, rng)
 
-    def _scan_of(self, draw: int, rng: np.random.Generator) -> Scan:
-        """Every scan of a root comes once before one comes twice (where there is one root)."""
-        root = int(np.searchsorted(self._root_share, rng.random(), side="right"))
-        numbers = self.store.of_root[min(root, len(self.store.of_root) - 1)]
-        turn, position = divmod(draw, len(numbers))
-        order = np.random.default_rng((self.seed, root, turn)).permutation(len(numbers))
-        return self._read(numbers[order[position]], rng)
+    def _next_scan(self, item: int, rng: np.random.Generator) -> Scan:
+        """Read a scan so that, with one root, every scan is used once before one is used twice."""
+        root = self._random_root(rng)
+        indices = self.store.indices_of_root[root]
+        turn, position = divmod(item, len(indices))
+        order = np.random.default_rng((self.seed, root, turn)).permutation(len(indices))
+        return self.store.read_any(indices[order[position]], rng)
 
-    def _any_scan(self, rng: np.random.Generator) -> Scan:
-        root = int(np.searchsorted(self._root_share, rng.random(), side="right"))
-        numbers = self.store.of_root[min(root, len(self.store.of_root) - 1)]
-        return self._read(numbers[rng.integers(len(numbers))], rng)
+    def _random_scan(self, rng: np.random.Generator) -> Scan:
+        indices = self.store.indices_of_root[self._random_root(rng)]
+        return self.store.read_any(indices[rng.integers(len(indices))], rng)
 
-    def _read(self, number: int, rng: np.random.Generator) -> Scan:
-        try:
-            return self.store.read(number)
-        except UserError:
-            if self.store.invalid == "raise":
-                raise
-        # a file that went bad after the check: the run of days goes on with another one
-        return self.store.read(int(rng.integers(len(self.store))))
+    def _random_root(self, rng: np.random.Generator) -> int:
+        root = int(np.searchsorted(self._cumulative_share, rng.random(), side="right"))
+        return min(root, len(self.store.indices_of_root) - 1)
 
 
 class ValidationSet(Dataset[ValidationScan]):
-    """Whole scans as they are."""
+    """Whole scans without augmentation; one whose file went bad and may be skipped has no points."""
 
     def __init__(self, store: ScanStore, projection: ProjectionConfig):
         self.store = store
@@ -137,81 +173,92 @@ class ValidationSet(Dataset[ValidationScan]):
 
     def __getitem__(self, index: int) -> ValidationScan:
         scan = self.store.read(index)
-        image = project(torch.from_numpy(scan.points), self.projection)
-        labels = _label_image(scan.labels, image.index)
-        truth = torch.from_numpy(scan.labels)[image.usable]
-        return ValidationScan(image.channels[None], image.mask[None], labels[None], image.pixel[image.usable], truth)
+        points = scan.points if scan else np.zeros((0, 4), np.float32)
+        labels = scan.labels if scan else np.zeros(0, np.uint8)
+        image = project(torch.from_numpy(points), self.projection)
+        label_image = _label_image(labels, image.index)
+        truth = torch.from_numpy(labels)[image.usable]
+        return ValidationScan(
+            image.channels[None], image.mask[None], label_image[None], image.pixel[image.usable], truth
+        )
 
 
-class DrawSampler(Sampler[int]):
-    """The numbers of the items of an epoch that this process trains on; every `world`-th from `rank` on."""
+class EpochSampler(Sampler[int]):
+    """The item numbers of an epoch for one of several processes: every `world_size`-th from `rank` on.
 
-    def __init__(self, per_epoch: int, rank: int = 0, world: int = 1):
-        self.per_epoch = per_epoch - per_epoch % world
+    Args:
+        per_epoch: Items of an epoch, over all processes.
+        rank: Number of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, per_epoch: int, rank: int = 0, world_size: int = 1):
+        self.per_epoch = per_epoch - per_epoch % world_size
         self.rank = rank
-        self.world = world
+        self.world_size = world_size
         self.epoch = 0
         self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration belongs to (Lightning calls it)."""
+        """Set the epoch of the next iteration; Lightning calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.per_epoch // self.world
+        return self.per_epoch // self.world_size
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * self.per_epoch + self.rank
-        draws = range(first, (self.epoch + 1) * self.per_epoch, self.world)
+        items = range(first, (self.epoch + 1) * self.per_epoch, self.world_size)
         skip, self.skip = self.skip, 0
-        return iter(draws[skip:])
+        return iter(items[skip:])
 
 
 class ResumableLoader(DataLoader):
-    """A loader that goes on in the middle of an epoch: its state is the number of batches handed out."""
+    """A loader that can resume in the middle of an epoch; its state is the number of batches delivered."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        assert isinstance(self.sampler, DrawSampler)
+        assert isinstance(self.sampler, EpochSampler)
         assert self.batch_size is not None
-        self._handed_out = self._resume_at % len(self)
+        self._delivered = self._resume_at % len(self)
         self._resume_at = 0
-        self.sampler.skip = self._handed_out * self.batch_size
+        self.sampler.skip = self._delivered * self.batch_size
         for batch in super().__iter__():
-            self._handed_out += 1
+            self._delivered += 1
             yield batch
 
-    _handed_out = 0
+    _delivered = 0
     _resume_at = 0
 
     def state_dict(self) -> dict[str, int]:
-        """What Lightning puts into a checkpoint."""
-        return {"batches": self._handed_out}
+        """Return the position in the epoch, for Lightning's checkpoint."""
+        return {"batches": self._delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Where the next iteration begins."""
+        """Set the batch at which the next iteration begins."""
         self._resume_at = state["batches"]
 
 
 class ScanData(LightningDataModule):
-    """The training and validation scans.
+    """Training and validation scans.
 
     Args:
-        root: SemanticKITTI root (sequences/NN/{velodyne,labels}), or a bag of labelled clouds, which has sequence 00.
-        train: its sequences to train on.
-        val: sequences to validate on, held out whole; of `val_root`, or of `root` where that is not given.
-        val_root: root of the validation sequences.
-        extra: further roots to train on, each with its sequences and weight (simulated scans, other recordings).
-        root_weight: how often scans of `root` are drawn, relative to the extra roots; by number of scans if not given.
-        invalid: 'raise' on a file that cannot be used, or 'skip' it with a count.
-        batch_size: crops in a step, of each process.
-        samples_per_epoch: crops in an epoch, over all processes; as many as there are scans if not given.
-        crop_width: columns of a crop; whole images if not given.
-        workers: processes that prepare training batches; 0 prepares them in the training process.
-        cache_gb: memory for scans that are kept after the first reading.
-        paste_classes: classes whose objects augmentation pastes, where the labels have instance ids.
-        augmentation: how training scans are varied.
-        projection, labels: taken from the model's settings.
-        seed: of everything random about the data.
+        root: SemanticKITTI root (sequences/NN/{velodyne,labels}), or a bag of labelled clouds as sequence 00.
+        train: Sequences of `root` to train on.
+        val: Sequences to validate on, of `val_root`, or of `root` if that is not given.
+        val_root: Root of the validation sequences.
+        extra: Further roots to train on, each with its sequences and weight.
+        root_weight: How often scans of `root` are drawn, relative to the extra roots; its number of scans if not given.
+        invalid: 'raise' an error for a file that cannot be used, or 'skip' it.
+        batch_size: Crops per step and process.
+        samples_per_epoch: Crops per epoch, over all processes; the number of scans if not given.
+        crop_width: Columns of a crop; whole images if not given.
+        workers: Processes that prepare training batches; 0 prepares them in the training process.
+        cache_gb: Memory for scans in GiB; scans that do not fit are read every time.
+        paste_classes: Classes of which augmentation pastes objects; needs instance ids.
+        augmentation: Augmentation of training scans.
+        projection: Taken from the model's settings.
+        labels: Taken from the model's settings.
+        seed: Taken from seed_everything.
     """
 
     def __init__(
@@ -261,25 +308,29 @@ class ScanData(LightningDataModule):
         self.val_store: ScanStore | None = None
 
     def setup(self, stage: str = "fit") -> None:
-        """Check everything and say what was found. Raises UserError naming what is missing or cannot be used."""
+        """Find and check all scans and print a summary.
+
+        Raises:
+            UserError: Data are missing or cannot be used.
+        """
         if self.train_store is not None:
             return
         settings: dict[str, Any] = {"labels": self.label_set, "invalid": self.invalid}
         self.train_store = ScanStore(self.train_roots, **settings, cache_bytes=self.cache_bytes)
-        left = self.cache_bytes - sum(scan.nbytes for scan in self.train_store.cached())
-        self.val_store = ScanStore([self.val_root], **settings, cache_bytes=left)
-        rank_zero_info(describe(self.train_store.found, self.label_set, "training"))
-        rank_zero_info(describe(self.val_store.found, self.label_set, "validation"))
+        remaining = self.cache_bytes - sum(scan.nbytes for scan in self.train_store.cached())
+        self.val_store = ScanStore([self.val_root], **settings, cache_bytes=remaining)
+        rank_zero_info(describe(self.train_store.summary, self.label_set, "training"))
+        rank_zero_info(describe(self.val_store.summary, self.label_set, "validation"))
 
     @property
     def frequencies(self) -> list[float]:
-        """The share of the training points of each class, as far as scans are in memory."""
+        """Share of each class in the training points, 0..1, counted in the scans in memory."""
         assert self.train_store is not None
-        points = self.train_store.found.points
+        points = self.train_store.summary.points
         return [float(p) for p in points / max(int(points.sum()), 1)]
 
     def provenance(self) -> dict[str, Any]:
-        """What the model is trained on, as plain JSON types; folders by their names only."""
+        """Describe the data in plain JSON types, with folder names instead of paths."""
         roots = [
             {"name": Path(r.path).expanduser().resolve().name, "sequences": r.sequences, "weight": r.weight}
             for r in self.train_roots
@@ -295,7 +346,7 @@ class ScanData(LightningDataModule):
         }  # fmt: skip
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of crops: `Batch`."""
+        """Make the loader of training crops, which yields `Batch`."""
         assert self.train_store is not None
         bank = self._object_bank(self.train_store) if self.augmentation.paste_objects.probability else None
         return ResumableLoader(
@@ -315,32 +366,32 @@ class ScanData(LightningDataModule):
         return TrainingSet(self.train_store, self.projection, self.augmentation, **settings)
 
     def batches_per_epoch(self) -> int:
-        """Batches that each process gets in an epoch."""
+        """Batches of each process in an epoch."""
         return len(self._sampler()) // self.batch_size
 
-    def _sampler(self) -> DrawSampler:
+    def _sampler(self) -> EpochSampler:
         assert self.train_store is not None
-        rank, world = self._place()
+        rank, world_size = self._rank_and_world_size()
         per_epoch = self.samples_per_epoch or len(self.train_store)
-        if per_epoch < self.batch_size * world:
+        if per_epoch < self.batch_size * world_size:
             raise UserError(
-                f"data: {per_epoch} crops an epoch do not fill a batch of {self.batch_size} on {world} processes; "
+                f"data: {per_epoch} crops an epoch do not fill a batch of {self.batch_size} on {world_size} processes; "
                 "set data.samples_per_epoch higher or data.batch_size lower"
             )
-        return DrawSampler(per_epoch, rank, world)
+        return EpochSampler(per_epoch, rank, world_size)
 
     def val_dataloader(self) -> DataLoader[ValidationScan]:
-        """Whole scans, one by one: `ValidationScan`."""
+        """Make the loader of whole validation scans, which yields `ValidationScan`."""
         assert self.val_store is not None
-        rank, world = self._place()
+        rank, world_size = self._rank_and_world_size()
         return DataLoader(
             ValidationSet(self.val_store, self.projection),
             batch_size=None,
-            sampler=range(rank, len(self.val_store), world),
+            sampler=range(rank, len(self.val_store), world_size),
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _object_bank(self, store: ScanStore) -> ObjectBank:
@@ -349,8 +400,8 @@ class ScanData(LightningDataModule):
         bank = ObjectBank(classes, [names.index(n) for n in GROUND if n in names])
         for scan in store.cached():
             bank.add(scan.points, scan.labels, scan.instances)
-        found = ", ".join(f"{names[c]} {len(objects)}" for c, objects in sorted(bank.objects.items()))
-        rank_zero_info(f"objects to paste: {found or 'none'}")
+        counts = ", ".join(f"{names[c]} {len(objects)}" for c, objects in sorted(bank.objects.items()))
+        rank_zero_info(f"objects to paste: {counts or 'none'}")
         return bank
 
     def _check_split(self) -> None:
@@ -372,7 +423,7 @@ class ScanData(LightningDataModule):
 
 
 def _label_image(labels: Labels, index: Tensor) -> Tensor:
-    """(H, W) labels of the winners of the pixels, 0 where there is none."""
+    """Labels (H, W) of the points that the pixels hold, 0 in empty pixels."""
     if not len(labels):
         return torch.zeros(index.shape, dtype=torch.uint8)
     return torch.from_numpy(labels)[index.clamp_min(0)].masked_fill_(index < 0, 0)

@@ -1,4 +1,4 @@
-"""Scans with instance ids go in, a bank of objects of rare classes comes out, which are pasted into other scans."""
+"""Objects of rare classes, collected from scans with instance ids and pasted into other scans."""
 
 from __future__ import annotations
 
@@ -14,46 +14,54 @@ from sqsegv3_ros.training.augment import Labels, Points
 MIN_POINTS = 30
 GROUND_RADIUS_M = 1.0
 GROUND_POINTS = 5
-STEP_M = 0.4  # what rises less above the ground does not stand in an object's way
+OBSTACLE_HEIGHT_M = 0.4  # points higher above the ground block a place
 ATTEMPTS = 8
 MAX_RANGE_M = 40.0
 
 
 @dataclass(frozen=True)
-class PastedObject:
-    """One object: (M, 4) points in the frame of the sensor that saw it, and its label."""
+class ObjectSample:
+    """One object.
+
+    Attributes:
+        points: (M, 4) in the frame of the sensor that recorded it.
+        label: Its class.
+    """
 
     points: Points
     label: int
 
 
 class ObjectBank:
-    """Objects by class. A class is drawn first, then an object of it, so that the rarest come as often as the others.
+    """Objects by class, drawn class first so that rare classes are pasted as often as the others.
 
-    classes: labels whose instances are collected. ground: labels on which objects stand. per_class: how many are kept.
+    Args:
+        classes: Labels whose instances are collected.
+        ground: Labels of the ground on which objects stand.
+        per_class: Largest number of objects per class.
     """
 
     def __init__(self, classes: Sequence[int], ground: Sequence[int], per_class: int = 500) -> None:
         self.classes = tuple(classes)
         self.ground = np.array(sorted(ground))
         self.per_class = per_class
-        self.objects: dict[int, list[PastedObject]] = {}
+        self.objects: dict[int, list[ObjectSample]] = {}
 
     def add(self, points: Points, labels: Labels, instances: npt.NDArray[np.uint16]) -> None:
         """Collect the objects of one scan: points of one class that share an instance id other than 0."""
         for label in self.classes:
             of_class = np.flatnonzero((labels == label) & (instances > 0))
-            found = self.objects.get(label, [])
+            samples = self.objects.get(label, [])
             for instance in np.unique(instances[of_class]):
                 chosen = points[of_class[instances[of_class] == instance]]
                 near = len(chosen) >= MIN_POINTS and np.hypot(*np.median(chosen[:, :2], axis=0)) <= MAX_RANGE_M
-                if near and len(found) < self.per_class:
-                    found.append(PastedObject(chosen.copy(), label))
-            if found:
-                self.objects[label] = found
+                if near and len(samples) < self.per_class:
+                    samples.append(ObjectSample(chosen.copy(), label))
+            if samples:
+                self.objects[label] = samples
 
     def __len__(self) -> int:
-        return sum(len(found) for found in self.objects.values())
+        return sum(len(samples) for samples in self.objects.values())
 
     def paste(
         self,
@@ -63,18 +71,26 @@ class ObjectBank:
         rng: np.random.Generator,
         window: tuple[float, float] | None = None,
     ) -> tuple[Points, Labels]:
-        """Put `count` objects onto the ground of a scan, at their own distance, so that their density stays right.
+        """Paste objects onto free ground, at their recorded distance so that their point density stays right.
 
-        window: (start, width) of the sector that the network will see, radians; None for the whole scan. What lies
-        behind a pasted object is hidden by it in the projection, and what lies before it hides it. An object for which
-        no free place is found is left out.
+        The projection resolves occlusion. An object for which no free place is found is left out.
+
+        Args:
+            points: (N, 4).
+            labels: (N,).
+            count: Number of objects.
+            rng: Random generator.
+            window: Start and width of the sector to paste into, radians; None for the whole scan.
+
+        Returns:
+            Points (M, 4) and labels (M,).
         """
         present = sorted(self.objects)
         if not present:
             return points, labels
         for _ in range(count):
-            found = self.objects[present[rng.integers(len(present))]]
-            chosen = found[rng.integers(len(found))]
+            samples = self.objects[present[rng.integers(len(present))]]
+            chosen = samples[rng.integers(len(samples))]
             placed = self._place(chosen, points, labels, rng, window)
             if placed is not None:
                 points = np.concatenate((points, placed))
@@ -83,7 +99,7 @@ class ObjectBank:
 
     def _place(
         self,
-        chosen: PastedObject,
+        chosen: ObjectSample,
         points: Points,
         labels: Labels,
         rng: np.random.Generator,
@@ -103,8 +119,8 @@ class ObjectBank:
             if len(on_ground) < GROUND_POINTS:
                 continue
             height = float(np.median(points[on_ground, 2]))
-            if np.any(points[near, 2] > height + STEP_M):
-                continue  # something stands there
+            if np.any(points[near, 2] > height + OBSTACLE_HEIGHT_M):
+                continue
             placed = chosen.points.copy()
             placed[:, 0] = cos * chosen.points[:, 0] - sin * chosen.points[:, 1]
             placed[:, 1] = sin * chosen.points[:, 0] + cos * chosen.points[:, 1]

@@ -1,7 +1,8 @@
-"""Folders in SemanticKITTI's layout and bags go in; checked scans with labels come out, cached while there is room."""
+"""Labelled scans of a split: found, checked and kept in memory."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +16,17 @@ from sqsegv3_ros.data.semantic_kitti import POINT_BYTES, ScanFile, find_scans, r
 from sqsegv3_ros.errors import UserError
 
 INVALID = ("raise", "skip")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Root:
-    """A folder with sequences/NN/{velodyne,labels}, or a bag of labelled clouds, which is read as sequence 00.
+    """A data set: a folder in SemanticKITTI's layout, or a bag of labelled clouds.
 
-    sequences: which of its sequences; all of them where None. weight: how often its scans are drawn, relative to the
-    other roots; None: as often as it has scans.
+    Args:
+        path: Folder with sequences/NN/{velodyne,labels}, or a bag, which counts as sequence 00.
+        sequences: Sequences to use; all if not given.
+        weight: How often its scans are drawn, relative to the other roots; its number of scans if not given.
     """
 
     path: str
@@ -38,8 +42,10 @@ class Root:
 class Scan:
     """One labelled scan.
 
-    points: (N, 4) float32 x, y, z in metres in the sensor frame, remission. labels: (N,) uint8 (uint16 for large label
-    sets). instances: (N,) uint16, 0 where a point belongs to no object.
+    Attributes:
+        points: (N, 4) float32: x, y, z in metres in the sensor frame, remission.
+        labels: (N,) uint8, uint16 for label sets with more than 256 classes.
+        instances: (N,) uint16, 0 for points without an instance.
     """
 
     points: npt.NDArray[np.float32]
@@ -48,13 +54,21 @@ class Scan:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the scan takes."""
+        """Memory of the scan in bytes."""
         return self.points.nbytes + self.labels.nbytes + self.instances.nbytes
 
 
 @dataclass
-class Found:
-    """What the check of a split found. points: by label. skipped: the message about each file left out."""
+class SplitSummary:
+    """Contents of a split.
+
+    Attributes:
+        scans: Usable scans.
+        sequences: Sequences that they belong to.
+        cached: Scans in memory.
+        points: (C,) points of each class in the scans in memory.
+        skipped: One message per file left out.
+    """
 
     scans: int = 0
     sequences: int = 0
@@ -66,14 +80,21 @@ class Found:
 def read_labelled_scan(file: ScanFile, labels: LabelSet) -> Scan:
     """Read one scan and its labels.
 
-    Raises UserError naming the file: missing labels, counts that differ, coordinates that are not finite, ids that the
-    label set does not know.
+    Args:
+        file: Files of the scan.
+        labels: Label set that maps the raw ids of the label file.
+
+    Returns:
+        The scan.
+
+    Raises:
+        UserError: The scan is empty or has non-finite values, its labels are missing, do not match its number of
+            points, or have ids that the label set does not know.
     """
     points = read_scan(file.path)
     if not len(points):
         raise UserError(f"{file.path}: the scan is empty")
-    if not file.labels_path.is_file():
-        raise UserError(f"{file.path}: no labels for it, expected {file.labels_path}")
+    _require_labels(file)
     raw = read_labels(file.labels_path, len(points))
     broken = int((~np.isfinite(points).all(axis=1)).sum())
     if broken:
@@ -91,9 +112,14 @@ def read_labelled_scan(file: ScanFile, labels: LabelSet) -> Scan:
 class ScanStore:
     """The scans of one split.
 
-    roots: where they come from. labels: the label set. invalid: 'raise' on a file that cannot be used, or 'skip' it
-    with a count. cache_bytes: memory for scans; what does not fit is read again every time. Raises UserError where
-    nothing is found or, with 'raise', naming the first bad file.
+    Args:
+        roots: Data sets to read.
+        labels: Label set of the data sets.
+        invalid: 'raise' an error for a file that cannot be used, or 'skip' it.
+        cache_bytes: Memory for scans; the others are read every time.
+
+    Raises:
+        UserError: A file cannot be used (with 'raise'), or no scan is left.
     """
 
     def __init__(self, roots: Sequence[Root], labels: LabelSet, *, invalid: str, cache_bytes: float) -> None:
@@ -102,84 +128,123 @@ class ScanStore:
         self.labels = labels
         self.invalid = invalid
         self.files: list[ScanFile] = []
-        self.of_root: list[list[int]] = []
+        self.indices_of_root: list[list[int]] = []
         self.weights: list[float] = []
-        self.found = Found(points=np.zeros(len(labels), np.int64))
+        self.summary = SplitSummary(points=np.zeros(len(labels), np.int64))
         self._cache: dict[int, Scan] = {}
-        self._used = 0
+        self._used_bytes = 0
+        self._unreadable: dict[int, str] = {}
         for root in roots:
             self._add_root(root, cache_bytes)
         if not self.files:
-            first = f"; the first: {self.found.skipped[0]}" if self.found.skipped else ""
+            first = f"; the first: {self.summary.skipped[0]}" if self.summary.skipped else ""
             raise UserError(
                 f"data: no usable scan in {', '.join(r.path for r in roots)} "
-                f"({len(self.found.skipped)} were skipped{first})"
+                f"({len(self.summary.skipped)} were skipped{first})"
             )
-        self.found.scans, self.found.cached = len(self.files), len(self._cache)
-        self.found.sequences = len({(f.path.parent, f.sequence) for f in self.files})
+        self.summary.scans, self.summary.cached = len(self.files), len(self._cache)
+        self.summary.sequences = len({(f.path.parent, f.sequence) for f in self.files})
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, index: int) -> Scan:
-        """A scan by its number. Not to be changed: others get the same arrays."""
-        scan = self._cache.get(index)
-        return read_labelled_scan(self.files[index], self.labels) if scan is None else scan
+    def read(self, index: int) -> Scan | None:
+        """Read a scan, from memory if it is there. The arrays are shared: do not change them.
+
+        Args:
+            index: Number of the scan.
+
+        Returns:
+            The scan; None if its file went bad after the check at the start and may be skipped.
+
+        Raises:
+            UserError: The file went bad, with `invalid='raise'`.
+        """
+        if index in self._cache:
+            return self._cache[index]
+        try:
+            return read_labelled_scan(self.files[index], self.labels)
+        except UserError as error:
+            if self.invalid == "raise":
+                raise
+            if index not in self._unreadable:
+                _log.warning("skipped: %s", error)
+            self._unreadable[index] = str(error)
+            return None
+
+    def read_any(self, index: int, rng: np.random.Generator) -> Scan:
+        """Read a scan, or a random other one if its file went bad and may be skipped.
+
+        Raises:
+            UserError: The file went bad, with `invalid='raise'`, or no scan can be read.
+        """
+        scan = self.read(index)
+        if scan is not None:
+            return scan
+        for other in rng.permutation(len(self)).tolist():
+            scan = self.read(other)
+            if scan is not None:
+                return scan
+        raise UserError(f"data: none of the {len(self)} training scans can be read; {self._unreadable[index]}")
 
     def cached(self) -> list[Scan]:
-        """The scans that are in memory."""
+        """The scans in memory."""
         return list(self._cache.values())
 
     def _add_root(self, root: Root, cache_bytes: float) -> None:
-        numbers = []
+        indices = []
         folder = folder_of(Path(root.path).expanduser(), self.labels)
         for file in find_scans(folder, root.sequences):
-            number = len(self.files)
+            index = len(self.files)
             try:
-                self._check(file, number, cache_bytes)
+                self._check(file, index, cache_bytes)
             except UserError as error:
                 if self.invalid == "raise":
                     raise
-                self.found.skipped.append(str(error))
+                self.summary.skipped.append(str(error))
                 continue
             self.files.append(file)
-            numbers.append(number)
-        if numbers:
-            self.of_root.append(numbers)
-            self.weights.append(float(len(numbers)) if root.weight is None else root.weight)
+            indices.append(index)
+        if indices:
+            self.indices_of_root.append(indices)
+            self.weights.append(float(len(indices)) if root.weight is None else root.weight)
 
-    def _check(self, file: ScanFile, number: int, cache_bytes: float) -> None:
-        """Check the contents of what is kept in memory, the sizes of the rest (read in full when it is used)."""
-        if self._used < cache_bytes:
+    def _check(self, file: ScanFile, index: int, cache_bytes: float) -> None:
+        """Check the contents of scans kept in memory and the file sizes of the others."""
+        if self._used_bytes < cache_bytes:
             scan = read_labelled_scan(file, self.labels)
-            self.found.points += np.bincount(scan.labels, minlength=len(self.labels))
-            self._cache[number] = scan
-            self._used += scan.nbytes
+            self.summary.points += np.bincount(scan.labels, minlength=len(self.labels))
+            self._cache[index] = scan
+            self._used_bytes += scan.nbytes
             return
-        if not file.labels_path.is_file():
-            raise UserError(f"{file.path}: no labels for it, expected {file.labels_path}")
+        _require_labels(file)
         points, words = file.path.stat().st_size / POINT_BYTES, file.labels_path.stat().st_size / 4
         if points != words or not points:
             raise UserError(f"{file.labels_path}: {words:g} labels, but the scan has {points:g} points")
 
 
-def describe(found: Found, labels: LabelSet, what: str) -> str:
-    """The lines about a split that are printed before training starts."""
-    total = int(found.points.sum())
+def _require_labels(file: ScanFile) -> None:
+    if not file.labels_path.is_file():
+        raise UserError(f"{file.path}: no labels for it, expected {file.labels_path}")
+
+
+def describe(summary: SplitSummary, labels: LabelSet, title: str) -> str:
+    """Describe a split in a few lines: scans, share of each class, absent classes, skipped files."""
+    total = int(summary.points.sum())
     lines = [
-        f"{what}: {found.scans} scans of {found.sequences} sequences, {total / 1e6:.1f} M points in memory "
-        f"({found.cached} scans), {len(found.skipped)} files skipped"
+        f"{title}: {summary.scans} scans of {summary.sequences} sequences, {total / 1e6:.1f} M points in memory "
+        f"({summary.cached} scans), {len(summary.skipped)} files skipped"
     ]
     shares = [
-        f"{labels.names[c]} {100.0 * int(found.points[c]) / max(total, 1):.3g} %"
-        for c in np.argsort(-found.points)
-        if found.points[c]
+        f"{labels.names[c]} {100.0 * int(summary.points[c]) / max(total, 1):.3g} %"
+        for c in np.argsort(-summary.points)
+        if summary.points[c]
     ]
     lines.append(f"  classes: {', '.join(shares)}")
-    absent = [labels.names[c] for c in labels.evaluated if not found.points[c]]
-    if absent and found.cached == found.scans:
-        lines.append(f"  not among them: {', '.join(absent)}")
-    lines += [f"  skipped: {message}" for message in found.skipped[:5]]
-    if len(found.skipped) > 5:
-        lines.append(f"  ... and {len(found.skipped) - 5} more")
+    absent = [labels.names[c] for c in labels.evaluated if not summary.points[c]]
+    if absent and summary.cached == summary.scans:
+        lines.append(f"  absent: {', '.join(absent)}")
+    lines += [f"  skipped: {message}" for message in summary.skipped[:5]]
+    if len(summary.skipped) > 5:
+        lines.append(f"  ... and {len(summary.skipped) - 5} more")
     return "\n".join(lines)

@@ -98,6 +98,7 @@ def scan_image():
     return torch.from_numpy(image.astype(np.float32))[None]
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_scan_at_full_size_equals_the_release(net21):
     golden = np.load(GOLDEN / "official_21_scan000000_64x2048.npz")
@@ -113,6 +114,7 @@ def test_real_scan_at_full_size_equals_the_release(net21):
         assert (probabilities.argmax(0) == golden[f"argmax_{i}"])[clear].all()
 
 
+@pytest.mark.slow
 @needs_shared
 def test_loss_gradients_and_statistics_equal_the_release():
     golden = np.load(GOLDEN / "grads_21.npz")
@@ -248,7 +250,7 @@ def test_width_multiplier_rounds_to_multiples_of_eight_and_never_below():
         ({"blocks": (1, 1, 2)}, "blocks must be 5 positive whole numbers"),
         ({"channels": (8, 8, 8, 8, 16)}, "last two stages must have equally many channels"),
         ({"num_classes": 1}, "num_classes must be 2 or more"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), found 1.0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), found 1.0"),
         ({"depth": 3}, "unknown settings depth"),
     ],
 )

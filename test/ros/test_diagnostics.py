@@ -6,28 +6,28 @@ import pytest
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.settings import SPECS, Settings
-from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, Monitor, Status
+from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status
 
 LIMITS = Limits(latency_budget_ms=100, late_error_after_s=5, stale_after_s=1)
 
 
-def statuses(monitor: Monitor, now: float) -> tuple[Status, Status]:
-    received, processing = monitor.statuses(now)
+def statuses(diagnostics: NodeDiagnostics, now: float) -> tuple[Status, Status]:
+    received, processing = diagnostics.statuses(now)
     return received, processing
 
 
-def feed(monitor: Monitor, start: float, seconds: float, latency_ms: float, rate_hz: float = 10) -> float:
+def feed(diagnostics: NodeDiagnostics, start: float, seconds: float, latency_ms: float, rate_hz: float = 10) -> float:
     for i in range(int(seconds * rate_hz)):
         now = start + i / rate_hz
-        monitor.received(now)
-        monitor.labelled(now + latency_ms / 1e3, latency_ms, {"network": latency_ms / 2, "knn": 1.0})
+        diagnostics.received(now)
+        diagnostics.labelled(now + latency_ms / 1e3, latency_ms, {"network": latency_ms / 2, "knn": 1.0})
     return start + seconds
 
 
-def test_clouds_in_time_are_fine_and_rates_and_percentiles_are_right() -> None:
-    monitor = Monitor(LIMITS, 0.0)
-    now = feed(monitor, 0.0, 20, 50.0)
-    received, processing = statuses(monitor, now)
+def test_clouds_within_the_budget_are_ok_with_rates_and_percentiles() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    now = feed(diagnostics, 0.0, 20, 50.0)
+    received, processing = statuses(diagnostics, now)
     assert (received.level, processing.level) == (OK, OK)
     assert float(received.values["rate (Hz)"]) == pytest.approx(10, abs=0.3)
     assert processing.values["labelled"] == "200"
@@ -35,86 +35,94 @@ def test_clouds_in_time_are_fine_and_rates_and_percentiles_are_right() -> None:
     assert processing.values["network p50/p95/max (ms)"] == "25.0 / 25.0 / 25.0"
 
 
-def test_over_budget_warns_at_once_becomes_an_error_with_time_and_ends_with_the_first_cloud_in_time() -> None:
-    monitor = Monitor(LIMITS, 0.0)
-    now = feed(monitor, 0.0, 2, 150.0)
-    assert statuses(monitor, now)[1].level == WARN
-    assert "150 ms" in statuses(monitor, now)[1].message and "100 ms" in statuses(monitor, now)[1].message
-    now = feed(monitor, now, 4, 150.0)
-    assert statuses(monitor, now)[1].level == ERROR
-    now = feed(monitor, now, 0.1, 50.0)
-    assert statuses(monitor, now)[1].level == OK
+def test_exceeding_the_budget_warns_then_is_an_error_until_a_cloud_is_within_it() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    now = feed(diagnostics, 0.0, 2, 150.0)
+    assert statuses(diagnostics, now)[1].level == WARN
+    assert "150 ms" in statuses(diagnostics, now)[1].message and "100 ms" in statuses(diagnostics, now)[1].message
+    now = feed(diagnostics, now, 4, 150.0)
+    assert statuses(diagnostics, now)[1].level == ERROR
+    now = feed(diagnostics, now, 0.1, 50.0)
+    assert statuses(diagnostics, now)[1].level == OK
 
 
-def test_input_that_stops_is_an_error_until_it_comes_back() -> None:
-    monitor = Monitor(LIMITS, 0.0)
-    assert statuses(monitor, 0.5)[0].level == OK
-    assert statuses(monitor, 3.0)[0].level == WARN  # nothing has come yet: perhaps the sensor starts later
-    now = feed(monitor, 3.0, 2, 20.0)
-    assert statuses(monitor, now + 0.5)[0].level == OK
-    stale = statuses(monitor, now + 4)[0]
+def test_stale_input_is_an_error_until_the_next_cloud() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    assert statuses(diagnostics, 0.5)[0].level == OK
+    assert statuses(diagnostics, 3.0)[0].level == WARN  # no cloud yet: the sensor may start later
+    now = feed(diagnostics, 3.0, 2, 20.0)
+    assert statuses(diagnostics, now + 0.5)[0].level == OK
+    stale = statuses(diagnostics, now + 4)[0]
     assert stale.level == ERROR and "stale" in stale.message and "4.1 s" in stale.message
-    assert statuses(monitor, feed(monitor, now + 5, 1, 20.0))[0].level == OK
+    assert statuses(diagnostics, feed(diagnostics, now + 5, 1, 20.0))[0].level == OK
 
 
-def test_rejections_are_counted_by_reason_and_worse_when_every_cloud_is_rejected() -> None:
-    monitor = Monitor(LIMITS, 0.0)
+def test_rejections_are_counted_by_reason_and_an_error_if_every_cloud_is_rejected() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
     for i in range(10):
-        monitor.received(i / 10)
-        monitor.rejected(i / 10, "missing_field", "points have no field 'intensity'")
-    status = statuses(monitor, 1.0)[0]
+        diagnostics.received(i / 10)
+        diagnostics.rejected(i / 10, "missing_field", "points have no field 'intensity'")
+    status = statuses(diagnostics, 1.0)[0]
     assert status.level == ERROR and "intensity" in status.message
     assert status.values["rejected"] == status.values["rejected: missing_field"] == "10"
-    now = feed(monitor, 1.0, 1, 20.0)
-    assert statuses(monitor, now)[0].level == WARN
-    assert statuses(monitor, feed(monitor, now, 12, 20.0))[0].level == OK
+    now = feed(diagnostics, 1.0, 1, 20.0)
+    assert statuses(diagnostics, now)[0].level == WARN
+    assert statuses(diagnostics, feed(diagnostics, now, 12, 20.0))[0].level == OK
 
 
 def test_failures_and_drops_are_reported() -> None:
-    monitor = Monitor(LIMITS, 0.0)
-    monitor.received(0.0)
-    monitor.failed(0.1, "out of memory")
-    monitor.superseded()
-    monitor.lost(3)
-    received, processing = statuses(monitor, 0.2)
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    diagnostics.received(0.0)
+    diagnostics.failed(0.1, "labelling failed: out of memory")
+    diagnostics.dropped_newer_available()
+    diagnostics.dropped_in_transport(3)
+    received, processing = statuses(diagnostics, 0.2)
     assert processing.level == ERROR and "out of memory" in processing.message
     assert received.values["superseded by a newer cloud"] == "1"
     assert received.values["lost on the way"] == "3"
-    assert statuses(monitor, feed(monitor, 0.3, 0.1, 20.0))[1].level == OK
+    assert statuses(diagnostics, feed(diagnostics, 0.3, 0.1, 20.0))[1].level == OK
 
 
-def test_a_cloud_that_is_never_finished_is_an_error_until_it_is() -> None:
-    monitor = Monitor(LIMITS, 0.0)
-    now = feed(monitor, 0.0, 1, 20.0)
-    monitor.started(now)
-    assert statuses(monitor, now + 3)[1].level == OK
-    hangs = statuses(monitor, now + 8)[1]
-    assert hangs.level == ERROR and "8.0 s" in hangs.message
-    monitor.finished()
-    assert statuses(monitor, feed(monitor, now + 8, 0.1, 20.0))[1].level == OK
+def test_a_failed_callback_is_an_error_but_not_a_failed_cloud() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    diagnostics.callback_failed(0.1, "callback on_timer (driver.py:7) failed: ValueError: no")
+    processing = statuses(diagnostics, 0.2)[1]
+    assert processing.level == ERROR and "on_timer" in processing.message
+    assert processing.values["failed"] == "0"
 
 
-def test_one_bad_cloud_among_good_ones_is_no_error_even_while_it_is_the_last() -> None:
-    monitor = Monitor(LIMITS, 0.0)
-    now = feed(monitor, 0.0, 2, 20.0)
-    monitor.rejected(now, "data_too_short", "data has 3 bytes")
-    assert statuses(monitor, now)[0].level == WARN
+def test_a_cloud_that_is_stuck_is_an_error_until_it_is_finished() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    now = feed(diagnostics, 0.0, 1, 20.0)
+    diagnostics.started(now)
+    assert statuses(diagnostics, now + 3)[1].level == OK
+    stuck = statuses(diagnostics, now + 8)[1]
+    assert stuck.level == ERROR and "processing stuck for 8.0 s" in stuck.message
+    diagnostics.finished()
+    assert statuses(diagnostics, feed(diagnostics, now + 8, 0.1, 20.0))[1].level == OK
 
 
-def test_being_late_does_not_count_from_before_a_break() -> None:
-    monitor = Monitor(LIMITS, 0.0)
-    now = feed(monitor, 0.0, 1, 150.0) + 60
-    monitor.labelled(now, 150.0, {})
-    assert statuses(monitor, now)[1].level == WARN
+def test_one_rejected_cloud_after_good_ones_is_a_warning() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    now = feed(diagnostics, 0.0, 2, 20.0)
+    diagnostics.rejected(now, "data_too_short", "data has 3 bytes")
+    assert statuses(diagnostics, now)[0].level == WARN
 
 
-def test_remarks_warn_until_they_are_gone() -> None:
-    monitor = Monitor(LIMITS, 0.0)
-    now = feed(monitor, 0.0, 1, 20.0)
-    monitor.warning(("set intensity_scale",))
-    assert statuses(monitor, now)[0].level == WARN
-    monitor.warning(())
-    assert statuses(monitor, now)[0].level == OK
+def test_lateness_ends_with_a_break_of_the_input() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    now = feed(diagnostics, 0.0, 1, 150.0) + 60
+    diagnostics.labelled(now, 150.0, {})
+    assert statuses(diagnostics, now)[1].level == WARN
+
+
+def test_input_warnings_are_shown_until_they_are_cleared() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    now = feed(diagnostics, 0.0, 1, 20.0)
+    diagnostics.set_input_warnings(("set intensity_scale",))
+    assert statuses(diagnostics, now)[0].level == WARN
+    diagnostics.set_input_warnings(())
+    assert statuses(diagnostics, now)[0].level == OK
 
 
 def settings(**changes: object) -> Settings:
@@ -123,7 +131,7 @@ def settings(**changes: object) -> Settings:
     )
 
 
-def test_parameters_override_the_models_own_settings_only_where_given(small_model: object) -> None:
+def test_parameters_override_the_models_settings_only_if_set(small_model: object) -> None:
     from sqsegv3_ros.inference.model_file import read_info
 
     info = read_info(small_model)  # type: ignore[arg-type]
@@ -146,12 +154,12 @@ def test_parameters_override_the_models_own_settings_only_where_given(small_mode
         ({"stale_after_s": math.nan}, "stale_after_s must be finite"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_without_a_model(changes: dict, message: str) -> None:
+def test_invalid_settings_are_refused_without_a_model(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         settings(**changes)
 
 
-def test_every_parameter_has_a_description_and_a_range_or_a_rule_where_it_is_a_number() -> None:
+def test_every_parameter_has_a_description_and_every_number_a_range_or_a_rule() -> None:
     for spec in SPECS:
         assert spec.description
         if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):

@@ -1,4 +1,4 @@
-"""evaluate.launch.py: what it starts with which arguments, and the real `ros2 launch` where that is installed."""
+"""evaluate.launch.py: the processes it starts, and the real `ros2 launch` if it is installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VALUES = {"bag": "/data/drive", "topic": "", "sequence": "", "rate": "1.0", "fol
 
 @pytest.fixture
 def launch_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """The launch file as a module. Its own functions need no launch, so stand-ins do where ROS is not installed."""
+    """The launch file as a module, with mocks of launch if ROS is not installed."""
     if importlib.util.find_spec("launch_ros") is None:
         for name in [*(f"launch{part}" for part in MODULES), *(f"launch_ros{part}" for part in MODULES)]:
             monkeypatch.setitem(sys.modules, name, MagicMock())
@@ -36,7 +36,7 @@ def launch_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     yield module
 
 
-def test_the_players_arguments_are_ones_that_it_takes(launch_file: Any) -> None:
+def test_the_player_accepts_its_arguments(launch_file: Any) -> None:
     import argparse
 
     from sqsegv3_ros.commands import replay
@@ -57,14 +57,15 @@ def test_the_players_arguments_are_ones_that_it_takes(launch_file: Any) -> None:
     assert rich.follow == "/sqsegv3/output/points" and rich.clock > 0
 
 
-def test_topics_are_named_as_the_node_names_them(launch_file: Any) -> None:
+def test_topics_resolve_as_the_node_resolves_them(launch_file: Any) -> None:
+    pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
     for topic, namespace, full in (
         ("~/output/points", "", "/sqsegv3/output/points"),
         ("~/output/points", "front", "/front/sqsegv3/output/points"),
         ("labels", "/front/left", "/front/left/labels"),
         ("/labels", "front", "/labels"),
     ):
-        assert launch_file.absolute(topic, namespace) == full
+        assert launch_file.resolve(topic, namespace) == full
 
 
 def test_documentation_names_every_launch_argument_with_its_default(launch_file: Any) -> None:
@@ -80,9 +81,7 @@ def test_documentation_names_every_launch_argument_with_its_default(launch_file:
     importlib.util.find_spec("launch_ros") is None or shutil.which("ros2") is None,
     reason="needs ROS 2's launch_ros and the ros2 command, which do not come from pip",
 )
-def test_ros2_launch_judges_a_bag_and_its_exit_code_says_whether_every_scan_was(
-    small_model: Path, tmp_path: Path
-) -> None:
+def test_exit_code_of_ros2_launch_says_whether_every_scan_was_evaluated(small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
     from recording import record, scans
 
@@ -110,4 +109,4 @@ def test_ros2_launch_judges_a_bag_and_its_exit_code_says_whether_every_scan_was(
     code, text = launched(f"bag:={bag}", "rate:=1000", "quiet_s:=2")
     assert code == 1 and "not every scan was evaluated" in text, text
     code, text = launched("bag:=/nowhere")
-    assert code == 1 and "there is no bag" in text, text
+    assert code == 1 and "does not exist" in text, text

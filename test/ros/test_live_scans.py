@@ -1,10 +1,7 @@
-"""Three processes: one publishes real scans, the node labels them, one collects what comes back."""
+"""Scans that another process publishes: the node labels them as the command line does."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,8 @@ import pytest
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
 from conftest import DATA, ROOT, SHARED, needs_shared
-from live import NODE, Client, running_node, street, wait_until
+from live import NODE, Client, street
+from programs import running, running_node, wait_until
 from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.cli import main
@@ -21,25 +19,23 @@ from sqsegv3_ros.data.semantic_kitti import find_scans, read_labels, read_scan, 
 from sqsegv3_ros.inference.model_file import read_info
 from sqsegv3_ros.pointcloud2 import read_field
 
-PUBLISHER = Path(__file__).with_name("publish_scans.py")
+PUBLISHER = ROOT / "test" / "publish_scans.py"
 
 
 def label_live(root: Path, model: Path, predictions: Path, timeout_s: float) -> list[PointCloud2]:
-    """Publish every scan of a root from another process; each comes back, equal to what `sqsegv3 label` says."""
+    """Publish every scan of a root from another process, and compare the labels with those of `sqsegv3 label`."""
     assert main(["label", "--model", str(model), str(root), "--output", str(predictions)]) == 0
     scans = find_scans(root)
     client = Client()
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'test'}"}
     try:
         with running_node(model=model, latency_budget_ms=60000.0) as node:
             node.wait_for_log("labelling clouds of", 120)
             results = client.collect(PointCloud2, f"{NODE}/output/points")
-            publisher = subprocess.Popen([sys.executable, str(PUBLISHER), str(root)], env=environment)
-            try:
-                wait_until(lambda: len(results) >= len(scans) or publisher.poll(), timeout_s, lambda: len(results))
-                assert publisher.wait(30) == 0
-            finally:
-                publisher.kill()
+            with running(PUBLISHER, root) as publisher:
+                wait_until(
+                    lambda: len(results) >= len(scans) or not publisher.is_running, timeout_s, lambda: len(results)
+                )
+                assert publisher.exit_code(30) == 0, publisher.log
             assert node.stop() == 0
     finally:
         client.close()
@@ -56,9 +52,7 @@ def label_live(root: Path, model: Path, predictions: Path, timeout_s: float) -> 
     return results
 
 
-def test_made_up_scans_from_another_process_come_back_as_the_command_line_labels_them(
-    small_model: Path, tmp_path: Path
-) -> None:
+def test_scans_from_another_process_get_the_labels_of_the_command_line(small_model: Path, tmp_path: Path) -> None:
     for number in range(6):
         write_scan(tmp_path / f"root/sequences/0{number % 2}/velodyne/{number:06d}.bin", street(60_000, number))
     results = label_live(tmp_path / "root", small_model, tmp_path / "predictions", 60)
@@ -68,7 +62,7 @@ def test_made_up_scans_from_another_process_come_back_as_the_command_line_labels
 @needs_shared
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_all_real_scans_come_back_as_the_command_line_labels_them(tmp_path: Path) -> None:
+def test_all_real_scans_get_the_labels_of_the_command_line(tmp_path: Path) -> None:
     model = tmp_path / "mini.pt"
     assert main(["import-official", str(SHARED / "checkpoints/ssgv3_21_mini"), "--output", str(model)]) == 0
     assert len(label_live(DATA / "semantic_kitti", model, tmp_path / "predictions", 1200)) == 51

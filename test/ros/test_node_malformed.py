@@ -1,4 +1,4 @@
-"""Bad clouds through the running node: each is labelled or rejected with its reason, and the next is labelled."""
+"""Malformed clouds at the running node: each is labelled or rejected with a reason, and the next one is labelled."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-from faults import Rig, good_points, memory_mib, rig_of, stamped, wait_until, write_model
+from faults import Rig, good_points, memory_mib, rig_of, stamped, write_model
 from live import message
 from mutations import malformed_clouds, sound_clouds
+from programs import wait_until
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import PointCloud2, PointField
 
@@ -29,19 +30,19 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 def ros(cloud: Any) -> PointCloud2:
-    """The same message in ROS's class, byte by byte."""
-    made = PointCloud2(
+    """The same message as a sensor_msgs class."""
+    message = PointCloud2(
         height=cloud.height, width=cloud.width, is_bigendian=cloud.is_bigendian, point_step=cloud.point_step,
         row_step=cloud.row_step, is_dense=cloud.is_dense,
         fields=[PointField(name=f.name, offset=f.offset, datatype=f.datatype, count=f.count) for f in cloud.fields],
     )  # fmt: skip
-    made.data = array.array("B", bytes(cloud.data))
-    made.header.frame_id = "malformed"
-    return stamped(made)
+    message.data = array.array("B", bytes(cloud.data))
+    message.header.frame_id = "malformed"
+    return stamped(message)
 
 
 def garbled(seed: int, count: int) -> Iterator[bytes]:
-    """Serialised clouds that are none any more: cut, with bytes and lengths changed, or noise."""
+    """Corrupted serialised clouds: truncated, with changed bytes and lengths, or noise."""
     rng = np.random.default_rng(seed)
     whole = [bytes(serialize_message(ros(cloud))) for cloud in sound_clouds(seed)[:40]]
     for i in range(count):
@@ -60,7 +61,7 @@ def garbled(seed: int, count: int) -> Iterator[bytes]:
 
 
 def feed(rig: Rig, seed: int, enough: int) -> dict[str, int]:
-    """Malformed clouds and garbled bytes until the node has looked at so many. Returns what it has counted."""
+    """Publish malformed clouds and garbled bytes until the node has processed `enough`. Returns its counts."""
     before = rig.counts()
     publisher = rig.client.publisher(rig.input)
     clouds = malformed_clouds(seed, 100 * enough)
@@ -72,7 +73,7 @@ def feed(rig: Rig, seed: int, enough: int) -> dict[str, int]:
         for data in garbled(seed + 1, 50):
             publisher.publish(data)
             time.sleep(0.001)
-        assert rig.node.process.poll() is None, rig.node.log[-3000:]
+        assert rig.node.is_running, rig.node.log[-3000:]
         now = rig.counts()
         grown = {key: value - before.get(key, 0) for key, value in now.items()}
         if grown["rejected"] + grown["labelled"] >= enough:
@@ -87,19 +88,19 @@ def check(rig: Rig, seed: int, enough: int) -> None:
     reasons = {key.removeprefix("rejected: ") for key, value in counted.items() if key.startswith("rejected: ")}
     assert len(reasons) >= 8 and reasons <= set(REASONS), counted
     assert counted["failed"] == 0, rig.node.log[-3000:]
-    assert counted["labelled"] > 0  # a change may leave a cloud sound
+    assert counted["labelled"] > 0  # a mutation may leave a cloud valid
     rig.recovers()
     assert memory_mib(rig.pid) - memory < 100
     print(counted, f"{memory:.0f} MiB before, {memory_mib(rig.pid):.0f} MiB after")
 
 
-def test_hundreds_of_malformed_clouds_do_no_harm(rig: Rig) -> None:
+def test_hundreds_of_malformed_clouds_leave_a_node_that_labels(rig: Rig) -> None:
     check(rig, 0, 200)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_ten_thousand_malformed_clouds_do_no_harm(rig: Rig) -> None:
+def test_ten_thousand_malformed_clouds_leave_a_node_that_labels(rig: Rig) -> None:
     check(rig, 1000, 10_000)
 
 
@@ -122,14 +123,14 @@ SPECIAL = {
 
 
 @pytest.mark.parametrize("name", SPECIAL)
-def test_odd_points_come_back_with_labels_and_confidences_that_are_numbers(rig: Rig, name: str) -> None:
+def test_special_points_get_valid_labels_and_confidences(rig: Rig, name: str) -> None:
     points = SPECIAL[name]
     labelled = rig.labels(lambda: stamped(message(points)))
     labels, confidences = read_field(labelled, "label"), read_field(labelled, "confidence")
     assert len(labels) == len(points) and labels.max(initial=0) < 20
     assert np.isfinite(confidences).all() and (confidences >= 0).all() and (confidences <= 1).all()
     np.testing.assert_array_equal(read_field(labelled, "x"), points[:, 0])
-    if name in ("NaN", "Inf", "1e30", "denormal"):  # the latter have no range in float32
+    if name in ("NaN", "Inf", "1e30", "denormal"):  # a denormal range underflows in float32
         assert not labels.any() and not confidences.any()
     else:
         assert (confidences > 0).all()

@@ -1,4 +1,4 @@
-"""`sqsegv3 replay` as a process, heard by a client of the test's own."""
+"""`sqsegv3 replay` as a process with a client."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
 
-from live import BEST_EFFORT, RELIABLE, Client, wait_until
-from programs import running
+from live import BEST_EFFORT, RELIABLE, Client
+from programs import module, running, wait_until
 from recording import PERIOD_NS, STAMP_S, cloud, record, scans, stores
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
@@ -24,6 +24,7 @@ from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
 from sqsegv3_ros.pointcloud2 import read_field
 from sqsegv3_ros.process import PROFILE_VARIABLES, use_fastdds_profile
 
+REPLAY = (*module("cli"), "replay")
 FOUND = scans(4, 20_000)
 
 
@@ -34,13 +35,15 @@ def client() -> Iterator[Client]:
     client.close()
 
 
-def test_a_ros_2_bags_bytes_are_published_as_they_are_with_the_recordings_clock(client: Client, tmp_path: Path) -> None:
+def test_the_bytes_of_a_ros_2_bag_are_published_unchanged_with_the_recorded_clock(
+    client: Client, tmp_path: Path
+) -> None:
     bag = record(tmp_path / "drive", "mcap", {"/replay_a": FOUND, "/other": FOUND[:1]})
     received: list[bytes] = []
     client.node.create_subscription(PointCloud2, "/replay_a", received.append, RELIABLE, raw=True)
     ticks = client.collect(Clock, "/clock", connected=False)
-    with running("cli", "replay", bag, "--topic", "/replay_a", "--clock", "--wait-for-subscribers") as player:
-        assert player.result() == 0, player.log
+    with running(*REPLAY, bag, "--topic", "/replay_a", "--clock", "--wait-for-subscribers") as player:
+        assert player.exit_code() == 0, player.log
     wait_until(lambda: len(received) == 4, 5, lambda: player.log)
     assert received == [cloud(stores("mcap"), scan, number, "mcap") for number, scan in enumerate(FOUND)]
     assert "published 4 of 4 clouds on /replay_a" in player.log
@@ -50,12 +53,14 @@ def test_a_ros_2_bags_bytes_are_published_as_they_are_with_the_recordings_clock(
     assert first <= times[0] <= times[-1] == first + 3 * PERIOD_NS
 
 
-def test_a_ros_1_bags_clouds_come_as_ros_2_messages_on_the_wanted_topic(client: Client, tmp_path: Path) -> None:
+def test_the_clouds_of_a_ros_1_bag_are_published_as_ros_2_messages_on_the_output_topic(
+    client: Client, tmp_path: Path
+) -> None:
     bag = record(tmp_path / "drive.bag", "ros1", {"/lidar": FOUND})
     received = client.collect(PointCloud2, "/replay_b", BEST_EFFORT, connected=False)
     options = ("--output-topic", "/replay_b", "--rate", "0.5", "--wait-for-subscribers", "1", "--best-effort")
-    with running("cli", "replay", bag, *options) as player:
-        assert player.result() == 0, player.log
+    with running(*REPLAY, bag, *options) as player:
+        assert player.exit_code() == 0, player.log
     wait_until(lambda: received, 5, lambda: player.log)
     newest = received[-1]  # best effort: a busy machine may lose some
     number = newest.header.stamp.nanosec // PERIOD_NS
@@ -72,10 +77,10 @@ def test_a_sequence_is_replayed_until_the_player_is_interrupted(client: Client, 
     received = client.collect(PointCloud2, "/replay_c", connected=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         received.clear()
-        with running("cli", "replay", tmp_path / "kitti", "--loop", "--output-topic", "/replay_c") as player:
+        with running(*REPLAY, tmp_path / "kitti", "--loop", "--output-topic", "/replay_c") as player:
             wait_until(lambda: len(received) >= 5, 30, lambda: player.log)
-            player.interrupt(number)
-            assert player.result(10) == 0, player.log
+            player.send(number)
+            assert player.exit_code(10) == 0, player.log
         assert "interrupted" in player.log and "Traceback" not in player.log
         np.testing.assert_array_equal(read_field(received[0], "intensity"), points[:, 3])
         assert set(read_field(received[0], "ground_truth")) == {9}
@@ -84,14 +89,14 @@ def test_a_sequence_is_replayed_until_the_player_is_interrupted(client: Client, 
 
 def test_a_player_that_waits_for_subscribers_can_be_interrupted(tmp_path: Path) -> None:
     bag = record(tmp_path / "drive", "mcap", {"/nobody_listens": FOUND[:1]})
-    with running("cli", "replay", bag, "--wait-for-subscribers", "2") as player:
-        player.wait_for("waiting for 2 subscribers of /nobody_listens")
-        player.interrupt()
-        assert player.result(10) == 0
+    with running(*REPLAY, bag, "--wait-for-subscribers", "2") as player:
+        player.wait_for_log("waiting for 2 subscribers of /nobody_listens")
+        player.send(signal.SIGINT)
+        assert player.exit_code(10) == 0
     assert "published 0 of 1 clouds" in player.log
 
 
-def test_following_a_topic_plays_no_faster_than_it_answers(client: Client, tmp_path: Path) -> None:
+def test_following_a_topic_plays_no_faster_than_its_clouds_arrive(client: Client, tmp_path: Path) -> None:
     bag = record(tmp_path / "drive", "mcap", {"/replay_d": FOUND})
     answers = client.node.create_publisher(PointCloud2, "/answers", RELIABLE)
     arrivals: list[float] = []
@@ -102,13 +107,13 @@ def test_following_a_topic_plays_no_faster_than_it_answers(client: Client, tmp_p
 
     client.node.create_subscription(PointCloud2, "/replay_d", answer_later, RELIABLE)
     options = ("--wait-for-subscribers", "--follow", "/answers", "--rate", "100")
-    with running("cli", "replay", bag, *options) as player:
-        assert player.result() == 0, player.log
+    with running(*REPLAY, bag, *options) as player:
+        assert player.exit_code() == 0, player.log
     wait_until(lambda: len(arrivals) == 4, 5, lambda: player.log)
     assert np.diff(arrivals).min() > 0.25  # at its own pace it would be 1 ms
 
 
-def test_the_profile_for_big_clouds_is_used_unless_another_is_set() -> None:
+def test_the_fast_dds_profile_is_used_unless_another_is_set() -> None:
     first, second = PROFILE_VARIABLES
     for environment, expected in (
         ({"ROS_DISTRO": "jazzy"}, {second}),

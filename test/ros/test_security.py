@@ -1,12 +1,11 @@
-"""What a stranger's file can do, and what the node needs of ROS."""
+"""Untrusted model files, and the SROS2 policy."""
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from conftest import ROOT
+from programs import depends_on_discovery, running, running_node, wait_until
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference import model_file
@@ -34,9 +34,10 @@ def policy(group: str, access: str) -> set[str]:
     }
 
 
-def test_the_policy_permits_what_the_running_node_uses_and_nothing_else(small_model: Path) -> None:
+@depends_on_discovery  # reads the ROS graph
+def test_the_policy_permits_exactly_what_the_running_node_uses(small_model: Path) -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
-    from live import Client, running_node, wait_until
+    from live import Client
 
     client = Client()
     try:
@@ -48,7 +49,7 @@ def test_the_policy_permits_what_the_running_node_uses_and_nothing_else(small_mo
             def names(kind: str) -> set[str]:
                 return {n for n, _ in getattr(graph, f"get_{kind}_names_and_types_by_node")(*name)}
 
-            # not used by this run: transforms are read with base_frame, label_info is there with vision_msgs
+            # not used here: /tf needs base_frame, label_info needs vision_msgs
             wait_until(
                 lambda: policy("topics", "subscribe") == names("subscriber") | {"/tf", "/tf_static"},
                 20,
@@ -66,7 +67,7 @@ def test_the_policy_permits_what_the_running_node_uses_and_nothing_else(small_mo
 
 
 def rewritten(source: Path, target: Path, change: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
-    """A copy of a model file with entries replaced or added, by the end of their names."""
+    """A copy of a model file with entries replaced, selected by the end of their names."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
         for entry in old.infolist():
             new_content = next((data for name, data in change.items() if entry.filename.endswith(name)), None)
@@ -86,14 +87,14 @@ def test_a_file_that_unpacks_to_more_than_the_limit_is_refused_before_it_is_unpa
             use(bomb)
 
 
-def test_a_description_without_end_is_refused(small_model: Path, tmp_path: Path) -> None:
+def test_malformed_metadata_is_refused(small_model: Path, tmp_path: Path) -> None:
     for number, text in enumerate((b"[" * 500_000, b'{"a":' * 100_000, b"\xff\xfe", b"", b"1" * 5000, b"null")):
         file = rewritten(small_model, tmp_path / f"{number}.pt", {"sqsegv3.json": text})
         with pytest.raises(UserError, match=f"{number}.pt"):
             read_info(file)
 
 
-def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+def test_pipes_folders_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     for path in (tmp_path / "pipe.pt", tmp_path, Path("/dev/zero")):
         for use in (read_info, load_model):
@@ -102,7 +103,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path: Pat
 
 
 def damaged(whole: bytes, seed: int) -> bytes:
-    """The file with some bytes changed, most of them where the archive's structure is, or cut."""
+    """The file truncated, or with some bytes changed, mostly in the structure of the archive."""
     rng = np.random.default_rng(seed)
     data = bytearray(whole)
     if seed % 5 == 0:
@@ -114,7 +115,7 @@ def damaged(whole: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
-def test_a_damaged_file_is_refused_with_a_message_or_describes_itself_wholly(small_model: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_with_a_message_or_has_complete_metadata(small_model: Path, tmp_path: Path) -> None:
     whole, file = small_model.read_bytes(), tmp_path / "damaged.pt"
     refused = 0
     for seed in range(200):
@@ -131,7 +132,6 @@ LOAD = """
 import sys
 from sqsegv3_ros.inference.model_file import load_model
 from sqsegv3_ros.errors import UserError
-from test_security import damaged
 whole, file = open(sys.argv[1], "rb").read(), sys.argv[2]
 for seed in range(int(sys.argv[3])):
     open(file, "wb").write(damaged(whole, seed))
@@ -146,18 +146,15 @@ for seed in range(int(sys.argv[3])):
 
 @pytest.mark.long
 def test_no_damaged_file_crashes_the_loader(small_model: Path, tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "test"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(small_model), str(tmp_path / "damaged.pt"), "300"],
-        env={**os.environ, "PYTHONPATH": paths}, text=True, capture_output=True, check=False,
-    )  # fmt: skip
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 300, (lines[-1:], done.stderr[-2000:])
-    assert sum("refused" in line for line in lines) > 100
+    program = f"import numpy as np\n{inspect.getsource(damaged)}\n{LOAD}"
+    with running("-c", program, small_model, tmp_path / "damaged.pt", 300) as loader:
+        assert loader.exit_code(280) == 0, loader.log[-2000:]
+    refused, loaded = (sum(line.startswith(word) for line in loader.lines) for word in ("refused", "loaded"))
+    assert refused > 100 and refused + loaded == 300, loader.log[-2000:]
 
 
 def test_a_pickle_that_is_not_torchscript_is_not_unpickled(tmp_path: Path) -> None:
-    """A checkpoint of pickled objects instead of a model file: its code must not run."""
+    """The code in a pickled checkpoint must not run."""
     import pickle
 
     class Evil:

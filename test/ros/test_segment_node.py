@@ -1,4 +1,4 @@
-"""The real node as a process, real messages over Fast DDS."""
+"""The node as a process, with messages over Fast DDS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from live import BEST_EFFORT, LATCHED, NODE, Client, message, running_node, street, wait_until
+from live import BEST_EFFORT, LATCHED, NODE, Client, message, street
+from programs import depends_on_discovery, running_node, wait_until
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
 
@@ -36,7 +37,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def live(client: Client, small_model: Path) -> Iterator[Client]:
-    """The client of a running, active node."""
+    """The client of an active node."""
     with running_node(model=small_model, stale_after_s=3.0, latency_budget_ms=60000.0) as node:
         node.wait_for_log("labelling clouds of")
         yield client
@@ -48,7 +49,7 @@ _numbers = itertools.count(1)
 def label_one(
     client: Client, cloud: PointCloud2, results: list[PointCloud2], topic: str = f"{NODE}/input/points"
 ) -> PointCloud2:
-    """Publish a cloud under a stamp of its own until it comes back: a node that does not see us yet labels nothing."""
+    """Publish a cloud with a unique stamp until it is labelled: without a discovered subscriber the node skips it."""
     cloud.header.stamp.nanosec = next(_numbers)
 
     def answers() -> list[PointCloud2]:
@@ -62,7 +63,7 @@ def label_one(
     raise AssertionError(f"no labelled cloud; {client.diagnostics}")
 
 
-def test_clouds_come_back_labelled_with_header_order_and_bytes_as_they_came(live: Client, small_model: Path) -> None:
+def test_labelled_clouds_keep_header_order_and_bytes(live: Client, small_model: Path) -> None:
     segmenter = Segmenter(small_model)
     results = live.collect(PointCloud2, f"{NODE}/output/points")
     for seed in range(3):
@@ -83,10 +84,10 @@ def test_clouds_come_back_labelled_with_header_order_and_bytes_as_they_came(live
         np.testing.assert_array_equal(colors, SEMANTIC_KITTI.colors[expected.labels])
         unusable = np.isnan(points[:, 0])
         assert (expected.labels[unusable] == 0).all() and (expected.confidences[unusable] == 0).all()
-        assert len(np.unique(expected.labels[~unusable])) > 1  # random weights, but no constant
+        assert len(np.unique(expected.labels[~unusable])) > 1  # random weights do not give a constant
 
 
-def test_a_best_effort_publisher_is_heard(live: Client) -> None:
+def test_clouds_of_a_best_effort_publisher_are_labelled(live: Client) -> None:
     results = live.collect(PointCloud2, f"{NODE}/output/points")
     publisher = live.publisher(qos=BEST_EFFORT)
     publisher.publish(message(street(2000), stamp_s=7))
@@ -94,6 +95,7 @@ def test_a_best_effort_publisher_is_heard(live: Client) -> None:
     assert results[0].header.stamp.sec == 7
 
 
+@depends_on_discovery
 def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model: Path) -> None:
     topic = "/adapt/sqsegv3/input/points"
     reliability = f"qos_overrides.{topic}.subscription.reliability"
@@ -116,15 +118,15 @@ def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model:
     with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=best_effort", model=small_model) as node:
         node.wait_for_log("labelling clouds of")
         says("best_effort")
-        with in_namespace("/adapt/sqsegv3"):
-            assert client.set_parameters(**{reliability: "reliable"})[0][0] is False  # read-only, as ROS has them
+        with client.targeting("/adapt/sqsegv3"):
+            assert client.set_parameters(**{reliability: "reliable"})[0][0] is False  # read-only like all QoS overrides
     with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=perfect", model=small_model) as node:
         node.wait_for_log("must be one of auto, best_effort, reliable, found 'perfect'")
-        with in_namespace("/adapt/sqsegv3"):
+        with client.targeting("/adapt/sqsegv3"):
             assert client.state() == "inactive"
 
 
-def test_filtered_leaves_out_the_classes_that_a_parameter_names(live: Client) -> None:
+def test_the_filtered_cloud_lacks_the_removed_classes(live: Client) -> None:
     labelled = live.collect(PointCloud2, f"{NODE}/output/points")
     filtered = live.collect(PointCloud2, f"{NODE}/output/filtered")
     cloud = message(street(5000))
@@ -142,7 +144,7 @@ def test_filtered_leaves_out_the_classes_that_a_parameter_names(live: Client) ->
     assert live.set_parameters(filtered__remove_classes=[""]) == [(True, "")]
 
 
-def test_images_show_the_same_labels_and_ranges_as_the_cloud(live: Client, small_model: Path) -> None:
+def test_images_hold_the_labels_and_ranges_of_the_segmenter(live: Client, small_model: Path) -> None:
     label_images = live.collect(Image, f"{NODE}/output/label_image")
     range_images = live.collect(Image, f"{NODE}/output/range_image")
     cloud = message(street(8000), stamp_s=55, frame="roof")
@@ -167,7 +169,7 @@ def test_the_label_set_reaches_late_subscribers(live: Client) -> None:
     assert LabelSet.from_dict(json.loads(messages[0].data)).names == SEMANTIC_KITTI.names
 
 
-def test_without_subscribers_nothing_is_computed_and_diagnostics_say_so(client: Client, small_model: Path) -> None:
+def test_clouds_without_subscribers_are_skipped_and_counted(client: Client, small_model: Path) -> None:
     with running_node("-r", "__ns:=/quiet", model=small_model) as node:
         node.wait_for_log("labelling clouds of")
 
@@ -201,9 +203,7 @@ def bad_clouds() -> dict[str, PointCloud2]:
 
 
 @pytest.mark.parametrize("name", list(bad_clouds()))
-def test_a_cloud_that_cannot_be_used_is_dropped_with_its_reason_and_the_next_one_is_labelled(
-    live: Client, name: str
-) -> None:
+def test_an_unusable_cloud_is_rejected_with_a_reason_and_the_next_one_is_labelled(live: Client, name: str) -> None:
     results = live.collect(PointCloud2, f"{NODE}/output/points")
     live.publish(bad_clouds()[name])
     status = live.status("input", lambda s: any(v.key.startswith(f"rejected: {name}") for v in s.values))
@@ -211,13 +211,13 @@ def test_a_cloud_that_cannot_be_used_is_dropped_with_its_reason_and_the_next_one
     label_one(live, message(street(500)), results)
 
 
-def test_an_empty_cloud_comes_back_empty(live: Client) -> None:
+def test_an_empty_cloud_is_published_empty(live: Client) -> None:
     results = live.collect(PointCloud2, f"{NODE}/output/points")
     labelled = label_one(live, message(np.zeros((0, 4), np.float32)), results)
     assert labelled.width == 0 and [f.name for f in labelled.fields][-1] == "label"
 
 
-def test_every_parameter_is_described_and_a_wrong_value_is_refused_with_its_reason(live: Client) -> None:
+def test_every_parameter_is_described_and_an_invalid_value_is_refused_with_a_reason(live: Client) -> None:
     from sqsegv3_ros.inference.settings import SPECS
 
     described = live.describe_parameters()
@@ -229,17 +229,17 @@ def test_every_parameter_is_described_and_a_wrong_value_is_refused_with_its_reas
         ({"knn__search": 4}, "odd"),
         ({"knn__k": 1000}, "range"),
         ({"knn__k": 100}, "1..25"),
-        ({"projection__width": 1024}, "clean it up"),
+        ({"projection__width": 1024}, "clean it up first"),
         ({"projection__fov_up_deg": -50.0}, "fov_down_deg < fov_up_deg"),
-        ({"model": "/other.pt"}, "clean it up"),
-        ({"threads": 2}, "clean it up"),
+        ({"model": "/other.pt"}, "clean it up first"),
+        ({"threads": 2}, "clean it up first"),
         ({"latency_budget_ms": -1.0}, "range"),
     ):
         accepted, why = live.set_parameters(**values)[0]
         assert not accepted and reason in why, (values, why)
 
 
-def test_a_set_of_parameters_that_contradict_each_other_changes_nothing(live: Client) -> None:
+def test_contradictory_parameters_change_nothing(live: Client) -> None:
     before = live.get_parameters("knn.k", "knn.search")
     accepted, reason = live.set_parameters(atomically=True, knn__search=3, knn__k=20)[0]
     assert not accepted and "1..9" in reason
@@ -268,7 +268,7 @@ def test_diagnostics_name_model_rates_and_latency(live: Client, small_model: Pat
     model = {v.key: v.value for v in live.status("model", lambda s: s.level == OK).values}
     assert model["model"] == "small-random" and model["device"] == "cpu" and model["file"] == str(small_model)
     assert len(model["file sha256"]) == 64
-    assert model["licence"] == "unknown"  # what the weights may be used for; the test's model does not say
+    assert model["licence"] == "unknown"  # the model of the test names none
     keys = {v.key for v in live.status("processing", lambda s: any("network" in v.key for v in s.values)).values}
     for stage in ("latency", "decode", "project", "network", "knn", "encode", "publish"):
         assert f"{stage} p50/p95/max (ms)" in keys
@@ -282,15 +282,13 @@ def test_input_that_stops_is_reported_and_recovers(live: Client) -> None:
     live.status("input", lambda s: "stale" not in s.message)
 
 
-def test_lifecycle_goes_round_and_the_model_can_be_changed_in_between(
-    client: Client, small_model: Path, tmp_path: Path
-) -> None:
+def test_the_model_can_be_changed_by_lifecycle_transitions(client: Client, small_model: Path, tmp_path: Path) -> None:
     from conftest import make_model
 
     other = make_model(tmp_path / "other.pt", name="other-random", width=128, seed=1)
     with running_node("-r", "__ns:=/round", model=small_model, autostart=False) as node:
         topic, client_node = "/round/sqsegv3/output/points", "/round/sqsegv3"
-        with in_namespace(client_node):
+        with client.targeting(client_node):
             assert client.state() == "unconfigured"
             assert client.transition("configure") and client.transition("activate")
             results = client.collect(PointCloud2, topic)
@@ -311,23 +309,6 @@ def test_lifecycle_goes_round_and_the_model_can_be_changed_in_between(
         assert node.stop() == 0
 
 
-class in_namespace:  # noqa: N801
-    """The client's service calls go to a node of another name for a while."""
-
-    def __init__(self, node: str) -> None:
-        self.node = node
-
-    def __enter__(self) -> None:
-        import live
-
-        self.before, live.NODE = live.NODE, self.node
-
-    def __exit__(self, *_: object) -> None:
-        import live
-
-        live.NODE = self.before
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_node_ends_cleanly_on_a_signal(small_model: Path, number: signal.Signals) -> None:
     with running_node("-r", "__ns:=/signal", model=small_model) as node:
@@ -336,11 +317,11 @@ def test_the_node_ends_cleanly_on_a_signal(small_model: Path, number: signal.Sig
         assert "Traceback" not in node.log
 
 
-def test_a_model_that_is_not_there_is_reported_and_the_node_stays_for_another_try(client: Client) -> None:
+def test_a_missing_model_is_reported_and_the_node_stays_unconfigured(client: Client) -> None:
     with running_node("-r", "__ns:=/lost", model="/nowhere/model.pt") as node:
         node.wait_for_log("there is no model file /nowhere/model.pt")
         client.status("model", lambda s: s.level == ERROR and "/nowhere/model.pt" in s.message)
-        with in_namespace("/lost/sqsegv3"):
+        with client.targeting("/lost/sqsegv3"):
             assert client.state() == "unconfigured"
         assert node.stop() == 0
 
@@ -353,18 +334,17 @@ def test_a_model_that_is_not_there_is_reported_and_the_node_stays_for_another_tr
         ({"precision": "int8"}, "precision must be one of"),
     ],
 )
-def test_a_parameter_out_of_range_at_start_ends_the_node_with_a_message(parameters: dict, text: str) -> None:
+def test_an_invalid_parameter_at_start_ends_the_node_with_a_message(parameters: dict, text: str) -> None:
     with running_node(**parameters) as node:
-        assert node.process.wait(30) == 2
-        wait_until(lambda: text in node.log, 5, lambda: node.log)
-        assert "Traceback" not in node.log
+        assert node.exit_code(30) == 2
+        assert text in node.log and "Traceback" not in node.log, node.log
 
 
-def test_intensity_that_does_not_fit_the_model_is_remarked_until_it_fits(live: Client) -> None:
+def test_diagnostics_warn_while_the_intensity_does_not_fit_the_model(live: Client) -> None:
     results = live.collect(PointCloud2, f"{NODE}/output/points")
 
     def warned(points: np.ndarray) -> bool:
-        label_one(live, message(points), results)  # again and again: clouds are looked at once a second
+        label_one(live, message(points), results)  # repeatedly: the input checks run once a second
         return "intensity_scale" in live.diagnostics["input"].message
 
     points = street(20_000)

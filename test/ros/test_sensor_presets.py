@@ -1,4 +1,4 @@
-"""Presets, input warnings and mounts in the real node, with synthetic clouds of real sensors' beams and layouts."""
+"""Sensor presets, input checks and extrinsics in the real node, with synthetic clouds in the sensors' layouts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file that labels every pixel by its own five values: images of all sizes cost next to nothing."""
+    """A model file whose network is one 1 x 1 convolution, fast at every image size."""
     import torch
 
     torch.manual_seed(1)
@@ -73,9 +73,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def node_of(client: Client, *arguments: str, configures: bool = True, **parameters: Any) -> Iterator[SegmentNode]:
-    """The real node with real arguments, in this process: to start one for every sensor costs no import of torch."""
+    """The real node in this process, as a process for each sensor would import torch again."""
     context = rclpy.Context()
-    # a name of its own: clouds published before it is discovered would go to the last one
+    # a namespace of its own: clouds published before it is discovered would go to the previous node
     arguments += ("-r", f"__ns:=/node{next(COUNT)}")
     for name, value in {"stale_after_s": 300.0, **parameters}.items():
         arguments += ("-p", f"{name.replace('__', '.')}:={value}")
@@ -99,10 +99,10 @@ def node_of(client: Client, *arguments: str, configures: bool = True, **paramete
 
 
 def labelled(client: Client, node: SegmentNode, cloud: PointCloud2) -> np.ndarray:
-    """What comes back for a cloud, as a structured array."""
+    """The labelled cloud, as a structured array."""
     name = node.get_fully_qualified_name()
     results = client.collect(PointCloud2, f"{name}/output/points")
-    for _ in range(10):  # again, as a sensor does: the first can come before the node knows its publisher
+    for _ in range(10):  # the node may not have discovered the publisher or the subscriber yet
         client.publish(cloud, f"{name}/input/points")
         end = time.monotonic() + 5
         while not results and time.monotonic() < end:
@@ -115,7 +115,7 @@ def labelled(client: Client, node: SegmentNode, cloud: PointCloud2) -> np.ndarra
 
 
 def street(elevations_deg: np.ndarray, columns: int, seed: int = 0) -> np.ndarray:
-    """(beams, columns, 4): ground 1.73 m below the sensor, walls to both sides, some rays that meet nothing (0)."""
+    """(beams, columns, 4): ground 1.73 m below the sensor, two walls, and some rays without a return (0)."""
     generator = np.random.default_rng(seed)
     azimuth = np.pi - (np.arange(columns) + 0.5) / columns * 2 * np.pi
     azimuth, elevation = np.meshgrid(azimuth, np.radians(elevations_deg))
@@ -137,28 +137,26 @@ def cloud_of(sensor: str, columns: int | None = None) -> PointCloud2:
         points["ring"] = np.arange(len(beams))[:, None]
         points["reflectivity"] = rays[..., 3] * 40
         points["intensity"] = rays[..., 3] * 3000  # photons
-        rays = rays * [-1, -1, 1, 1]  # the driver's frame looks to the rear, where the plug is
+        rays = rays * [-1, -1, 1, 1]  # the driver's frame points backwards, to the connector
     else:
         points = np.zeros(rays.shape[:2], LAYOUTS["velodyne xyzirt 22"])
         points["ring"] = np.arange(len(beams))[::-1, None]
         points["intensity"] = rays[..., 3] * (255 if sensor == "hdl64e" else 40)
     points["x"], points["y"], points["z"] = np.moveaxis(rays[..., :3], 2, 0)
     if not sensor.startswith("ouster"):
-        points = points[np.abs(rays[..., :3]).max(2) > 0]  # Velodyne's driver leaves out what did not come back
+        points = points[np.abs(rays[..., :3]).max(2) > 0]  # Velodyne's driver omits rays without a return
     return message_of(points, cloud_type=PointCloud2, field_type=PointField, header=Header(frame_id="lidar"))
 
 
-def remarks_on(client: Client, node: SegmentNode, cloud: PointCloud2) -> str:
-    """What the diagnostics of the input say after the node's first cloud."""
+def input_message(client: Client, node: SegmentNode, cloud: PointCloud2) -> str:
+    """The diagnostic message of the input after the node's first cloud."""
     labelled(client, node, cloud)
     client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] != "0")
     return str(client.diagnostics["input"].message)  # from the same message
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_makes_the_node_label_its_sensors_clouds_without_a_remark(
-    client: Client, model: Path, preset: Path
-) -> None:
+def test_a_preset_labels_clouds_of_its_sensor_without_a_warning(client: Client, model: Path, preset: Path) -> None:
     with node_of(client, "--params-file", str(preset), model=model) as node:
         cloud = cloud_of(preset.stem)
         points = labelled(client, node, cloud)
@@ -173,53 +171,51 @@ def test_a_preset_makes_the_node_label_its_sensors_clouds_without_a_remark(
 
 
 @pytest.mark.parametrize(
-    ("preset", "sensor", "input warning"),
+    ("preset", "sensor", "warning"),
     [
         ("vlp16", "hdl32e", "rings do not fit: found 0..31, expected 0..15"),
         ("ouster_os1_64", "ouster_os1_128", "rings do not fit: found 0..127, expected 0..63"),
         ("hdl64e", "vlp16", "field of view does not fit"),
     ],
 )
-def test_diagnostics_tell_of_another_sensor_than_the_presets(
+def test_diagnostics_warn_if_the_sensor_is_not_that_of_the_preset(
     client: Client, model: Path, preset: str, sensor: str, warning: str
 ) -> None:
     file = ROOT / "config" / "sensors" / f"{preset}.yaml"
     with node_of(client, "--params-file", str(file), model=model) as node:
-        assert warning in remarks_on(client, node, cloud_of(sensor))
+        assert warning in input_message(client, node, cloud_of(sensor))
 
 
-def test_diagnostics_tell_of_a_turn_with_fewer_columns_than_the_image(client: Client, model: Path) -> None:
+def test_diagnostics_warn_if_the_cloud_has_fewer_columns_than_the_image(client: Client, model: Path) -> None:
     file = ROOT / "config" / "sensors" / "ouster_os1_64.yaml"
     with node_of(client, "--params-file", str(file), model=model, projection__width=1024) as node:
-        assert "columns do not fit" in remarks_on(client, node, cloud_of("ouster_os1_64", 512))
+        assert "columns do not fit" in input_message(client, node, cloud_of("ouster_os1_64", 512))
 
 
-def test_a_file_of_the_users_own_beats_the_preset_and_leaves_the_rest_of_it(
-    client: Client, model: Path, tmp_path: Path
-) -> None:
+def test_a_users_file_overrides_single_values_of_the_preset(client: Client, model: Path, tmp_path: Path) -> None:
     preset, own = ROOT / "config" / "sensors" / "ouster_os1_64.yaml", tmp_path / "own.yaml"
-    for nodes in ("/**", "/**/sqsegv3"):  # as drivers' files are keyed, and as one for many nodes is
-        own.write_text(f"{nodes}: {{ros__parameters: {{extrinsics: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
+    for nodes in ("/**", "/**/sqsegv3"):  # keys in use for any node and for this node
+        own.write_text(f"{nodes}: {{ros__parameters: {{mount: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
         with node_of(client, "--params-file", str(preset), "--params-file", str(own), model=model) as node:
             names = ("mount.yaw_deg", "intensity_scale", "intensity_field")
             values = [node.get_parameter(name).value for name in names]
             assert values == [0.5, 0.25, "reflectivity"]
 
 
-# ---- mounts ----------------------------------------------------------------------------------------------------------
+# ---- extrinsics ------------------------------------------------------------------------------------------------------
 
 TILT: dict[str, Any] = {"mount__roll_deg": 6.0, "mount__pitch_deg": 15.0}
 
 
 def tilted(points: np.ndarray, extrinsics: Extrinsics) -> np.ndarray:
-    """What a sensor on that mount measures of what a level one would measure."""
+    """Points of a level sensor, in the frame of a sensor with these extrinsics."""
     result = points.copy()
     result[:, :3] = points[:, :3] @ np.array(extrinsics.rotation)
     return result
 
 
 def pixel_centres() -> np.ndarray:
-    """(N, 4): a street by rays through the middles of the pixels, so that rounding moves no point into another."""
+    """(N, 4): a street with one point at the centre of each pixel, so that rounding moves none into another."""
     return street(3.0 - 28.0 * (np.arange(64) + 0.5) / 64, 256).reshape(-1, 4)
 
 
@@ -235,18 +231,16 @@ def check_levelled(client: Client, node: SegmentNode, model: Path, height_m: flo
         np.testing.assert_array_equal(result[name], seen[:, column])
 
 
-def test_a_tilted_sensor_with_its_mount_gets_the_labels_of_a_level_one_and_keeps_its_coordinates(
-    client: Client, model: Path
-) -> None:
+def test_a_tilted_sensor_gets_the_labels_of_a_level_one_and_keeps_its_coordinates(client: Client, model: Path) -> None:
     with node_of(client, model=model, **TILT) as node:
         check_levelled(client, node, model)
-        # the level image holds the tilted points: there is nothing to input warning on the field of view
+        # the levelled points fit the image, so there is no warning about the field of view
         client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] != "0")
         assert client.diagnostics["input"].message == "receiving clouds"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tf2_ros") is not None, reason="is about machines without tf2_ros")
-def test_a_base_frame_without_tf2_ros_fails_to_configure_and_says_what_to_do(client: Client, model: Path) -> None:
+@pytest.mark.skipif(importlib.util.find_spec("tf2_ros") is not None, reason="tests machines without tf2_ros")
+def test_a_base_frame_without_tf2_ros_fails_to_configure_with_instructions(client: Client, model: Path) -> None:
     with node_of(client, model=model, base_frame="base_link", configures=False):
         status = client.status("model", lambda s: s.level == ERROR)
         assert "base_frame is set, but tf2_ros is not installed" in status.message
@@ -268,7 +262,7 @@ def broadcast(
 
 
 def stand_in_for_tf2(topic: str) -> types.ModuleType:
-    """What mount_from_tf uses of tf2_ros, by its documentation, for machines without it. One transform, no tree."""
+    """The part of tf2_ros that read_extrinsics uses, by its documentation, without chains of transforms."""
     module = types.ModuleType("tf2_ros")
 
     class TransformException(Exception):  # noqa: N818
@@ -313,7 +307,7 @@ def send_transform(client: Client, monkeypatch: pytest.MonkeyPatch) -> Callable[
     return publisher.publish
 
 
-def test_the_mount_is_read_from_tf_when_the_node_is_configured(
+def test_extrinsics_are_read_from_tf_when_the_node_is_configured(
     client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
 ) -> None:
     broadcast(client, "base_link", "lidar", Extrinsics.from_angles(6.0, 15.0, 0), send_transform)
@@ -324,10 +318,10 @@ def test_the_mount_is_read_from_tf_when_the_node_is_configured(
     assert threading.active_count() <= threads
 
 
-def test_a_transform_that_does_not_come_fails_to_configure_and_names_the_frames(
+def test_a_missing_transform_fails_to_configure_and_names_the_frames(
     client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
 ) -> None:
     frames: dict[str, Any] = {"base_frame": "base_link", "sensor_frame": "roof_lidar", "tf_timeout_s": 0.3}
     with node_of(client, model=model, configures=False, **frames):
         status = client.status("model", lambda s: s.level == ERROR)
-        assert "no transform from 'roof_lidar' to 'base_link' came within 0.3 s" in status.message
+        assert "no transform from 'roof_lidar' to 'base_link' within 0.3 s" in status.message

@@ -15,14 +15,14 @@ from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.training.augment import (
     Augmentation,
-    Vary,
-    disturb_points,
+    RandomMagnitude,
     in_sector,
     mix_sectors,
-    move_scene,
-    vary_field_of_view,
+    perturb_field_of_view,
+    perturb_points,
+    transform_scene,
 )
-from sqsegv3_ros.training.crop import Window, check_crop, choose_window, set_azimuth_padding
+from sqsegv3_ros.training.crop import CropWindow, check_crop, choose_window, set_azimuth_padding
 from sqsegv3_ros.training.objects import ObjectBank
 
 IMAGE = ProjectionConfig(height=32, width=512)
@@ -30,7 +30,7 @@ CAR, PERSON, ROAD, BUILDING = 1, 6, 9, 13
 
 
 def always(low, high=None):
-    return Vary(1.0, low, low if high is None else high)
+    return RandomMagnitude(1.0, low, low if high is None else high)
 
 
 def rng(seed=0):
@@ -58,7 +58,7 @@ def azimuths(points):
 def moved(**settings):
     points, labels = cloud()
     before = points.copy()
-    after, after_labels = move_scene(points, labels, Augmentation(**settings), rng())
+    after, after_labels = transform_scene(points, labels, Augmentation(**settings), rng())
     np.testing.assert_array_equal(points, before)
     np.testing.assert_array_equal(after_labels, labels)
     return before, after
@@ -66,21 +66,21 @@ def moved(**settings):
 
 def disturbed(seed=0, **settings):
     points, labels = cloud()
-    return points, *disturb_points(points.copy(), labels, Augmentation(**settings), IMAGE, rng(seed))
+    return points, *perturb_points(points.copy(), labels, Augmentation(**settings), IMAGE, rng(seed))
 
 
 def test_nothing_happens_by_default():
     points, labels = cloud()
     for seed in range(5):
-        after, after_labels = move_scene(points, labels, Augmentation(), rng(seed))
-        after, after_labels = disturb_points(after, after_labels, Augmentation(), IMAGE, rng(seed))
+        after, after_labels = transform_scene(points, labels, Augmentation(), rng(seed))
+        after, after_labels = perturb_points(after, after_labels, Augmentation(), IMAGE, rng(seed))
         np.testing.assert_array_equal(after, points)
         np.testing.assert_array_equal(after_labels, labels)
-    assert vary_field_of_view(IMAGE, Augmentation(), rng()) == IMAGE
+    assert perturb_field_of_view(IMAGE, Augmentation(), rng()) == IMAGE
 
 
 def test_a_change_happens_as_often_as_its_probability_and_within_its_range():
-    random, vary = rng(), Vary(0.3, 2.0, 3.0)
+    random, vary = rng(), RandomMagnitude(0.3, 2.0, 3.0)
     drawn = [vary.draw(random) for _ in range(4000)]
     strengths = [d for d in drawn if d is not None]
     assert len(strengths) / 4000 == pytest.approx(0.3, abs=0.03)
@@ -153,7 +153,7 @@ def test_remission_changes():
 
 
 def test_field_of_view_edges_move():
-    varied = vary_field_of_view(IMAGE, Augmentation(fov_shift_deg=Vary(1.0, -1.0, 1.0)), rng())
+    varied = perturb_field_of_view(IMAGE, Augmentation(fov_shift_deg=RandomMagnitude(1.0, -1.0, 1.0)), rng())
     assert varied.fov_up_deg != IMAGE.fov_up_deg
     assert abs(varied.fov_up_deg - IMAGE.fov_up_deg) <= 1
     assert 0 < abs(varied.fov_down_deg - IMAGE.fov_down_deg) <= 1
@@ -161,25 +161,31 @@ def test_field_of_view_edges_move():
 
 
 def test_one_edge_of_the_field_of_view_moves_further():
-    raised = vary_field_of_view(IMAGE, Augmentation(fov_up_shift_deg=Vary(1.0, 18.0, 19.0)), rng())
+    raised = perturb_field_of_view(IMAGE, Augmentation(fov_up_shift_deg=RandomMagnitude(1.0, 18.0, 19.0)), rng())
     assert 21 <= raised.fov_up_deg <= 22 and raised.fov_down_deg == IMAGE.fov_down_deg
-    lowered = vary_field_of_view(IMAGE, Augmentation(fov_down_shift_deg=Vary(1.0, -7.0, -6.0)), rng())
+    lowered = perturb_field_of_view(IMAGE, Augmentation(fov_down_shift_deg=RandomMagnitude(1.0, -7.0, -6.0)), rng())
     assert -32 <= lowered.fov_down_deg <= -31 and lowered.fov_up_deg == IMAGE.fov_up_deg
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_every_point_keeps_its_own_label(seed):
     settings = {
-        "yaw_deg": Vary(0.5, -180, 180), "flip_probability": 0.5, "scale": Vary(0.5, 0.9, 1.1),
-        "shift_m": Vary(0.5, 0, 2), "jitter_m": Vary(0.5, 0, 0.1), "point_dropout": Vary(0.5, 0, 0.5),
-        "beam_dropout": Vary(0.5, 0, 0.5), "sector_dropout_deg": Vary(0.5, 0, 90), "far_dropout": Vary(0.5, 0, 1),
-        "mix_sector_deg": Vary(0.5, 10, 180),
-    }  # fmt: skip
+        "yaw_deg": RandomMagnitude(0.5, -180, 180),
+        "flip_probability": 0.5,
+        "scale": RandomMagnitude(0.5, 0.9, 1.1),
+        "shift_m": RandomMagnitude(0.5, 0, 2),
+        "jitter_m": RandomMagnitude(0.5, 0, 0.1),
+        "point_dropout": RandomMagnitude(0.5, 0, 0.5),
+        "beam_dropout": RandomMagnitude(0.5, 0, 0.5),
+        "sector_dropout_deg": RandomMagnitude(0.5, 0, 90),
+        "far_dropout": RandomMagnitude(0.5, 0, 1),
+        "mix_sector_deg": RandomMagnitude(0.5, 10, 180),
+    }
     config, random = Augmentation(**settings), rng(seed)
-    points, labels = move_scene(*cloud(), config, random)
+    points, labels = transform_scene(*cloud(), config, random)
     points, labels = mix_sectors(points, labels, lambda: cloud(seed=2), config, random)
-    points, labels = Window(100, 128, 512).points(points, labels)
-    points, labels = disturb_points(points, labels, config, IMAGE, random)
+    points, labels = CropWindow(100, 128, 512).crop_points(points, labels)
+    points, labels = perturb_points(points, labels, config, IMAGE, random)
     assert len(points)
     np.testing.assert_array_equal(labels, points[:, 3].astype(int) % 20)
 
@@ -238,7 +244,7 @@ def test_a_pasted_object_stands_on_free_ground_at_its_own_distance(seed):
 
 def test_objects_are_pasted_into_the_window_that_is_seen():
     points, labels, _ = street()
-    window = Window(300, 64, 512)
+    window = CropWindow(300, 64, 512)
     count = 0
     for seed in range(20):
         added = bank_of_one_person().paste(points, labels, 1, rng(seed), window.sector)[0][len(points) :]
@@ -260,10 +266,10 @@ def test_objects_without_an_instance_or_with_few_points_are_not_collected():
 @pytest.mark.parametrize("start", [0, 17, 384])
 def test_a_crop_of_the_points_is_a_crop_of_the_image(start):
     points, labels = cloud()
-    window = Window(start, 128, 512)
-    cropped, cropped_labels = window.points(points, labels)
+    window = CropWindow(start, 128, 512)
+    cropped, cropped_labels = window.crop_points(points, labels)
     assert len(cropped) < 0.4 * len(points)
-    channels, mask, index = window.image(project(torch.from_numpy(cropped), IMAGE))
+    channels, mask, index = window.crop_image(project(torch.from_numpy(cropped), IMAGE))
     whole = project(torch.from_numpy(points), IMAGE)
     columns = slice(start, start + 128)
     assert torch.equal(channels, whole.channels[:, :, columns])
@@ -278,7 +284,7 @@ def test_windows_cover_the_whole_turn():
     assert min(starts) < 10
     assert max(starts) > 374
     assert max(starts) <= 384
-    assert choose_window(512, None, rng()) == Window(0, 512, 512)
+    assert choose_window(512, None, rng()) == CropWindow(0, 512, 512)
 
 
 def test_the_middle_of_a_crop_is_seen_as_in_the_whole_turn():
@@ -307,12 +313,12 @@ def test_a_crop_that_does_not_fit_is_refused(width):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Vary(1.5, 0, 1),
-        lambda: Vary(0.5, 2, 1),
-        lambda: Vary(0.5, 0, math.inf),
-        lambda: Augmentation(point_dropout=Vary(1.0, 0, 2)),
+        lambda: RandomMagnitude(1.5, 0, 1),
+        lambda: RandomMagnitude(0.5, 2, 1),
+        lambda: RandomMagnitude(0.5, 0, math.inf),
+        lambda: Augmentation(point_dropout=RandomMagnitude(1.0, 0, 2)),
         lambda: Augmentation(flip_probability=-0.1),
-        lambda: Augmentation(scale=Vary(1.0, 0.0, 1.0)),
+        lambda: Augmentation(scale=RandomMagnitude(1.0, 0.0, 1.0)),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make):

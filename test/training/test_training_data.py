@@ -12,8 +12,8 @@ from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.range_image import ProjectionConfig, project
-from sqsegv3_ros.training.augment import Augmentation, Vary
-from sqsegv3_ros.training.data import DrawSampler, ScanData, load_label_set
+from sqsegv3_ros.training.augment import Augmentation, RandomMagnitude
+from sqsegv3_ros.training.data import EpochSampler, ScanData, load_label_set
 from sqsegv3_ros.training.scans import Root, describe
 
 IMAGE = ProjectionConfig(height=16, width=128)
@@ -52,11 +52,11 @@ def make_data(root, **settings):
 
 def test_finds_what_is_there_and_says_so(root):
     data = make_data(root)
-    assert (data.train_store.found.scans, data.val_store.found.scans) == (6, 3)
-    text = describe(data.train_store.found, data.label_set, "training")
+    assert (data.train_store.summary.scans, data.val_store.summary.scans) == (6, 3)
+    text = describe(data.train_store.summary, data.label_set, "training")
     assert "training: 6 scans of 2 sequences, 0.0 M points in memory (6 scans), 0 files skipped" in text
     assert "road" in text.splitlines()[1]
-    assert "not among them: bicycle, motorcycle, truck" in text
+    assert "absent: bicycle, motorcycle, truck" in text
     raw = np.concatenate([np.fromfile(f, "<u4") & 0xFFFF for f in root.glob("sequences/0[01]/labels/*")])
     share = {data.label_set.names[c]: f for c, f in enumerate(data.frequencies) if f}
     assert share == pytest.approx(
@@ -112,8 +112,8 @@ def test_a_bad_file_is_skipped_and_counted_where_asked(root, spoil):
     spoil(root / "sequences/01")
     data = make_data(root, invalid="skip")
     assert len(data.train_store) == 5
-    assert len(data.train_store.found.skipped) == 1
-    assert "1 files skipped" in describe(data.train_store.found, data.label_set, "training")
+    assert len(data.train_store.summary.skipped) == 1
+    assert "1 files skipped" in describe(data.train_store.summary, data.label_set, "training")
     assert len(list(data.train_dataloader())) == 2
 
 
@@ -124,10 +124,41 @@ def test_a_bad_file_that_does_not_fit_into_memory_is_named_too(root, spoil):
         list(make_data(root, cache_gb=0, samples_per_epoch=20).train_dataloader())
 
 
-def test_a_file_that_goes_bad_later_is_replaced_by_another_where_asked(root):
+def test_a_file_that_goes_bad_during_training_is_replaced_by_another_scan(root):
     data = make_data(root, cache_gb=0, invalid="skip", samples_per_epoch=20)
     not_finite(root / "sequences/01")
     assert len(list(data.train_dataloader())) == 10
+
+
+def test_training_continues_on_the_last_readable_scan(root, caplog):
+    data = make_data(root, cache_gb=0, invalid="skip", samples_per_epoch=20)
+    scans = sorted(root.glob("sequences/0[01]/velodyne/*.bin"))
+    for path in scans[1:]:
+        path.write_bytes(b"")
+    (batch,) = {b.labels.numpy().tobytes() for b in data.train_dataloader()}
+    assert any(batch)
+    assert sum("000002.bin: the scan is empty" in message for message in caplog.messages) == 2  # once per file
+
+
+def test_training_ends_with_a_reason_if_no_scan_can_be_read(root):
+    data = make_data(root, cache_gb=0, invalid="skip")
+    for path in root.glob("sequences/0[01]/velodyne/*.bin"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of the 6 training scans can be read; .*\.bin: the scan is empty"):
+        list(data.train_dataloader())
+
+
+def test_a_file_that_goes_bad_is_left_out_of_validation(root):
+    data = make_data(root, cache_gb=0, invalid="skip")
+    (root / "sequences/02/velodyne/000001.bin").write_bytes(b"")
+    assert [len(scan.point_labels) for scan in data.val_dataloader()] == [1500, 0, 1500]
+
+
+def test_a_file_that_goes_bad_ends_validation_unless_it_may_be_skipped(root):
+    data = make_data(root, cache_gb=0)
+    (root / "sequences/02/velodyne/000001.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"02/velodyne/000001\.bin: the scan is empty"):
+        list(data.val_dataloader())
 
 
 @pytest.mark.parametrize(
@@ -151,7 +182,7 @@ def test_wrong_settings_are_refused(root, settings, message):
 
 
 def test_a_wrong_path_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere is no SemanticKITTI root"):
+    with pytest.raises(UserError, match="nowhere is not a SemanticKITTI root"):
         make_data(tmp_path / "nowhere")
 
 
@@ -178,9 +209,13 @@ def test_without_augmentation_a_batch_is_the_projection_of_the_scans(root):
 
 
 BUSY = Augmentation(
-    mix_sector_deg=Vary(0.5, 30, 180), paste_objects=Vary(1.0, 1, 3), yaw_deg=Vary(1.0, -180, 180),
-    jitter_m=Vary(0.5, 0, 0.1), point_dropout=Vary(0.5, 0, 0.5), fov_shift_deg=Vary(0.5, -1, 1),
-)  # fmt: skip
+    mix_sector_deg=RandomMagnitude(0.5, 30, 180),
+    paste_objects=RandomMagnitude(1.0, 1, 3),
+    yaw_deg=RandomMagnitude(1.0, -180, 180),
+    jitter_m=RandomMagnitude(0.5, 0, 0.1),
+    point_dropout=RandomMagnitude(0.5, 0, 0.5),
+    fov_shift_deg=RandomMagnitude(0.5, -1, 1),
+)
 
 
 def stack(loader):
@@ -219,7 +254,7 @@ def test_epochs_differ_and_a_loader_goes_on_in_the_middle_of_one(root):
 
 
 def test_processes_share_an_epoch_without_overlap():
-    samplers = [DrawSampler(11, rank, 3) for rank in range(3)]
+    samplers = [EpochSampler(11, rank, 3) for rank in range(3)]
     for sampler in samplers:
         sampler.set_epoch(2)
     draws = [list(s) for s in samplers]
@@ -280,8 +315,8 @@ def test_validation_sees_whole_scans_and_every_usable_point(root):
 def test_moving_classes_are_kept_apart_with_their_label_set(root):
     folder = root / "sequences/00/labels"
     write_labels(folder / "000000.label", np.full(1500, 252))
-    assert make_data(root).train_store.found.points[1] > 1500
+    assert make_data(root).train_store.summary.points[1] > 1500
     data = make_data(root, labels="semantic-kitti-all")
     moving = data.label_set.index("moving-car")
-    assert data.train_store.found.points[moving] == 1500
+    assert data.train_store.summary.points[moving] == 1500
     assert load_label_set("semantic-kitti-all") is data.label_set
