@@ -238,6 +238,7 @@ def test_valid_clouds_are_decoded_and_encoded_as_by_numpy(cloud, chosen):
     check(cloud, chosen)
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, **QUICK)
 @given(malformed_clouds(), st.sampled_from(SETTINGS))
 def test_malformed_clouds_are_refused_with_a_reason_and_nothing_else(cloud, chosen):
