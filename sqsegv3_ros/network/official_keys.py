@@ -11,7 +11,7 @@ HEADS = tuple(f"segmentation_head{5 - i}" for i in range(5))
 
 FILES = (BACKBONE, DECODER, *reversed(HEADS))
 
-# (pattern of our module name, file, their module name). {1} is the pattern's second group, the block; {up} and {down} are
+# (pattern of our module name, file, their module name). {1} is the second group, the block; {up} and {down} are
 # the stage, which the release counts from 1, downwards in the decoder.
 _RULES: tuple[tuple[str, str, str], ...] = (
     (r"stem\.conv", BACKBONE, "conv1"),
