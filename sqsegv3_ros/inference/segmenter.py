@@ -116,7 +116,6 @@ class Segmenter:
         self, points: Tensor, rings: Tensor | None, clock: _StageClock
     ) -> tuple[Tensor, Tensor, RangeImage, Tensor]:
         """Labels and confidences of the points, the image and its labels; the host never waits for the device here."""
-        threads = self.runtime.threads
         image, network_input = self._project(self.extrinsics.level(points), rings)
         clock.stop("project")
 
@@ -126,7 +125,7 @@ class Segmenter:
         label_image, log_total = self._classify(logits)
         clock.stop("restore")
 
-        labels = refine(label_image, image, self.knn, len(self.info.labels), threads)
+        labels = refine(label_image, image, self.knn, len(self.info.labels), self.runtime.threads)
         clock.stop("knn")
 
         confidences = _confidences(labels, logits, log_total, image)
@@ -134,12 +133,12 @@ class Segmenter:
 
     def _project(self, points: Tensor, rings: Tensor | None) -> tuple[RangeImage, Tensor]:
         """The range image of the points, and the network's input (1, 5, H, W) made from it."""
-        normalization, height_m, threads = self.info.normalization, self.info.sensor_height_m, self.runtime.threads
+        normalization, height_m = self.info.normalization, self.info.sensor_height_m
         if not (self.projection.fill_rows or self.extrinsics.changes_height(height_m)):
-            image = project(points, self.projection, rings, normalization, threads=threads)
+            image = project(points, self.projection, rings, normalization)
             assert image.normalized is not None
             return image, image.normalized[None]
-        image = project(points, self.projection, rings, threads=threads)
+        image = project(points, self.projection, rings)
         network_image = self.extrinsics.compensate_height(fill_gaps(image, self.projection.fill_rows), height_m)
         return image, normalize(network_image, normalization)
 

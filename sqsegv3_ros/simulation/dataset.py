@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sqsegv3_ros.data import semantic_kitti as kitti
+from sqsegv3_ros.data.sequences import write_trajectory
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.simulation.drive import matrix
 from sqsegv3_ros.simulation.plans import SCENES
@@ -25,8 +25,6 @@ from sqsegv3_ros.simulation.street import Street
 
 FORMAT = 2  # raised when the same settings give other scans
 DRIVE_CHUNK = 40
-# KITTI's camera looks along z with y down: camera axes from sensor axes
-_CAMERA = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
 
 
 @dataclass(frozen=True)
@@ -171,26 +169,11 @@ def _prepared(folder: Path, settings: Settings, force: bool) -> bool:
     return same and not force
 
 
-def _write_poses(folder: Path, settings: Settings) -> None:
-    """poses.txt, calib.txt and times.txt of a drive, in that data set's convention: the camera's poses, from the first
-    one's frame."""
+def _write_trajectory(folder: Path, settings: Settings) -> None:
     simulator = _driven(settings)
-    stamps = np.arange(settings.scans) / simulator.sensor.rate_hz
-    poses = simulator.drive.pose(stamps)
-    back = np.linalg.inv(matrix(poses[0]))
-    to_camera = np.linalg.inv(_CAMERA)
-    lines = []
-    for pose in poses:
-        camera = _CAMERA @ back @ matrix(pose) @ to_camera
-        lines.append(" ".join(f"{value:.9e}" for value in camera[:3].ravel()))
-    kitti.write_atomically(folder / "poses.txt", ("\n".join(lines) + "\n").encode())
-
-    def row(name: str, values: npt.NDArray[np.float64]) -> str:
-        return f"{name}: " + " ".join(f"{v:.9e}" for v in values[:3].ravel())
-
-    rows = [row(f"P{i}", np.eye(4)) for i in range(4)] + [row("Tr", _CAMERA)]
-    kitti.write_atomically(folder / "calib.txt", ("\n".join(rows) + "\n").encode())
-    kitti.write_atomically(folder / "times.txt", "".join(f"{stamp:.6e}\n" for stamp in stamps).encode())
+    seconds = np.arange(settings.scans) / simulator.sensor.rate_hz
+    poses = np.stack([matrix(pose) for pose in simulator.drive.pose(seconds)])
+    write_trajectory(folder, np.round(seconds * 1e9).astype(np.int64), poses)
 
 
 def simulate(
@@ -205,7 +188,7 @@ def simulate(
     """Simulate and write. Yields the number of scans done with every portion.
 
     output: a SemanticKITTI root; scans that are there from an interrupted run with the same settings are kept. bag: a
-    rosbag2 folder. Raises UserError for paths that cannot be used, OperationError where writing fails midway.
+    ROS 2 bag. Raises UserError for paths that cannot be used.
     """
     if output is None and bag is None:
         raise UserError("nowhere to write to: give --output or --bag")
@@ -219,16 +202,17 @@ def simulate(
         for count, _ in _produced(settings, folder, skip, False, jobs):
             yield count
     else:
-        from sqsegv3_ros.simulation.simulated_bag import BagWriter
+        from sqsegv3_ros.simulation.simulated_bag import SimulatedBag
 
-        with BagWriter(bag, force=force, poses=settings.drive) as writer:
+        rate_hz = sensor_named(settings.sensor).rate_hz
+        with SimulatedBag(bag, rate_hz, poses=settings.drive, force=force) as writer:
             if folder is not None:
                 _prepared(folder, settings, force)
             done = 0
             for count, portion in _produced(settings, folder, False, True, jobs):
                 for number, sweep in enumerate(portion, start=done):
-                    writer.write(sweep, number, sensor_named(settings.sensor).rate_hz)
+                    writer.write(sweep, number)
                 done += count
                 yield count
     if folder is not None and settings.drive:
-        _write_poses(folder, settings)
+        _write_trajectory(folder, settings)

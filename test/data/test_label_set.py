@@ -92,7 +92,7 @@ def test_a_label_file_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: 
     for content, message in (
         ("a: 1", "no mapping 'labels'"),
         ("- 1", "found list"),
-        ("{", "no YAML"),
+        ("{", "not valid YAML"),
         ("", "NoneType"),
     ):
         path.write_text(content)

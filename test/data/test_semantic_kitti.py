@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 
 from sqsegv3_ros.data.semantic_kitti import find_scans, is_dataset, read_labels, read_scan, write_labels, write_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.files import write_atomically
 
 
 def test_scans_and_labels_come_back_as_written(tmp_path: Path) -> None:
@@ -53,14 +51,3 @@ def test_scans_are_found_in_order_and_a_missing_sequence_is_named_with_those_the
         find_scans(tmp_path, ["07"])
     with pytest.raises(UserError, match="no folder 'sequences'"):
         find_scans(tmp_path / "sequences/00")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="is about POSIX folders")
-def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write"):
-        write_atomically(tmp_path / "file/below.label", b"x")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="cannot write"):
-        write_atomically(tmp_path / "folder", b"x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]

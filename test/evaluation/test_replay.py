@@ -80,7 +80,7 @@ def test_a_slow_machine_does_not_shift_the_clouds_behind_and_what_was_late_is_co
     report = world.player().play(Recording(0, 0.1, 0.2, 0.5, 0.6))
     assert [at for at, _ in world.published] == pytest.approx([0, 0.12, 0.24, 0.5, 0.62])
     assert report.late == 3 and report.worst_s == pytest.approx(0.04)
-    assert "3 went out more than 10 ms late, at worst 40 ms" in report.text("/lidar")
+    assert "3 were more than 10 ms late, at most 40 ms" in report.text("/lidar")
 
 
 def test_a_loop_goes_on_with_the_recordings_own_period_until_it_is_stopped() -> None:

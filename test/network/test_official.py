@@ -268,6 +268,7 @@ def test_real_legacy_file_of_the_release_is_read(tmp_path):
     assert_same_weights(found.heads[0], expected.heads[0])
 
 
+@pytest.mark.slow
 def test_verb_writes_a_model_file_that_computes_the_checkpoints_function(tmp_path, files, toy, capsys):
     folder, output = write_folder(tmp_path / "toy-21", files), tmp_path / "model.pt"
     assert cli.main(["import-official", str(folder), "--output", str(output)]) == 0
@@ -304,6 +305,7 @@ def test_model_file_does_not_tell_where_the_sources_lay(tmp_path, files):
         assert not [name for name in archive.namelist() if source in archive.read(name)]
 
 
+@pytest.mark.slow
 @needs_shared
 def test_imported_checkpoint_labels_a_scan_as_the_release_does(tmp_path):
     from sqsegv3_ros.data.semantic_kitti import read_scan

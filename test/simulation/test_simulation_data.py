@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,11 +15,10 @@ pytest.importorskip("embreex", reason="needs the extra 'simulate'")
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data import semantic_kitti as kitti
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+from sqsegv3_ros.data.ros2_messages import POINT_RING
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.simulation import statistics
 from sqsegv3_ros.simulation.dataset import Settings, simulate, sweeps
-from sqsegv3_ros.simulation.drive import rotations
-from sqsegv3_ros.simulation.simulated_bag import POINT, quaternion
 
 SMALL = ("--scene", "highway", "--sensor", "vlp16")  # few triangles, few rays
 
@@ -177,7 +177,7 @@ def test_the_bag_holds_the_same_points_with_rings_and_classes_and_a_clock(drive)
         floats = [("x", 0, 7, 1), ("y", 4, 7, 1), ("z", 8, 7, 1), ("intensity", 12, 7, 1)]
         assert fields == [*floats, ("ring", 16, 4, 1), ("ground_truth", 18, 2, 1)]
         assert cloud.header.frame_id == "velodyne" and cloud.point_step == 20 and cloud.height == 1
-        points = np.frombuffer(cloud.data, dtype=POINT)
+        points = np.frombuffer(cloud.data, dtype=POINT_RING)
         scan = kitti.read_scan(drive / f"sequences/00/velodyne/{number:06d}.bin")
         assert cloud.width == len(scan) and cloud.row_step == 20 * len(scan)
         np.testing.assert_array_equal(np.stack([points[n] for n in ("x", "y", "z", "intensity")], axis=1), scan)
@@ -191,14 +191,32 @@ def test_the_bag_holds_the_same_points_with_rings_and_classes_and_a_clock(drive)
 def test_a_bag_that_is_there_is_left_alone(drive, capsys):
     before = contents(drive / "bag")
     assert main(["simulate", "--scans", "1", "--bag", str(drive / "bag")]) == 2
-    assert "there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert contents(drive / "bag") == before
 
 
-def test_a_bag_that_tools_would_take_for_a_ros_1_file_is_refused(tmp_path, capsys):
+def test_a_bag_with_the_ending_of_a_ros_1_bag_is_refused(tmp_path, capsys):
     assert main(["simulate", *SMALL, "--scans", "1", "--bag", str(tmp_path / "drive.bag")]) == 2
-    assert f"use --bag {tmp_path / 'drive'}" in capsys.readouterr().err
+    assert "drive.bag cannot hold a bag of storage mcap" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bag_survives_if_the_new_one_cannot_be_moved_into_place(drive, tmp_path, monkeypatch):
+    bag = tmp_path / "bag"
+    shutil.copytree(drive / "bag", bag)
+    before, rename, failed = contents(bag), Path.replace, []
+
+    def fail_once(source: Path, target: Path) -> Path:
+        if target == bag and not failed:
+            failed.append(source)
+            raise OSError(5, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", fail_once)
+    with pytest.raises(UserError, match="Input/output error"):
+        list(simulate(Settings(1, sensor="vlp16", scene="highway"), bag=bag, force=True))
+    assert failed and contents(bag) == before
+    assert list(tmp_path.iterdir()) == [bag]
 
 
 def test_a_failed_run_leaves_no_bag_behind(tmp_path, monkeypatch):
@@ -211,17 +229,6 @@ def test_a_failed_run_leaves_no_bag_behind(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         list(simulate(Settings(1, scene="highway"), bag=tmp_path / "bag"))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_quaternions_turn_like_their_rotation():
-    rng = np.random.default_rng(0)
-    for angles in rng.uniform(-np.pi, np.pi, (50, 3)):
-        turn = rotations(np.concatenate([np.zeros(3), angles])[None])[0]
-        x, y, z, w = quaternion(turn)
-        v = np.array([x, y, z])
-        for p in np.eye(3):
-            turned = p + 2 * w * np.cross(v, p) + 2 * np.cross(v, np.cross(v, p))
-            np.testing.assert_allclose(turned, turn @ p, atol=1e-12)
 
 
 def test_any_sweep_can_be_asked_for_alone():
