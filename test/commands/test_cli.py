@@ -159,7 +159,7 @@ def test_without_a_model_the_shipped_one_is_used_or_its_absence_is_said(
 ) -> None:
     monkeypatch.setattr("sqsegv3_ros.inference.model_file.shipped_models", dict)
     assert call("label", root, "--output", tmp_path / "out") == 2
-    assert "none ships" in capsys.readouterr().err
+    assert "this installation has none" in capsys.readouterr().err
 
 
 def test_inspect_prints_what_the_model_says_about_itself(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
