@@ -178,7 +178,7 @@ def test_an_exported_model_computes_what_was_trained(finished, tmp_path, image, 
     command = ["export", str(checkpoint), "--output", str(model), "--licence", "for tests", "--name", "tiny", "--half"]
     command += ["--sensor-height-m", "1.9"]
     assert main([*command[:-1], "-1"]) == 2
-    assert "--sensor-height-m must be above 0" in capsys.readouterr().err
+    assert "--sensor-height-m must be between 0 and 100 metres" in capsys.readouterr().err
     assert main(command) == 0
     assert "tiny, 20 classes, 16 x 128 pixels" in capsys.readouterr().out
     model = load_model(model)
