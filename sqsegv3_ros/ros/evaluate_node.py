@@ -156,9 +156,9 @@ class EvaluateNode(Node):
                 return
             self._discovered_s = now
             self.create_subscription(String, self._topics["input/label_set"], self._on_label_set, LATCHED)
-            subscribe_serialized(self, labelled, lambda raw: self._match(self._matcher.output, raw, labelled))
+            subscribe_serialized(self, labelled, lambda raw: self._match(self._matcher.add_output, raw, labelled))
         elif now - self._discovered_s >= SETTLE_S:
-            subscribe_serialized(self, truth, lambda raw: self._match(self._matcher.input, raw, truth))
+            subscribe_serialized(self, truth, lambda raw: self._match(self._matcher.add_ground_truth, raw, truth))
             self._subscribed = True
             self.get_logger().info(f"evaluating {labelled} against {truth}")
 
