@@ -26,7 +26,7 @@ _POOL_REACH = 3
 class NetworkConfig:
     """Shape of a SqueezeSegV3. The defaults are the SqueezeSegV3-21 of the official release.
 
-    Args:
+    Attributes:
         blocks: Blocks of each of the five encoder stages.
         channels: Feature channels of each encoder stage; the decoder mirrors them.
         attention_kernel: Side of the attention convolution over the coordinates: 1, 3, 5 or 7 (paper and release: 7).
