@@ -71,38 +71,38 @@ class BagReader:
         """Whether messages are serialized by ROS 1, not as CDR."""
         return self.storage == ROS1
 
-    def cloud_topic(self, wanted: str | None = None, option: str = "--topic") -> str:
+    def cloud_topic(self, requested: str | None = None, option: str = "--topic") -> str:
         """Select the topic to read clouds from: the requested topic, or the only topic with clouds.
 
         Args:
-            wanted: The requested topic, or None.
+            requested: The requested topic; None for the only one with clouds.
             option: Command-line option that requests a topic, for error messages.
 
         Raises:
-            UserError: The topic has no clouds, or None was requested and there is not exactly one topic with clouds.
+            UserError: The topic has no clouds, or none was requested and there is not exactly one topic with clouds.
         """
         counts: dict[str, int] = {}
         for connection in self.connections:
             if connection.msgtype == CLOUD_TYPE:
                 counts[connection.topic] = counts.get(connection.topic, 0) + connection.msgcount
         filled = {topic: count for topic, count in sorted(counts.items()) if count}
-        shown = ", ".join(f"{topic} ({count} clouds)" for topic, count in filled.items())
-        if wanted is not None:
-            if wanted in filled:
-                return wanted
-            kinds = sorted({c.msgtype for c in self.connections if c.topic == wanted})
-            if wanted in counts:
-                found = f"topic {wanted} of bag {self.path} holds no clouds"
+        available = ", ".join(f"{topic} ({count} clouds)" for topic, count in filled.items())
+        if requested is not None:
+            if requested in filled:
+                return requested
+            kinds = sorted({c.msgtype for c in self.connections if c.topic == requested})
+            if requested in counts:
+                found = f"topic {requested} of bag {self.path} holds no clouds"
             elif kinds:
-                found = f"topic {wanted} of bag {self.path} holds {', '.join(kinds)}; expected {CLOUD_TYPE}"
+                found = f"topic {requested} of bag {self.path} holds {', '.join(kinds)}; expected {CLOUD_TYPE}"
             else:
-                found = f"bag {self.path} has no topic {wanted}"
-            raise UserError(f"{found} (topics with clouds: {shown or 'none'})")
+                found = f"bag {self.path} has no topic {requested}"
+            raise UserError(f"{found} (topics with clouds: {available or 'none'})")
         if not filled:
             topics = ", ".join(sorted({f"{c.topic} ({c.msgtype})" for c in self.connections}))
             raise UserError(f"bag {self.path} holds no clouds ({CLOUD_TYPE}); topics: {topics or 'none'}")
         if len(filled) > 1:
-            raise UserError(f"bag {self.path} has clouds on several topics: {shown}; choose one with {option}")
+            raise UserError(f"bag {self.path} has clouds on several topics: {available}; choose one with {option}")
         return next(iter(filled))
 
     def count(self, topic: str) -> int:

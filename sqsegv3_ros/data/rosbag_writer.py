@@ -184,15 +184,12 @@ class BagWriter:
     def _converted(self, reader: BagReader, source: Any, topic: str) -> Channel:
         """Add a ROS 1 topic to a ROS 2 bag. ROS 2 must define the type with the same layout, or not at all."""
         from rosbags.convert.converter import LATCH, is_same_wireformat
-        from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
         kind = _ROS1_NAMES.get(source.msgtype, source.msgtype)
-        own = ros2_types()
+        ros2 = ros2_types()
         try:
-            store: Any = get_typestore(Stores.EMPTY)
-            types = get_types_from_msg(source.msgdef.data, kind)
-            store.register({**types, **{name: own.fielddefs[name] for name in _ROS2_OWN}})
-            same_layout = kind not in own.fielddefs or is_same_wireformat(store, own, kind, kind)
+            store = _typestore_of(source.msgdef.data, kind)
+            same_layout = kind not in ros2.fielddefs or is_same_wireformat(store, ros2, kind, kind)
         except Exception as error:  # the file's own definitions may be damaged
             raise UserError(
                 f"bag {reader.path}: the definition of {source.msgtype} (topic {source.topic}) cannot be read "
@@ -230,12 +227,16 @@ class BagWriter:
 
 def _hash_of(definition: str, kind: str) -> str:
     """Hash a message type by its definition; the value for an unknown hash if the definition cannot be parsed."""
-    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-
     try:
-        store: Any = get_typestore(Stores.EMPTY)
-        own = {name: ros2_types().fielddefs[name] for name in _ROS2_OWN}
-        store.register({**own, **get_types_from_msg(definition, kind)})
-        return str(store.hash_rihs01(kind))
+        return str(_typestore_of(definition, kind).hash_rihs01(kind))
     except Exception:  # IDL or another dialect; the messages can be copied nevertheless
         return _UNSET_HASH
+
+
+def _typestore_of(definition: str, kind: str) -> Any:
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    store = get_typestore(Stores.EMPTY)
+    ros2_definitions = {name: ros2_types().fielddefs[name] for name in _ROS2_OWN}
+    store.register({**get_types_from_msg(definition, kind), **ros2_definitions})
+    return store

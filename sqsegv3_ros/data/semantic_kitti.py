@@ -71,9 +71,9 @@ def read_known_labels(path: str | Path, count: int, labels: LabelSet) -> npt.NDA
     raw = read_labels(path, count)
     unknown = labels.unknown_ids(raw)
     if unknown:
-        shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+        listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
         raise UserError(
-            f"{path}: ids {shown} are not in label set '{labels.name}'; .label files contain the data set's raw ids: "
+            f"{path}: ids {listed} are not in label set '{labels.name}'; .label files contain the data set's raw ids: "
             "another data set needs its own label configuration (YAML)"
         )
     return labels.to_labels(raw)
@@ -132,11 +132,11 @@ def find_scans(root: str | Path, sequences: Sequence[str] | None = None) -> list
     if not base.is_dir():
         raise UserError(f"{root} is not a SemanticKITTI root: it has no folder 'sequences'")
     present = sorted(p.parent.name for p in base.glob("*/velodyne"))
-    wanted = present if sequences is None else list(dict.fromkeys(str(s).zfill(2) for s in sequences))
-    if not wanted:
+    selected = present if sequences is None else list(dict.fromkeys(str(s).zfill(2) for s in sequences))
+    if not selected:
         raise UserError(f"{root} is not a SemanticKITTI root: it has no folder sequences/NN/velodyne")
     scans: list[ScanFile] = []
-    for sequence in wanted:
+    for sequence in selected:
         if sequence not in present:
             raise UserError(f"{root} has no sequence '{sequence}' (sequences: {', '.join(present) or 'none'})")
         files = sorted((base / sequence / "velodyne").glob("*.bin"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
@@ -37,90 +37,30 @@ class TimedCloud:
     frame: str = FRAME
 
 
-class Source(Protocol):
-    """A recording that can be replayed repeatedly: an iterable of clouds with their topic and number."""
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A recording that can be replayed repeatedly: a sized iterable of its clouds.
+
+    Attributes:
+        topic: Topic of the recording.
+        count: Number of clouds.
+        read: Reads the clouds from the start.
+    """
 
     topic: str
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[TimedCloud]: ...
-    def __enter__(self) -> Source: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class BagSource:
-    """The clouds of one topic of a bag.
-
-    Raises:
-        UserError: The bag cannot be read, or has no such clouds.
-    """
-
-    def __init__(self, path: Path, topic: str | None) -> None:
-        self._reader = BagReader(path)
-        self._wanted = topic
-
-    def __enter__(self) -> BagSource:
-        self._reader.__enter__()
-        try:
-            self.topic = self._reader.cloud_topic(self._wanted)
-        except BaseException:
-            self._reader.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.__exit__()
+    count: int
+    read: Callable[[], Iterator[TimedCloud]]
 
     def __len__(self) -> int:
-        return self._reader.count(self.topic)
+        return self.count
 
     def __iter__(self) -> Iterator[TimedCloud]:
-        for message in self._reader.messages(self.topic):
-            yield TimedCloud(message.time_ns, cdr=self._reader.cdr(message))
+        return self.read()
 
 
-class SequenceSource:
-    """The scans of a SemanticKITTI sequence.
-
-    Args:
-        root: SemanticKITTI root.
-        sequence: The sequence; None for the only one of the root.
-        ground_truth: Whether clouds have the field ground_truth; None if every scan has labels.
-
-    Raises:
-        UserError: The sequence cannot be read, or labels are missing that `ground_truth` requires.
-    """
-
-    topic = TOPIC
-
-    def __init__(self, root: Path, sequence: str | None, ground_truth: bool | None) -> None:
-        self._sequence = read_sequence(root, sequence)
-        self._ground_truth = self._sequence.labelled if ground_truth is None else ground_truth
-        if self._ground_truth:
-            missing = [scan.labels_path for scan in self._sequence.scans if not scan.labels_path.is_file()]
-            if missing:
-                raise UserError(f"labels {missing[0]} are missing ({len(missing)} of {len(self)} scans have none)")
-
-    def __enter__(self) -> SequenceSource:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __len__(self) -> int:
-        return len(self._sequence.scans)
-
-    def __iter__(self) -> Iterator[TimedCloud]:
-        for scan, stamp_ns in zip(self._sequence.scans, self._sequence.stamps_ns, strict=True):
-            yield TimedCloud(int(stamp_ns), points=read_structured_points(scan, ground_truth=self._ground_truth))
-
-
-def open_source(
-    path: Path, topic: str | None, sequence: str | None, ground_truth: bool | None
-) -> BagSource | SequenceSource:
-    """Open a bag or a SemanticKITTI root for replay; use the result in a `with` block.
+@contextmanager
+def open_source(path: Path, topic: str | None, sequence: str | None, ground_truth: bool | None) -> Iterator[Source]:
+    """Open a bag or a SemanticKITTI root for replay.
 
     Args:
         path: Bag or SemanticKITTI root.
@@ -128,20 +68,49 @@ def open_source(
         sequence: Sequence of a root; None for the only one.
         ground_truth: Whether a root's clouds have the field ground_truth; None if every scan has labels.
 
+    Yields:
+        The source.
+
     Raises:
-        UserError: The path is neither a bag nor a SemanticKITTI root, or an argument does not apply to it.
+        UserError: The path is neither a bag nor a SemanticKITTI root, an argument does not apply to it, it has no such
+            clouds, or labels are missing that `ground_truth` requires.
     """
     if (path / "sequences").is_dir():
         if topic is not None:
             raise UserError(f"--topic selects a topic of a bag, but {path} is a SemanticKITTI root")
-        return SequenceSource(path, sequence, ground_truth)
+        yield _sequence_source(path, sequence, ground_truth)
+        return
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a bag or a SemanticKITTI root")
     if path.is_dir() and not is_bag(path) and not any(path.iterdir()):
         raise UserError(f"folder {path} is empty; expected a bag, or a SemanticKITTI root with sequences/NN/velodyne")
     if sequence is not None or ground_truth is not None:
         raise UserError(f"--sequence and --labels apply to SemanticKITTI roots, but {path} is not one")
-    return BagSource(path, topic)
+    with BagReader(path) as reader:
+        cloud_topic = reader.cloud_topic(topic)
+
+        def read() -> Iterator[TimedCloud]:
+            for message in reader.messages(cloud_topic):
+                yield TimedCloud(message.time_ns, cdr=reader.cdr(message))
+
+        yield Source(cloud_topic, reader.count(cloud_topic), read)
+
+
+def _sequence_source(root: Path, name: str | None, ground_truth: bool | None) -> Source:
+    sequence = read_sequence(root, name)
+    if ground_truth:
+        missing = [scan.labels_path for scan in sequence.scans if not scan.labels_path.is_file()]
+        if missing:
+            raise UserError(
+                f"labels {missing[0]} are missing ({len(missing)} of {len(sequence.scans)} scans have none)"
+            )
+    with_labels = sequence.labelled if ground_truth is None else ground_truth
+
+    def read() -> Iterator[TimedCloud]:
+        for scan, stamp_ns in zip(sequence.scans, sequence.stamps_ns, strict=True):
+            yield TimedCloud(int(stamp_ns), points=read_structured_points(scan, ground_truth=with_labels))
+
+    return Source(TOPIC, len(sequence.scans), read)
 
 
 @dataclass

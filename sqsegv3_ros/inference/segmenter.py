@@ -145,7 +145,7 @@ class Segmenter:
     def _classify(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(C, H, W) logits -> (H, W) labels, and (H, W) logarithm of the softmax's denominator."""
         label_type = torch.uint8 if self.info.labels.dtype is np.uint8 else torch.int32
-        return logits.argmax(0).to(label_type), logits.logsumexp(0)
+        return logits.max(0).indices.to(label_type), logits.logsumexp(0)  # argmax takes three times as long on a CPU
 
     def _on_device(self) -> AbstractContextManager[Any]:
         """Streams, events and graphs are made on the segmenter's own CUDA device, whichever is the current one."""

@@ -18,7 +18,7 @@ from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.data.semantic_kitti import read_labels, read_scan, write_labels, write_scan
 
-# KITTI's camera looks along the velodyne's x; this one sits 0.3 m behind and 0.1 m below it and is turned by 1 degree
+# KITTI's camera looks along the Velodyne's x axis; this one has an offset of 0.3 m and 0.1 m and is rotated by 1 degree
 TURN = math.radians(1.0)
 TR = np.array(
     [
@@ -40,7 +40,7 @@ def row(matrix: np.ndarray) -> str:
 
 
 def driven(number: int) -> np.ndarray:
-    """The velodyne's pose: 1.5 m ahead a scan, turning left by 5 degrees."""
+    """The Velodyne's pose: 1.5 m forward and 5 degrees to the left per scan."""
     angle = math.radians(5.0 * number)
     pose = np.eye(4)
     pose[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]

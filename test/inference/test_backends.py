@@ -65,7 +65,7 @@ def test_official_weights_give_the_softmax_of_the_release(backend: str, tmp_path
     network = make_backend(model, resolve_runtime(backend, "cpu", "fp32"), 64, 2048)
     with torch.inference_mode():
         softmax = network(image)[0].softmax(0).numpy()
-    # the golden itself is 1.3e-4 from the same network in float64; with AVX-512, OpenVINO is 5.3e-5 from it at one value
+    # the golden itself is 1.3e-4 from the network in float64; with AVX-512 one value of OpenVINO's is 5.3e-5 from it
     atol = {"torch": 5e-5, "openvino": 6e-5}[backend]
     np.testing.assert_allclose(softmax[:, :, 960:1088], golden["softmax_crop_0"], rtol=0, atol=atol)
     clear = golden["margin_0"].astype(np.float32) > 1e-4
