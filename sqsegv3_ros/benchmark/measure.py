@@ -121,8 +121,8 @@ def _measure(options: Options, folder: Path) -> dict[str, Any]:
         maker = stack.enter_context(Child("maker", {}))
         model = options.model or folder / "random.pt"
         if options.model is None:
-            size = {"height": options.height or 64, "width": options.width or 2048}
-            maker.ask(path=str(model), network=options.network, **size)
+            height, width = options.height or 64, options.width or 2048
+            maker.ask(path=str(model), network=options.network, height=height, width=width)
         settings = {"scan": str(scan), "model": str(model)}
         children = {"ours": stack.enter_context(Child("ours", {**settings, "parameters": options.parameters}))}
         about = children["ours"].ask("describe")
@@ -134,8 +134,8 @@ def _measure(options: Options, folder: Path) -> dict[str, Any]:
             network = {"image": str(folder / "image.npy"), "onnx": str(folder / "model.onnx")}
             maker.ask("expect", model=str(model), image=network["image"], folder=str(folder))
             if set(options.compare) & {"onnxruntime", "openvino"}:
-                size = {name: about[name] for name in ("height", "width")}
-                maker.ask("onnx", model=str(model), path=network["onnx"], **size)
+                height, width = about["height"], about["width"]
+                maker.ask("onnx", model=str(model), path=network["onnx"], height=height, width=width)
             network["threads"] = about["threads"]
             settings_of = {
                 "reference": {**settings, **{name: about[name] for name in _ABOUT_REFERENCE}},

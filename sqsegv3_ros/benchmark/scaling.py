@@ -88,7 +88,7 @@ class _Bench:
 
     def model(self, network: str) -> str:
         path = self._folder / f"{network.replace('/', '_')}.pt"
-        self._maker.ask(path=str(path), network=network, **SIZE)
+        self._maker.ask("run", path=str(path), network=network, **SIZE)
         return str(path)
 
     def scan(self, points: int) -> str:

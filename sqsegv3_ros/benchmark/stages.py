@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 NODE_STAGES = ("decode", "upload", "project", "network", "restore", "knn", "download", "encode", "publish")
 """The stages of a cloud in the node."""
@@ -30,10 +31,10 @@ def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     return result, {"wall_ms": wall_ms, "cpu_s": time.process_time() - cpu}
 
 
-def distribution(values: Sequence[float]) -> dict[str, float]:
+def distribution(values: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float]:
     """Minimum, median, 95th and 99th percentile, and maximum; NaN for no values."""
     names = ("min", "median", "p95", "p99", "max")
-    if not len(values):
+    if not np.size(values):
         return dict.fromkeys(names, math.nan)
     return dict(zip(names, np.percentile(values, (0, 50, 95, 99, 100)).tolist(), strict=True))
 

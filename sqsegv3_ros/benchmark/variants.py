@@ -6,6 +6,7 @@ Each runs in a child process (`child.py`), so heavy modules are imported where a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sqsegv3_ros.errors import OperationError, missing_package
 
 MARGIN = 1e-4
 """Where the two best softmax probabilities of a pixel are closer than this, rounding decides which is best."""
-_BELONGS_TO = {"upload": "project", "download": "restore"}  # on a CPU next to nothing, and the confidences
+_BELONGS_TO = {"upload": "project", "download": "restore", "input checks": "decode"}
 _OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
@@ -256,6 +257,7 @@ class OpenVino(_Runtime):
     name = "openvino"
 
     def __init__(self, onnx: str, image: str, threads: int, precision: str) -> None:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # or the import sends usage statistics
         try:
             import openvino
         except ImportError as error:
@@ -325,7 +327,7 @@ class Maker:
         return {"gmac": work.macs / 1e9, "bytes": work.bytes}
 
 
-def _write(folder: str, name: str, **arrays: npt.NDArray[Any]) -> None:
+def _write(folder: str, name: str, **arrays: Any) -> None:
     np.savez(Path(folder) / f"{name}.npz", **arrays)
 
 
