@@ -1,6 +1,6 @@
-# `make test` on a machine with Python 3.10 to 3.12 and nothing else: makes .venv, installs, checks style and types, tests.
+# `make test` needs Python 3.10 to 3.12 and nothing else: it makes .venv, installs, lints and tests.
 VENV ?= .venv
-# the first of these that there is and that is 3.10, 3.11 or 3.12; PYTHON=... chooses another
+# the first one found of 3.10, 3.11 or 3.12; PYTHON=... chooses another
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
 RUN := $(VENV)/bin/python -m
@@ -12,12 +12,15 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-long demo model model-kitti lint format install clean
+.PHONY: test test-fast test-long demo model model-kitti lint format install clean
 
-# two at a time: many tests wait for other processes; a file's tests stay together and share what they set up.
-# A second try, which the summary counts: on a busy machine DDS may find a peer too late; what is broken fails twice
+# two at a time, as many tests wait for other processes; the tests of a file share what they set up
 test: lint
-	$(RUN) pytest -n 2 --dist loadfile --reruns 1
+	$(RUN) pytest -n 2 --dist loadfile
+
+# for whoever edits: the rooms without ROS and without processes, under a minute
+test-fast: $(INSTALLED)
+	$(RUN) pytest -q -n 2 -m "not long and not slow" test/test_architecture.py test/pointcloud2 test/data test/inference test/network
 
 test-long: $(INSTALLED)
 	$(RUN) pytest -m long

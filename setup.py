@@ -70,6 +70,7 @@ setup(
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],
         "onnx": ["onnx", "onnxruntime"],
+        "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"],
         "ros": ros_from_pip("kilted", rclpy="9.1.2", rmw="9.3.3", interfaces="5.5.1", lifecycle="2.3.0"),
         "ros-jazzy": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),
         # colcon runs pytest because it finds it here

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,6 +43,58 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_output(path: str | Path) -> Iterator[Path]:
+    """Yield a draft path for a file or folder, and move the draft to `path` if the block succeeds.
+
+    The draft has the name of `path` and is in a hidden folder beside it, which is deleted at the end. An existing
+    `path` stays in place until the draft is complete, and is restored if the draft cannot be moved there.
+
+    Args:
+        path: File or folder to write; missing parent folders are created.
+
+    Yields:
+        The path to write to. It does not exist yet.
+
+    Raises:
+        UserError: The folder cannot be written, or the draft cannot be moved to `path`.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workspace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        draft, previous = workspace / "new" / path.name, workspace / "previous"
+        draft.parent.mkdir()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield draft
+        try:
+            _replace(path, draft, previous)
+        except OSError as error:
+            rescue = f"; its previous content is {previous}" if _is_stranded(path, previous) else ""
+            raise UserError(f"cannot write {path}: {error.strerror or error}{rescue}") from error
+    finally:
+        if not _is_stranded(path, previous):
+            shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _is_stranded(path: Path, previous: Path) -> bool:
+    return previous.exists() and not path.exists()
+
+
+def _replace(path: Path, draft: Path, previous: Path) -> None:
+    if path.exists() and (path.is_dir() or draft.is_dir()):  # only a file can be replaced in one step, by a file
+        path.replace(previous)
+        try:
+            draft.replace(path)
+        except BaseException:
+            previous.replace(path)
+            raise
+    else:
+        draft.replace(path)
 
 
 def refuse_existing(path: str | Path, force: bool) -> None:

@@ -1,6 +1,6 @@
-"""Structured numpy arrays come in, PointCloud2 messages go out, and back: plain Python, independent of the package.
+"""PointCloud2 messages from structured arrays and back, independent of the package.
 
-The message classes are dataclasses with the attributes of sensor_msgs, so the codec's tests need no ROS.
+The message classes are dataclasses with the attributes of sensor_msgs, so that tests of the codec do not need ROS.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ LAYOUTS: dict[str, np.dtype[Any]] = {
 
 
 def random_points(dtype: np.dtype[Any], shape: int | tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Every field filled with plausible values: floats -80..80, integers over their whole range; gaps not zero."""
+    """Points with random values: floats in -80..80, integers in their whole range, and non-zero gaps."""
     rng = np.random.default_rng(seed)
     count = int(np.prod(shape))
     points = rng.integers(0, 256, count * dtype.itemsize, dtype=np.uint8).view(dtype).reshape(shape)
@@ -98,7 +98,7 @@ def random_points(dtype: np.dtype[Any], shape: int | tuple[int, ...], seed: int 
 
 
 def swapped(points: np.ndarray) -> np.ndarray:
-    """The same values and offsets in big-endian bytes; what lies in the gaps is kept."""
+    """The same values, offsets and gaps in big-endian order."""
     big = np.empty(points.shape, points.dtype.newbyteorder(">"))
     big.reshape(-1).view(np.uint8)[...] = np.ascontiguousarray(points).reshape(-1).view(np.uint8)
     for name in points.dtype.names or ():
@@ -107,7 +107,7 @@ def swapped(points: np.ndarray) -> np.ndarray:
 
 
 def bytes_of(points: np.ndarray) -> np.ndarray:
-    """(N, point_step) uint8 of contiguous points: whole points can be picked here, gaps included."""
+    """(N, point_step) uint8 of the points, including gaps."""
     return np.frombuffer(points.tobytes(), np.uint8).reshape(points.size, points.dtype.itemsize)
 
 
@@ -120,7 +120,7 @@ def message(
     header: Any = None,
     is_dense: bool = True,
 ) -> Any:
-    """A message with exactly these bytes: (N,) unorganised, (H, W) organised, `row_padding` bytes after each row."""
+    """A message with these bytes: (N,) unorganised or (H, W) organised, with `row_padding` bytes after each row."""
     height, width = points.shape if points.ndim == 2 else (1, len(points))
     step = points.dtype.itemsize
     rows = np.frombuffer(points.tobytes(), np.uint8).reshape(height, width * step)
@@ -148,7 +148,7 @@ def message(
 
 
 def dtype_of(cloud: Any, count_of: Callable[[Any], int] = lambda f: max(f.count, 1)) -> np.dtype[Any]:
-    """A plain numpy type for a message's points, by its own fields."""
+    """The numpy type of a message's points, by its fields."""
     order = ">" if cloud.is_bigendian else "<"
     return np.dtype(
         {
@@ -161,21 +161,21 @@ def dtype_of(cloud: Any, count_of: Callable[[Any], int] = lambda f: max(f.count,
 
 
 def points_of(cloud: Any) -> np.ndarray:
-    """(height, width) structured array of a message's points, read row by row; own memory."""
+    """(height, width) structured array of a message's points, a copy."""
     dtype = dtype_of(cloud)
     raw = bytes(cloud.data)
-    height = cloud.height if cloud.width else 0  # two thousand million empty rows are a legal cloud
+    height = cloud.height if cloud.width else 0  # a cloud may have 2**31 - 1 empty rows
     rows = [raw[row * cloud.row_step :][: cloud.width * cloud.point_step] for row in range(height)]
     return np.frombuffer(b"".join(rows), dtype).reshape(cloud.height, cloud.width).copy()
 
 
 def first(values: np.ndarray, ndim: int) -> np.ndarray:
-    """A field's first element where it holds several; `ndim` is the number of axes of the points."""
+    """A field's first element if it is a subarray; `ndim` is the number of axes of the points."""
     return values[..., 0] if values.ndim > ndim else values
 
 
 def expected_columns(points: np.ndarray, intensity: str = "intensity") -> np.ndarray:
-    """(N, 4) float32 x, y, z and intensity of a structured array, flattened in row order."""
+    """(N, 4) float32 x, y, z, intensity of a structured array, row by row."""
     flat = points.reshape(-1)
     names = ("x", "y", "z", intensity) if intensity else ("x", "y", "z")
     columns = np.zeros((len(flat), 4), np.float32)

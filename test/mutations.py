@@ -1,4 +1,4 @@
-"""A seed comes in; PointCloud2 messages that are malformed in ways that the wire can carry go out. Quick, no ROS."""
+"""Seeded generator of PointCloud2 messages that are malformed in ways that can be transmitted. Fast, without ROS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OVERLAPPING = layout(12, x=(0, "f4"), y=(2, "f4"), z=(4, "f4"), intensity=(6, "
 
 
 def sound_clouds(seed: int) -> list[PointCloud2]:
-    """Clouds of every layout in several sizes, byte orders and paddings, some with overlapping fields or odd values."""
+    """Valid clouds of all layouts, in several sizes, byte orders and paddings, some with overlapping fields."""
     rng = np.random.default_rng(seed)
     clouds = []
     for dtype in [*LAYOUTS.values(), _OVERLAPPING]:
@@ -33,12 +33,14 @@ def sound_clouds(seed: int) -> list[PointCloud2]:
 
 
 def malformed_clouds(seed: int, count: int) -> Iterator[PointCloud2]:
-    """So many messages with one to three things changed, always the same for a seed. Some stay sound by chance."""
+    """`count` messages with one or two changes, the same for the same seed. Some stay valid by chance."""
     rng = np.random.default_rng(seed)
     pool = sound_clouds(seed)
     block = 4096
     for begin in range(0, count, block):
-        dice = rng.integers(0, 2**31, (min(block, count - begin), 20)).tolist()  # one call, for it costs most
+        dice = rng.integers(
+            0, 2**31, (min(block, count - begin), 20)
+        ).tolist()  # in one call, which takes the most time
         for d in dice:
             cloud = copy_of(pool[d[0] % len(pool)])
             for k in range(1 + (d[1] % 4) // 2):
@@ -47,7 +49,7 @@ def malformed_clouds(seed: int, count: int) -> Iterator[PointCloud2]:
 
 
 def copy_of(cloud: PointCloud2) -> PointCloud2:
-    """A copy whose fields and data may be changed; the data itself is shared until then."""
+    """A copy whose fields can be changed, and whose data can be replaced."""
     fields = [PointField(f.name, f.offset, f.datatype, f.count) for f in cloud.fields]
     return PointCloud2(cloud.header, cloud.height, cloud.width, fields, cloud.is_bigendian, cloud.point_step,
                        cloud.row_step, cloud.data, cloud.is_dense)  # fmt: skip
@@ -107,7 +109,7 @@ def _data(cloud: PointCloud2, d: list[int]) -> None:
 
 
 def _sizes(cloud: PointCloud2, d: list[int]) -> None:
-    """Declared sizes that fit each other, whatever the data."""
+    """Declared sizes that are consistent, but not with the data."""
     cloud.width, cloud.height = NUMBERS[d[0] % len(NUMBERS)], NUMBERS[d[1] % len(NUMBERS)]
     cloud.row_step = cloud.width * cloud.point_step % 2**32
 

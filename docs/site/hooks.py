@@ -18,7 +18,8 @@ def parameter_table() -> str:
 
     rows = ["| parameter | default | allowed | |", "|---|---|---|---|"]
     for spec in SPECS:
-        allowed = spec.rule or (f"{spec.low:g}..{spec.high:g}" if spec.low is not None and spec.high is not None else "")
+        ranged = spec.low is not None and spec.high is not None
+        allowed = spec.rule or (f"{spec.low:g}..{spec.high:g}" if ranged else "")
         when = " *configure*" if spec.at_configure else ""
         rows.append(f"| `{spec.name}` | `{spec.default!r}` | {allowed} | {spec.description}{when} |")
     return "\n".join(rows)

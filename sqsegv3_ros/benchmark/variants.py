@@ -22,7 +22,7 @@ from sqsegv3_ros.errors import OperationError, missing_package
 
 MARGIN = 1e-4
 """Where the two best softmax probabilities of a pixel are closer than this, rounding decides which is best."""
-_BELONGS_TO = {"upload": "project", "download": "restore"}  # on a CPU next to nothing, and the confidences
+_BELONGS_TO = {"upload": "project", "download": "restore", "input checks": "decode"}
 _OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 

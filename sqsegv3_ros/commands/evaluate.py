@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.errors import UserError
@@ -98,23 +95,6 @@ def _evaluate_bags(args: argparse.Namespace, labels: LabelSet, border: BorderCon
         raise UserError("--ground-truth-topic needs --dataset BAG")
     fields = BagFields(**{name: getattr(args, name) for name in _BAG_OPTIONS if getattr(args, name) is not None})
     return evaluate_bags(Path(args.predictions), truth, labels, fields, border, args.limit)
-
-
-def progress_line(what: str) -> Callable[[int, int], None]:
-    """A counter (done, total) on one line of a terminal; silent where stderr is none."""
-    shown_at = 0.0
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown_at
-        if not sys.stderr.isatty():
-            return
-        if done == total:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - shown_at > 0.2:
-            shown_at = time.monotonic()
-            print(f"\r{done} of {total} {what}", end="", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _count(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Label sets: class ids with their names, colours and the data set's raw ids, and the maps between the two."""
+"""Label sets: classes with names and colours, and their mapping to the raw ids of a data set."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ import numpy.typing as npt
 
 from sqsegv3_ros.errors import UserError, missing_package
 
-SEMANTIC_ID_MASK = 0xFFFF  # the lower 16 bits of a word of a .label file; the upper 16 are the instance
+SEMANTIC_ID_MASK = 0xFFFF  # raw id in the lower 16 bits of a value of a .label file; the upper 16 are the instance
 
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One class of a label set.
+    """A class of a label set.
 
-    name: as the data set calls it. color: RGB, 0..255. raw_id: the data set's id that predictions of the class are
-    written as. ignored: neither trained nor evaluated. frequency: the share of all points, where known.
+    Attributes:
+        name: Name in the data set.
+        color: RGB, 0..255.
+        raw_id: The data set's id that predictions of the class are written as.
+        ignored: Neither trained nor evaluated.
+        frequency: Share of all points; None if unknown.
     """
 
     name: str
@@ -34,12 +38,18 @@ class LabelClass:
         if len(self.color) != 3 or not all(0 <= channel <= 255 for channel in self.color):
             raise UserError(f"class '{self.name}': color must be three numbers 0..255 (RGB), found {self.color}")
         if not 0 <= self.raw_id <= SEMANTIC_ID_MASK:
-            raise UserError(f"class '{self.name}': raw id must lie in 0..65535, found {self.raw_id}")
+            raise UserError(f"class '{self.name}': raw id must be in 0..65535, found {self.raw_id}")
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The classes of a model. A label is an index into `classes`; raw ids are the data set's own numbers."""
+    """The classes of a model.
+
+    Attributes:
+        name: Name of the set.
+        classes: Classes by label.
+        raw_to_label: Label of each raw id of the data set.
+    """
 
     name: str
     classes: tuple[LabelClass, ...]
@@ -47,10 +57,10 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise UserError(f"label set '{self.name}': needs at least 2 classes, found {len(self.classes)}")
+            raise UserError(f"label set '{self.name}': expected at least 2 classes, found {len(self.classes)}")
         for raw_id, label in self.raw_to_label.items():
             if not 0 <= raw_id <= SEMANTIC_ID_MASK:
-                raise UserError(f"label set '{self.name}': raw id {raw_id} does not lie in 0..65535")
+                raise UserError(f"label set '{self.name}': raw id {raw_id} is not in 0..65535")
             if not 0 <= label < len(self.classes):
                 raise UserError(
                     f"label set '{self.name}': raw id {raw_id} maps to class {label}, "
@@ -62,17 +72,17 @@ class LabelSet:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The class names by label."""
+        """Class names by label."""
         return tuple(c.name for c in self.classes)
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16]:
-        """The smallest unsigned type that holds every label."""
+        """Smallest unsigned type for all labels."""
         return np.uint8 if len(self.classes) <= 256 else np.uint16
 
     @property
     def evaluated(self) -> tuple[int, ...]:
-        """The labels that are trained and evaluated (those not ignored), ascending."""
+        """Labels that are trained and evaluated (not ignored), ascending."""
         return tuple(i for i, c in enumerate(self.classes) if not c.ignored)
 
     @cached_property
@@ -92,39 +102,45 @@ class LabelSet:
         return np.array([c.raw_id for c in self.classes], dtype=np.uint32)
 
     def to_labels(self, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Raw words of a .label file (any integer type and shape; instance bits are dropped) -> labels, `dtype`.
+        """Convert values of a .label file to labels.
 
-        Ids that the set does not know become label 0, as in the official release; `unknown_ids` lists them.
+        Args:
+            raw: Integers of any type and shape; instance bits are ignored.
+
+        Returns:
+            Labels of the same shape, `dtype`. Unknown raw ids become label 0, as in the official release; see
+            `unknown_ids`.
         """
         return self._raw_to_label_table[raw & SEMANTIC_ID_MASK].astype(self.dtype)
 
     def to_raw(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-        """Labels (any integer type and shape) -> raw ids, uint32, as written to .label files.
+        """Convert labels (integers of any type and shape) to raw ids, uint32, as written to .label files.
 
-        Raises UserError where a label is not one of the set.
+        Raises:
+            UserError: A label is not in the set.
         """
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
             raise UserError(
-                f"labels must lie in 0..{len(self.classes) - 1} for label set '{self.name}', "
+                f"labels must be in 0..{len(self.classes) - 1} for label set '{self.name}', "
                 f"found {int(labels.min())}..{int(labels.max())}"
             )
         return self._label_to_raw_table[labels]
 
     def unknown_ids(self, raw: npt.NDArray[Any]) -> tuple[int, ...]:
-        """The semantic ids among raw words that the set has no class for, ascending."""
+        """Return the raw ids among values of a .label file that the set does not map, ascending."""
         found = np.unique(raw & SEMANTIC_ID_MASK)
         return tuple(int(i) for i in found if int(i) not in self.raw_to_label)
 
     def index(self, name: str) -> int:
-        """The label of a class name. Raises UserError naming the classes there are."""
+        """Return the label of a class name. Raises UserError if there is no such class."""
         try:
             return self.names.index(name)
         except ValueError:
-            known = ", ".join(self.names)
-            raise UserError(f"no class '{name}' in label set '{self.name}' (classes: {known})") from None
+            names = ", ".join(self.names)
+            raise UserError(f"no class '{name}' in label set '{self.name}' (classes: {names})") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The set as plain JSON types; `from_dict` is the inverse."""
+        """Convert to JSON types; `from_dict` is the inverse."""
         return {
             "name": self.name,
             "classes": [
@@ -143,7 +159,7 @@ class LabelSet:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LabelSet:
-        """The inverse of `to_dict`. Raises UserError naming what is missing."""
+        """Create from the result of `to_dict`. Raises UserError if an entry is missing or malformed."""
         try:
             classes = tuple(
                 LabelClass(c["name"], _color(c["color"]), int(c["raw_id"]), bool(c["ignored"]), c.get("frequency"))
@@ -156,11 +172,15 @@ class LabelSet:
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any], name: str | None = None) -> LabelSet:
-        """A data set configuration in the SemanticKITTI form -> its label set.
+        """Create from a data set configuration in the format of SemanticKITTI.
 
-        data: the parsed YAML with `labels` (raw id -> name), `color_map` (raw id -> BGR), `learning_map` (raw id ->
-        class), `learning_map_inv` (class -> raw id) and, where present, `content` and `learning_ignore`.
-        Raises UserError naming the missing or contradictory entry.
+        Args:
+            data: Parsed YAML with `labels` (raw id: name), `color_map` (raw id: BGR), `learning_map` (raw id: class),
+                `learning_map_inv` (class: raw id) and, optionally, `content` and `learning_ignore`.
+            name: Name of the set; None for that in `data`.
+
+        Raises:
+            UserError: An entry is missing or contradictory.
         """
         try:
             return cls._from_config(data, name)
@@ -185,7 +205,7 @@ class LabelSet:
         for i in ids:
             raw_id = inverse[i]
             if raw_id not in data["labels"] or raw_id not in data["color_map"]:
-                raise UserError(f"class {i} has raw id {raw_id}, which labels or color_map does not list")
+                raise UserError(f"class {i} has raw id {raw_id}, which is missing in labels or color_map")
             blue, green, red = data["color_map"][raw_id]
             classes.append(
                 LabelClass(
@@ -201,7 +221,7 @@ class LabelSet:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> LabelSet:
-        """A YAML file in the SemanticKITTI form (`from_config`) -> its label set. Raises UserError naming the file."""
+        """Read a YAML file in the format of SemanticKITTI (`from_config`). Raises UserError if it cannot be used."""
         try:
             import yaml
         except ImportError as error:
@@ -211,7 +231,7 @@ class LabelSet:
         except OSError as error:
             raise UserError(f"cannot read label configuration {path}: {error.strerror or error}") from error
         except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"label configuration {path} is no YAML: {error}") from error
+            raise UserError(f"label configuration {path} is not valid YAML: {error}") from error
         if not isinstance(data, Mapping):
             raise UserError(f"{path}: expected a YAML mapping, found {type(data).__name__}")
         try:
@@ -263,7 +283,7 @@ _SEMANTIC_KITTI = (
     (259, "moving-other-vehicle", 5, (0, 0, 255), 4.3840131989471124e-05),
 )
 _CLASS_RAW_IDS = (0, 10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81)
-# the multi-scan task keeps the moving classes apart: raw id -> label, and the labels' raw ids after the 20 above
+# multi-scan task, with moving classes of their own: label by raw id, and raw ids of labels 20 to 25
 _MOVING = {252: 20, 253: 21, 254: 22, 255: 23, 256: 24, 257: 24, 258: 25, 259: 24}
 _MOVING_RAW_IDS = (252, 253, 254, 255, 259, 258)
 
@@ -282,7 +302,7 @@ def _semantic_kitti(name: str, overrides: Mapping[int, int], raw_ids: Sequence[i
 
 
 SEMANTIC_KITTI = _semantic_kitti("semantic-kitti", {}, _CLASS_RAW_IDS)
-"""The 19 classes and 'unlabeled' of SemanticKITTI's single-scan task."""
+"""Single-scan task of SemanticKITTI: 19 classes and 'unlabeled'."""
 
 SEMANTIC_KITTI_MULTISCAN = _semantic_kitti("semantic-kitti-all", _MOVING, _CLASS_RAW_IDS + _MOVING_RAW_IDS)
-"""SemanticKITTI's multi-scan task: moving cars, persons, ... are classes of their own (26 labels)."""
+"""Multi-scan task of SemanticKITTI: moving cars, persons, ... are separate classes (26 labels)."""

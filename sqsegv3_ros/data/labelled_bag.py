@@ -1,4 +1,4 @@
-"""A bag of labelled clouds goes in; a folder in SemanticKITTI's layout with the same scans comes out."""
+"""Cache of labelled bags as data sets in SemanticKITTI's layout."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ import hashlib
 import os
 from pathlib import Path
 
-from sqsegv3_ros.data.conversion import FromBag, bag_to_sequence
+from sqsegv3_ros.data.conversion import BagImport, bag_to_sequence
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.rosbag_reader import is_bag
 from sqsegv3_ros.data.semantic_kitti import is_dataset
 from sqsegv3_ros.errors import UserError
 
-SEQUENCE = "00"  # that a bag becomes
+SEQUENCE = "00"  # name of the sequence that a bag is converted to
 
 
 def folder_of(path: Path, labels: LabelSet) -> Path:
-    """The folder with sequences/NN/{velodyne,labels}: the path itself, or the copy of the bag that it is.
+    """Return a folder with sequences/NN/{velodyne,labels}: the path itself, or a cached copy of a bag.
 
-    The copy is made once, below $XDG_CACHE_HOME/sqsegv3_ros, and again after the bag has changed; processes that want
-    it at the same time wait for the one that makes it. Points are read as `sqsegv3 convert` reads them without options.
-    Raises UserError naming the bag: no labels, clouds that cannot be used, the disk is full.
+    The copy is made once in $XDG_CACHE_HOME/sqsegv3_ros, with the defaults of `sqsegv3 convert`, and again if the bag
+    changes. Concurrent processes wait for the one that makes it.
+
+    Args:
+        path: SemanticKITTI root or bag.
+        labels: Classes of the field ground_truth.
+
+    Raises:
+        UserError: The bag has no labels, or unusable clouds, or cannot be copied.
     """
     if not is_bag(path) or is_dataset(path):
         return path
@@ -33,18 +39,18 @@ def folder_of(path: Path, labels: LabelSet) -> Path:
         with (root / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not sequence.is_dir():
-                bag_to_sequence(path, root, SEQUENCE, FromBag(labels=labels))
+                bag_to_sequence(path, root, SEQUENCE, BagImport(labels=labels))
     except OSError as error:
         raise UserError(f"bag {path} cannot be copied to {root}: {error.strerror or error}") from error
     if not (sequence / "labels").is_dir():
         raise UserError(
-            f"bag {path} has no labels to train on: its clouds have neither a field 'ground_truth' (the class of every "
-            "point) nor 'raw_label'; if another field holds them, `sqsegv3 convert --ground-truth-field` makes a folder"
+            f"bag {path} has no labels to train on: its clouds have neither a field 'ground_truth' (class of each "
+            "point) nor 'raw_label'; if another field has them, use `sqsegv3 convert --ground-truth-field`"
         )
     return root
 
 
 def _fingerprint(path: Path, labels: LabelSet) -> str:
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    told = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(repr((told, labels.name, labels.names)).encode()).hexdigest()[:16]
+    stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(repr((stats, labels.name, labels.names)).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""SemanticKITTI's files: scans (.bin), labels (.label) and the sequence folders that hold them."""
+"""Files of SemanticKITTI: scans (.bin), labels (.label) and their sequence folders."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ POINT_BYTES = 16  # x, y, z, remission as float32, little-endian
 
 
 def read_scan(path: str | Path) -> npt.NDArray[np.float32]:
-    """A .bin file -> (N, 4) float32: x, y, z in metres in the sensor frame, remission as stored.
+    """Read a .bin file.
 
-    Raises UserError where the file cannot be read or is no whole number of points.
+    Returns:
+        (N, 4) float32: x, y, z in metres in the sensor frame, remission as stored.
+
+    Raises:
+        UserError: The file cannot be read, or its size is not a whole number of points.
     """
     try:
         data = Path(path).read_bytes()
@@ -34,9 +38,17 @@ def read_scan(path: str | Path) -> npt.NDArray[np.float32]:
 
 
 def read_labels(path: str | Path, count: int | None = None) -> npt.NDArray[np.uint32]:
-    """A .label file -> (N,) uint32 words: lower 16 bits the raw id, upper 16 bits the instance.
+    """Read a .label file.
 
-    count: the number of points it must have. Raises UserError where it differs or the file cannot be read.
+    Args:
+        path: The file.
+        count: Expected number of labels; None for any.
+
+    Returns:
+        (N,) uint32: raw id in the lower 16 bits, instance in the upper 16 bits.
+
+    Raises:
+        UserError: The file cannot be read, or has another number of labels.
     """
     try:
         data = Path(path).read_bytes()
@@ -44,38 +56,48 @@ def read_labels(path: str | Path, count: int | None = None) -> npt.NDArray[np.ui
         raise UserError(f"cannot read labels {path}: {error.strerror or error}") from error
     if len(data) % 4:
         raise UserError(f"{path}: {len(data)} bytes is not a whole number of labels (4 bytes each, uint32)")
-    words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
-    if count is not None and len(words) != count:
-        raise UserError(f"{path}: {len(words)} labels, but the scan has {count} points")
-    return words
+    raw = np.frombuffer(data, dtype="<u4").astype(np.uint32)
+    if count is not None and len(raw) != count:
+        raise UserError(f"{path}: {len(raw)} labels, but the scan has {count} points")
+    return raw
 
 
 def read_known_labels(path: str | Path, count: int, labels: LabelSet) -> npt.NDArray[Any]:
-    """A .label file -> (N,) labels of the set. Raises UserError where it does not fit, or an id has no class in it."""
+    """Read a .label file as (N,) labels of a label set.
+
+    Raises:
+        UserError: The file cannot be read, has not `count` labels, or has an id that is not in the label set.
+    """
     raw = read_labels(path, count)
     unknown = labels.unknown_ids(raw)
     if unknown:
-        shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+        listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
         raise UserError(
-            f"{path}: ids {shown} are not in label set '{labels.name}'; .label files hold the data set's raw ids, and "
+            f"{path}: ids {listed} are not in label set '{labels.name}'; .label files contain the data set's raw ids: "
             "another data set needs its own label configuration (YAML)"
         )
     return labels.to_labels(raw)
 
 
 def write_labels(path: str | Path, raw: npt.NDArray[Any]) -> None:
-    """(N,) raw ids -> a .label file (uint32 little-endian), whole or not at all."""
+    """Write (N,) raw ids as a .label file (uint32, little-endian), atomically."""
     write_atomically(path, np.ascontiguousarray(raw, dtype="<u4").tobytes())
 
 
 def write_scan(path: str | Path, points: npt.NDArray[Any]) -> None:
-    """(N, 4) x, y, z, remission -> a .bin file (float32 little-endian), whole or not at all."""
+    """Write (N, 4) x, y, z, remission as a .bin file (float32, little-endian), atomically."""
     write_atomically(path, np.ascontiguousarray(points, dtype="<f4").tobytes())
 
 
 @dataclass(frozen=True)
 class ScanFile:
-    """One scan of a data set: its sequence ('00'), its stem ('000000') and where its points lie."""
+    """A scan of a data set.
+
+    Attributes:
+        sequence: Its sequence, such as '00'.
+        stem: Its file name without suffix, such as '000000'.
+        path: The .bin file.
+    """
 
     sequence: str
     stem: str
@@ -83,38 +105,42 @@ class ScanFile:
 
     @property
     def labels_path(self) -> Path:
-        """Where the data set keeps the scan's ground truth."""
+        """The .label file with the scan's ground truth."""
         return self.path.parent.parent / "labels" / f"{self.stem}.label"
 
     def prediction_path(self, root: str | Path) -> Path:
-        """Where predictions for the scan lie below a predictions folder."""
+        """Return the .label file of the scan's predictions in a predictions folder."""
         return Path(root) / "sequences" / self.sequence / "predictions" / f"{self.stem}.label"
 
 
 def is_dataset(root: str | Path) -> bool:
-    """Whether a folder has SemanticKITTI's layout (`sequences/NN/velodyne`)."""
+    """Return whether a folder has SemanticKITTI's layout (`sequences/NN/velodyne`)."""
     return any(Path(root).glob("sequences/*/velodyne"))
 
 
 def find_scans(root: str | Path, sequences: Sequence[str] | None = None) -> list[ScanFile]:
-    """The scans of a SemanticKITTI root, in order of sequence and name.
+    """List the scans of a SemanticKITTI root, sorted by sequence and name.
 
-    sequences: which ones ('00', '01'; one digit is padded); None for all there are.
-    Raises UserError naming a sequence that is missing or empty, and those that are there.
+    Args:
+        root: SemanticKITTI root.
+        sequences: Sequences ('00', '01'; one digit is padded); None for all.
+
+    Raises:
+        UserError: The folder is not a SemanticKITTI root, or a sequence is missing or empty.
     """
     base = Path(root) / "sequences"
     if not base.is_dir():
-        raise UserError(f"{root} is no SemanticKITTI root: it has no folder 'sequences'")
+        raise UserError(f"{root} is not a SemanticKITTI root: it has no folder 'sequences'")
     present = sorted(p.parent.name for p in base.glob("*/velodyne"))
-    wanted = present if sequences is None else list(dict.fromkeys(str(s).zfill(2) for s in sequences))
-    if not wanted:
-        raise UserError(f"{root}: no folder sequences/NN/velodyne below it")
+    selected = present if sequences is None else list(dict.fromkeys(str(s).zfill(2) for s in sequences))
+    if not selected:
+        raise UserError(f"{root} is not a SemanticKITTI root: it has no folder sequences/NN/velodyne")
     scans: list[ScanFile] = []
-    for sequence in wanted:
+    for sequence in selected:
         if sequence not in present:
             raise UserError(f"{root} has no sequence '{sequence}' (sequences: {', '.join(present) or 'none'})")
         files = sorted((base / sequence / "velodyne").glob("*.bin"))
         if not files:
-            raise UserError(f"{base / sequence / 'velodyne'} holds no .bin file")
+            raise UserError(f"{base / sequence / 'velodyne'} has no .bin files")
         scans.extend(ScanFile(sequence, file.stem, file) for file in files)
     return scans

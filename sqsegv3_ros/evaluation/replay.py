@@ -1,32 +1,34 @@
-"""A bag or a SemanticKITTI sequence comes in; its clouds go out one by one at the pace of their recording.
-
-No ROS in it: whoever replays hands in what publishes and what waits.
-"""
+"""Replay of bags and SemanticKITTI sequences at their recorded rate, independent of ROS."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
+from sqsegv3_ros.data.ros2_messages import FRAME, TOPIC
 from sqsegv3_ros.data.rosbag_reader import BagReader, is_bag
-from sqsegv3_ros.data.sequences import FRAME, TOPIC, read_sequence, structured_points
+from sqsegv3_ros.data.sequences import read_sequence, read_structured_points
 from sqsegv3_ros.errors import UserError
 
-LATE_S = 0.01  # a cloud that goes out later than this after its time is counted as late
+LATE_S = 0.01  # clouds that are published later than this after they are due count as late
 
 
 @dataclass(frozen=True, eq=False)
 class TimedCloud:
-    """A cloud to publish: when it was recorded (nanoseconds), and either its CDR bytes as they are, or its points.
+    """A cloud to publish, either serialized or as points.
 
-    points: structured (see sequences.POINT), to be put into a message of stamp `time_ns` in frame `frame`.
+    Attributes:
+        time_ns: Time of recording, nanoseconds; the stamp of a cloud of points.
+        cdr: The serialized message.
+        points: Structured points (see `ros2_messages`).
+        frame: Frame of the points.
     """
 
     time_ns: int
@@ -35,95 +37,95 @@ class TimedCloud:
     frame: str = FRAME
 
 
-class Source(Protocol):
-    """What can be replayed, as often as wanted: the topic it was recorded from, its clouds, how many there are."""
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A recording that can be replayed repeatedly: a sized iterable of its clouds.
 
-    topic: str
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[TimedCloud]: ...
-    def __enter__(self) -> Source: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class BagSource:
-    """The clouds of one topic of a bag. Raises UserError naming the bag where it cannot be read or has none."""
-
-    def __init__(self, path: Path, topic: str | None) -> None:
-        self._reader = BagReader(path)
-        self._wanted = topic
-
-    def __enter__(self) -> BagSource:
-        self._reader.__enter__()
-        try:
-            self.topic = self._reader.cloud_topic(self._wanted)
-        except BaseException:
-            self._reader.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.__exit__()
-
-    def __len__(self) -> int:
-        return self._reader.count(self.topic)
-
-    def __iter__(self) -> Iterator[TimedCloud]:
-        for message in self._reader.messages(self.topic):
-            yield TimedCloud(message.time_ns, cdr=self._reader.cdr(message))
-
-
-class SequenceSource:
-    """The scans of one SemanticKITTI sequence, with a field ground_truth where there are labels.
-
-    truth: True to insist on labels, False to leave them out, None to take them where every scan has some.
+    Attributes:
+        topic: Topic of the recording.
+        count: Number of clouds.
+        read: Reads the clouds from the start.
     """
 
-    topic = TOPIC
-
-    def __init__(self, root: Path, sequence: str | None, truth: bool | None) -> None:
-        self._sequence = read_sequence(root, sequence)
-        self._truth = self._sequence.labelled if truth is None else truth
-        if self._truth:
-            missing = [scan.labels_path for scan in self._sequence.scans if not scan.labels_path.is_file()]
-            if missing:
-                raise UserError(f"labels {missing[0]} are missing ({len(missing)} of {len(self)} scans have none)")
-
-    def __enter__(self) -> SequenceSource:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    topic: str
+    count: int
+    read: Callable[[], Iterator[TimedCloud]]
 
     def __len__(self) -> int:
-        return len(self._sequence.scans)
+        return self.count
 
     def __iter__(self) -> Iterator[TimedCloud]:
-        for scan, stamp_ns in zip(self._sequence.scans, self._sequence.stamps_ns, strict=True):
-            yield TimedCloud(int(stamp_ns), points=structured_points(scan, truth=self._truth))
+        return self.read()
 
 
-def open_source(path: Path, topic: str | None, sequence: str | None, truth: bool | None) -> BagSource | SequenceSource:
-    """What a path holds, to be used with `with`. Raises UserError where it is neither a bag nor a SemanticKITTI root,
-    or where a choice does not apply to it."""
+@contextmanager
+def open_source(path: Path, topic: str | None, sequence: str | None, ground_truth: bool | None) -> Iterator[Source]:
+    """Open a bag or a SemanticKITTI root for replay.
+
+    Args:
+        path: Bag or SemanticKITTI root.
+        topic: Topic of a bag; None for the only one with clouds.
+        sequence: Sequence of a root; None for the only one.
+        ground_truth: Whether a root's clouds have the field ground_truth; None if every scan has labels.
+
+    Yields:
+        The source.
+
+    Raises:
+        UserError: The path is neither a bag nor a SemanticKITTI root, an argument does not apply to it, it has no such
+            clouds, or labels are missing that `ground_truth` requires.
+    """
     if (path / "sequences").is_dir():
         if topic is not None:
-            raise UserError(f"--topic chooses a topic of a bag, but {path} is a SemanticKITTI root")
-        return SequenceSource(path, sequence, truth)
+            raise UserError(f"--topic selects a topic of a bag, but {path} is a SemanticKITTI root")
+        yield _sequence_source(path, sequence, ground_truth)
+        return
     if not path.exists():
-        raise UserError(f"there is no bag and no folder {path}")
+        raise UserError(f"{path} does not exist; expected a bag or a SemanticKITTI root")
     if path.is_dir() and not is_bag(path) and not any(path.iterdir()):
         raise UserError(f"folder {path} is empty; expected a bag, or a SemanticKITTI root with sequences/NN/velodyne")
-    if sequence is not None or truth is not None:
-        raise UserError(f"--sequence and --labels are for SemanticKITTI roots, but {path} is a bag")
-    return BagSource(path, topic)
+    if sequence is not None or ground_truth is not None:
+        raise UserError(f"--sequence and --labels apply to SemanticKITTI roots, but {path} is not one")
+    with BagReader(path) as reader:
+        cloud_topic = reader.cloud_topic(topic)
+
+        def read() -> Iterator[TimedCloud]:
+            for message in reader.messages(cloud_topic):
+                yield TimedCloud(message.time_ns, cdr=reader.cdr(message))
+
+        yield Source(cloud_topic, reader.count(cloud_topic), read)
+
+
+def _sequence_source(root: Path, name: str | None, ground_truth: bool | None) -> Source:
+    sequence = read_sequence(root, name)
+    if ground_truth:
+        missing = [scan.labels_path for scan in sequence.scans if not scan.labels_path.is_file()]
+        if missing:
+            raise UserError(
+                f"labels {missing[0]} are missing ({len(missing)} of {len(sequence.scans)} scans have none)"
+            )
+    with_labels = sequence.labelled if ground_truth is None else ground_truth
+
+    def read() -> Iterator[TimedCloud]:
+        for scan, stamp_ns in zip(sequence.scans, sequence.stamps_ns, strict=True):
+            yield TimedCloud(int(stamp_ns), points=read_structured_points(scan, ground_truth=with_labels))
+
+    return Source(TOPIC, len(sequence.scans), read)
 
 
 @dataclass
 class Report:
-    """What a replay did: clouds published, those late by more than LATE_S, the worst of them, and from when to when."""
+    """Result of a replay.
+
+    Attributes:
+        total: Clouds to publish.
+        published: Clouds published.
+        late: Clouds published more than LATE_S after they were due.
+        worst_s: Longest delay, seconds.
+        started_s: Time of the first cloud, on the player's clock.
+        ended_s: Time of the last cloud, on the player's clock.
+        interrupted: Whether the replay was stopped.
+    """
 
     total: int
     published: int = 0
@@ -134,24 +136,30 @@ class Report:
     interrupted: bool = False
 
     def text(self, topic: str) -> str:
-        """One line for the terminal."""
+        """Format as one line for the terminal."""
         seconds = self.ended_s - self.started_s
         line = f"published {self.published} of {self.total} clouds on {topic}"
         if self.published > 1:
             line += f" in {seconds:.1f} s ({(self.published - 1) / max(seconds, 1e-9):.2f} Hz)"
         if self.late:
-            line += f"; {self.late} went out more than {1e3 * LATE_S:g} ms late, at worst {1e3 * self.worst_s:.0f} ms"
+            line += f"; {self.late} were more than {1e3 * LATE_S:g} ms late, at most {1e3 * self.worst_s:.0f} ms"
         return line + ("; interrupted" if self.interrupted else "")
 
 
 @dataclass
 class Player:
-    """Replays a source at its recorded pace, times `rate`.
+    """Replays a source at its recorded rate.
 
-    publish: called with each cloud when it is due. wait: sleeps so many seconds, returns True to stop the replay.
-    tick: called `clock_hz` times a second of wall time, and with each cloud before it, with the recording's time
-    (nanoseconds); None for no clock. ready: called after each cloud; returns False while the next must not go out yet
-    (the time that it waits so is not caught up with). now: a monotonic clock, seconds.
+    Attributes:
+        publish: Called with each cloud when it is due.
+        wait: Sleeps for a number of seconds; returns True to stop the replay.
+        rate: Factor on the recorded rate.
+        loop: Restart at the end.
+        tick: Called with the recording's time (nanoseconds) at `clock_hz` and before each cloud; None for no clock.
+        clock_hz: Ticks per second of wall time.
+        ready: Returns False while the next cloud must be held back. The replay continues from there at its rate,
+            without catching up.
+        now: Monotonic clock, seconds.
     """
 
     publish: Callable[[TimedCloud], None]
@@ -162,7 +170,7 @@ class Player:
     clock_hz: float = 40.0
     ready: Callable[[], bool] | None = None
     now: Callable[[], float] = time.monotonic
-    _origin_s: float = field(default=0.0, init=False)  # when, on `now`, the recording's first cloud was due
+    _origin_s: float = field(default=0.0, init=False)  # time on `now` at which the first cloud is due
     _first_ns: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -171,25 +179,25 @@ class Player:
                 raise UserError(f"{name} must be a positive number, found {value}")
 
     def play(self, source: Source) -> Report:
-        """Replay until the end, or until `wait` says to stop."""
+        """Replay until the end, or until `wait` returns True."""
         report = Report(len(source))
         begin = self.now()
         while True:
             last_ns = self._play_once(iter(source), begin, report)
             if report.interrupted or not self.loop or not report.published:
                 return report
-            period_ns = (last_ns - self._first_ns) / max(len(source) - 1, 1)  # a round follows like a cloud
+            period_ns = (last_ns - self._first_ns) / max(len(source) - 1, 1)  # as from cloud to cloud
             begin = self._due_s(last_ns) + period_ns / 1e9 / self.rate
             report.total += len(source)
 
     def _play_once(self, clouds: Iterator[TimedCloud], begin: float, report: Report) -> int:
-        """Replay one round, from `begin` (seconds on `now`) on or as soon as possible. Returns the last one's time."""
-        cloud = next(clouds, None)  # the next one is always read before the time comes to publish it
+        """Replay once, from `begin` (seconds on `now`) or as soon as possible. Returns the time of the last cloud."""
+        cloud = next(clouds, None)  # each cloud is read before it is due
         last_ns = 0
         if cloud is not None:
             self._first_ns, self._origin_s = cloud.time_ns, max(begin, self.now())
         while cloud is not None:
-            if self._until(cloud.time_ns) or self._held():
+            if self._wait_until_due(cloud.time_ns) or self._wait_until_ready():
                 report.interrupted = True
                 break
             self._send(cloud, report)
@@ -212,8 +220,8 @@ class Player:
         report.started_s = begin if math.isnan(report.started_s) else report.started_s
         report.ended_s = begin
 
-    def _until(self, time_ns: int) -> bool:
-        """Wait until a cloud is due, the clock ticking meanwhile. Returns whether to stop."""
+    def _wait_until_due(self, time_ns: int) -> bool:
+        """Wait until a cloud is due while the clock ticks. Returns whether to stop."""
         due = self._due_s(time_ns)
         while (left := due - self.now()) > 0:
             if self.tick is None:
@@ -223,16 +231,15 @@ class Player:
             if self.wait(min(left, 1 / self.clock_hz)):
                 return True
             elapsed_ns = round((self.now() - self._origin_s) * self.rate * 1e9)
-            if elapsed_ns >= 0:  # not between two rounds
+            if elapsed_ns >= 0:  # negative between two rounds of a loop
                 self.tick(min(self._first_ns + elapsed_ns, time_ns))
         return self.wait(0.0)
 
-    def _held(self) -> bool:
-        """Wait until the next cloud may go out. Returns whether to stop."""
-        begin = self.now()
+    def _wait_until_ready(self) -> bool:
+        """Wait until the next cloud may be published. Returns whether to stop."""
+        start = self.now()
         while self.ready is not None and not self.ready():
             if self.wait(0.002):
                 return True
-        waited = self.now() - begin
-        self._origin_s += waited
+        self._origin_s += self.now() - start
         return False

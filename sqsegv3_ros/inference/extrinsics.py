@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.data.rotations import rotation_from_angles, rotation_from_quaternion
 from sqsegv3_ros.inference.range_image import EMPTY, RangeImage
 
 Rows = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
@@ -34,19 +34,12 @@ class Extrinsics:
         """
         if not (roll_deg or pitch_deg or yaw_deg):
             return cls(height_m=height_m)
-        return cls(_rows(_rotation(*(math.radians(a) for a in (roll_deg, pitch_deg, yaw_deg)))), height_m)
+        return cls(_rows(rotation_from_angles(*(math.radians(a) for a in (roll_deg, pitch_deg, yaw_deg)))), height_m)
 
     @classmethod
     def from_quaternion(cls, x: float, y: float, z: float, w: float, height_m: float = 0.0) -> Extrinsics:
         """A mount from the rotation of a transform level frame <- sensor frame."""
-        norm = math.sqrt(x * x + y * y + z * z + w * w)
-        x, y, z, w = x / norm, y / norm, z / norm, w / norm
-        matrix = [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-        return cls(_rows(np.array(matrix)), height_m)
+        return cls(_rows(rotation_from_quaternion(x, y, z, w)), height_m)
 
     @property
     def is_level(self) -> bool:
@@ -83,23 +76,6 @@ class Extrinsics:
         z = z + (self.height_m - model_height_m)
         channels = torch.stack([(x * x + y * y + z * z).sqrt(), x, y, z, remission])
         return replace(image, channels=channels.masked_fill_(~image.mask, EMPTY), normalized=None)
-
-
-def _rotation(roll: float, pitch: float, yaw: float) -> np.ndarray:
-    try:
-        from tf_transformations import euler_matrix  # a robot has it by rosdep
-
-        return np.asarray(euler_matrix(roll, pitch, yaw, "sxyz"))[:3, :3]
-    except ImportError:
-        pass
-    try:
-        from transforms3d.euler import euler2mat  # what tf_transformations wraps, for machines without ROS
-    except ImportError:
-        raise UserError(
-            "a tilted sensor needs tf_transformations (rosdep install, or ros-$ROS_DISTRO-tf-transformations) or, "
-            "without ROS, transforms3d (pip install transforms3d)"
-        ) from None
-    return np.asarray(euler2mat(roll, pitch, yaw, "sxyz"))
 
 
 def _rows(matrix: np.ndarray) -> Rows:

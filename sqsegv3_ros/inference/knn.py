@@ -1,39 +1,45 @@
-"""KNN refinement: the label image goes in, a label for every point comes out, voted by its neighbours in range.
+"""KNN refinement of point labels: every point is voted on by its neighbours in the range image.
 
-The method of RangeNet++, with the numbers of the official release (search window around the point's pixel, range
-differences weighted by an inverse Gaussian, the k nearest vote).
+The method of RangeNet++ with the numbers of the reference implementation: a search window around the point's pixel,
+range differences weighted by an inverse Gaussian, a vote of the k nearest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.range_image import EMPTY, RangeImage, _from_dict, constant, restore
-from sqsegv3_ros.parallel import share
+from sqsegv3_ros.inference.range_image import RangeImage, array, constant, library, restore, settings_from_dict
 
 MODES = ("off", "safe", "official")
-_CHUNK = 8192  # points whose neighbourhoods are gathered at once, so few that they stay in the cache
+
+_CHUNK = 32_000  # rows of windows gathered at once: they stay in the cache, and torch wakes no thread for so few
+_LOWER, _UPPER = (0, 1) if sys.byteorder == "little" else (1, 0)  # halves of an int64
 
 
 @dataclass(frozen=True)
 class KnnConfig:
     """How the neighbours vote.
 
-    mode: 'off' (every point takes its pixel's label), 'safe' (a point without a valid vote keeps its pixel's label) or
-        'official' (such a point becomes class 1, as in the release).
-    k: neighbours that vote. search: side of the window in pixels, odd. sigma: of the Gaussian, pixels.
-    cutoff_m: a neighbour whose weighted range difference is larger has no vote; 0 or less: no limit (empty pixels then
-        vote in 'official' mode, as in the release, and never in 'safe' mode). Metres.
+    Attributes:
+        mode: 'off' (every point gets its pixel's label), 'safe' (a point without a valid vote keeps its pixel's label)
+            or 'official' (such a point becomes class 1, as in the reference implementation).
+        k: Neighbours that vote.
+        search: Side of the window in pixels, odd.
+        sigma: Standard deviation of the Gaussian in pixels.
+        cutoff_m: Largest weighted range difference in metres that votes; 0 or less: no limit (empty pixels then vote in
+            'official' mode, as in the reference implementation, and never in 'safe' mode).
     """
 
     mode: str = "safe"
@@ -54,6 +60,12 @@ class KnnConfig:
         if not math.isfinite(self.cutoff_m):
             raise UserError(f"knn cutoff_m must be finite, found {self.cutoff_m}")
 
+    @property
+    def limit_m(self) -> float:
+        """Largest weighted range difference that votes; empty pixels are infinitely far."""
+        farthest = float(np.finfo(np.float32).max) if self.mode == "safe" else math.inf
+        return self.cutoff_m if self.cutoff_m > 0 else farthest
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types."""
         return asdict(self)
@@ -61,7 +73,103 @@ class KnnConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> KnnConfig:
         """The inverse of `to_dict`. Raises UserError naming an unknown or malformed setting."""
-        return _from_dict(cls, data, "knn")
+        return settings_from_dict(cls, data, "knn")
+
+
+def refine(label_image: Tensor, image: RangeImage, config: KnnConfig, num_classes: int, threads: int = 1) -> Tensor:
+    """Labels of the points from the labels of the pixels.
+
+    Args:
+        label_image: (H, W) integer labels, on the image's device.
+        image: The range image.
+        config: The vote.
+        num_classes: Classes, label 0 included.
+        threads: CPU threads that share the points.
+
+    Returns:
+        (N,) labels of the same type; 0 for unusable points.
+    """
+    labels = restore(label_image, image)
+    if config.mode == "off" or not len(labels):
+        return labels
+    xp, own = library(labels), array(labels)
+    voters: Any = slice(None)  # on a device, which points need a vote is unknown to the host: all of them vote
+    if xp is np:
+        decided = uniform_windows(label_image, image, config, num_classes)
+        voters = np.flatnonzero(array(image.usable) & ~decided.take(array(image.pixel)))
+    pixel, point_range = (torch.as_tensor(array(values)[voters]) for values in (image.pixel, image.point_range))
+    voted = array(vote(pixel, point_range, label_image, image, config, num_classes, threads))
+    own[voters] = xp.where(voted > 0, voted, own[voters] if config.mode == "safe" else 1)
+    own *= array(image.usable)
+    return labels
+
+
+def uniform_windows(label_image: Tensor, image: RangeImage, config: KnnConfig, num_classes: int) -> np.ndarray:
+    """(H, W) bool: pixels whose points keep the pixel's own label, whatever the distances are.
+
+    The pixel itself always votes (its distance is 0) and label 0 never counts. If no pixel of the window that can vote
+    holds another class, only one class can win.
+    """
+    labels = array(label_image).astype(np.uint8 if num_classes <= 256 else np.int32)
+    valid = labels if config.limit_m == math.inf else labels * (array(image.range) >= 0)
+    top, pad, (height, width) = num_classes - 1, config.search // 2, labels.shape
+    padded = np.pad([valid, (top - valid) * (valid > 0)], ((0, 0), (pad, pad), (pad, pad)))
+    rows = reduce(np.maximum, (padded[:, :, i : i + width] for i in range(config.search)))
+    highest, lowest = reduce(np.maximum, (rows[:, i : i + height] for i in range(config.search)))
+    return (labels > 0) & (highest <= labels) & (lowest <= top - labels)
+
+
+def vote(
+    pixel: Tensor,
+    point_range: Tensor,
+    label_image: Tensor,
+    image: RangeImage,
+    config: KnnConfig,
+    num_classes: int,
+    threads: int = 1,
+) -> Tensor:
+    """(M,) int32 winning labels of points by their (M,) pixel and range; 0 if nobody had a valid vote.
+
+    A neighbour is one int64: its label in the lower half, the bits of its float32 range, later of its distance, in the
+    upper. Positive floats order like their bits, so the k smallest integers are the k nearest, the lower label first.
+    """
+    xp, device = library(pixel), pixel.device
+    search, k, pad = config.search, config.k, config.search // 2
+    pitch = image.width + 2 * pad
+    # padding holds range 0 and label 0, as in the reference implementation: no wrap around the azimuth seam
+    padded = torch.zeros((image.height + 2 * pad, pitch), dtype=torch.int64, device=device)
+    inner = (slice(pad, pad + image.height), slice(pad, pad + image.width))
+    ranges = array(image.range)
+    array(padded).view(xp.int32)[:, _LOWER::2][inner] = array(label_image)
+    array(padded).view(xp.float32)[:, _UPPER::2][inner] = xp.where(ranges < 0, math.inf, ranges)
+    window_rows = [padded.flatten()[i * pitch :].unfold(0, search, 1) for i in range(search)]
+    corner = pixel + 2 * pad * torch.div(pixel, image.width, rounding_mode="floor")
+    weights = array(constant(_inverse_gaussian(search, config.sigma), device))
+    label_type = xp.uint8 if num_classes <= 256 else xp.int32
+    bits = num_classes.bit_length()
+    highest = 2**bits - 1
+    result = torch.empty(len(pixel), dtype=torch.int32, device=device)
+    winners, own_range = array(result), array(point_range)[:, None]
+
+    def vote_chunk(begin: int, end: int) -> None:
+        window = torch.empty((end - begin, search, search), dtype=torch.int64, device=device)
+        for i, rows in enumerate(window_rows):
+            torch.index_select(rows, 0, corner[begin:end], out=window[:, i])
+        neighbours = array(window.flatten(1))
+        distance = neighbours.view(xp.float32)[:, _UPPER::2]
+        distance[:, search**2 // 2 : search**2 // 2 + 1] = own_range[begin:end]
+        distance[:] = xp.abs(distance - own_range[begin:end]) * weights
+        nearest = _smallest(neighbours, k)
+        valid = nearest.view(xp.float32)[:, _UPPER::2] <= config.limit_m
+        labels = xp.asarray(nearest.view(xp.int32)[:, _LOWER::2], dtype=label_type) * valid
+        votes = sum((labels == candidate).view(xp.uint8) for candidate in labels) * (labels > 0)
+        # most votes first, the lowest class of those with equally many
+        rank = (xp.asarray(votes, dtype=xp.int32) << bits) + (highest - labels)
+        winners[begin:end] = highest - (xp.amax(rank, 0) & highest)
+
+    step = _CHUNK // search if xp is np else max(len(pixel), 1)
+    _share(vote_chunk, len(pixel), step, threads)
+    return result
 
 
 def inverse_gaussian(search: int, sigma: float) -> Tensor:
@@ -77,121 +185,29 @@ def _inverse_gaussian(search: int, sigma: float) -> tuple[float, ...]:
     return tuple(inverse_gaussian(search, sigma).tolist())
 
 
-def refine(label_image: Tensor, image: RangeImage, config: KnnConfig, num_classes: int, threads: int = 1) -> Tensor:
-    """Labels of the points from the labels of the pixels.
-
-    label_image: (H, W) integer labels on the image's device. Returns (N,) of the same type; points that cannot be
-    used get label 0.
-    """
-    own = restore(label_image, image)
-    if config.mode == "off" or not len(own):
-        return own
-    window = _Window(label_image, image, config, num_classes)
-    if own.device.type != "cpu":  # which points need a vote is known on the device alone: let all of them vote
-        voted = window.vote(image.pixel, image.point_range).to(own.dtype)
-        labels = torch.where(voted > 0, voted, own if config.mode == "safe" else 1)
-        return labels.masked_fill_(~image.usable, 0)
-
-    decided = window.decided().flatten().index_select(0, image.pixel) | ~image.usable
-    undecided = torch.from_numpy(np.flatnonzero(~decided.numpy()))
-    pixel, point_range = (values.index_select(0, undecided) for values in (image.pixel, image.point_range))
-    voted = window.vote(pixel, point_range).to(own.dtype)
-    fallback = own.index_select(0, undecided) if config.mode == "safe" else torch.ones_like(voted)
-    return own.index_copy_(0, undecided, torch.where(voted > 0, voted, fallback))
+def _smallest(values: Any, k: int) -> Any:
+    """(M, n) -> (k, M) contiguous: the k smallest of each row, in any order. The values may be reordered."""
+    if isinstance(values, np.ndarray):  # six times as fast as torch's topk
+        values.partition(k - 1, axis=1)
+        return np.ascontiguousarray(values[:, :k].T)
+    return values.topk(k, dim=1, largest=False, sorted=False).values.t().contiguous()
 
 
-class _Window:
-    """The neighbourhoods of the pixels, from which points are voted on.
+def _share(work: Callable[[int, int], None], length: int, step: int, threads: int) -> None:
+    """Do work(begin, end) for steps of range(length); the calling thread and `threads` - 1 others do a slice each."""
+    threads = max(1, min(threads, length // step))
+    bounds = [length * i // threads for i in range(threads + 1)]
 
-    A neighbour is one int64: its label in the lower half and the bits of its float32 range, later of its distance, in
-    the upper. Positive floats order like their bits, so the k smallest integers are the k nearest, labels included.
-    """
+    def do_slice(first: int, last: int) -> None:
+        for begin in range(first, last, step):
+            work(begin, min(begin + step, last))
 
-    def __init__(self, label_image: Tensor, image: RangeImage, config: KnnConfig, num_classes: int) -> None:
-        self.config = config
-        self.num_classes = num_classes
-        self.label_type = torch.uint8 if num_classes <= 256 else torch.int32
-        self.label_image = label_image.to(self.label_type)
-        self.image = image
-        # the largest weighted distance that votes; the release lets empty pixels, infinitely far, vote without a cutoff
-        farthest = torch.finfo(torch.float32).max if config.mode == "safe" else math.inf
-        self.limit = config.cutoff_m if config.cutoff_m > 0 else farthest
-        self.weights = constant(_inverse_gaussian(config.search, config.sigma), label_image.device)
-        pad = config.search // 2
-        self.padding = 2 * pad
-        pitch = image.width + self.padding
-        # padding holds range 0 and label 0, as in the release: no wrap around the azimuth seam
-        padded = torch.zeros((image.height + self.padding, pitch), dtype=torch.int64, device=label_image.device)
-        inner = padded[pad : pad + image.height, pad : pad + image.width]
-        _halves(inner, torch.int32)[..., 0].copy_(label_image)
-        _halves(inner, torch.float32)[..., 1].copy_(F.threshold(image.range, EMPTY / 2, math.inf))
-        corners = (image.height - 1) * pitch + image.width
-        self.rows = [padded.as_strided((corners, config.search), (1, 1), r * pitch) for r in range(config.search)]
-
-    def decided(self) -> Tensor:
-        """(H, W) bool: pixels whose points take the pixel's own label whatever the distances are.
-
-        The centre always votes (its distance is 0) and labels 0 are never counted: where the window's pixels that can
-        vote hold no other class than the centre's, the vote has one candidate.
-        """
-        labels, top = self.label_image, self.num_classes - 1
-        voters = labels if self.limit == math.inf else labels * (self.image.range >= 0)
-        pair = torch.stack([voters, (top - voters) * voters.bool()])
-        highest, lowest = _window_max(_window_max(pair, self.config.search, 1), self.config.search, 2)
-        return labels.bool() & (highest <= labels) & (lowest <= top - labels)
-
-    def vote(self, pixel: Tensor, point_range: Tensor) -> Tensor:
-        """(M,) winning labels of points by their (M,) pixel and range; 0 where nobody had a valid vote."""
-        corner = pixel + self.padding * torch.div(pixel, self.image.width, rounding_mode="floor")
-        size = _CHUNK if pixel.device.type == "cpu" else max(len(pixel), 1)
-
-        def vote(begin: int, end: int) -> Tensor:
-            chunks = zip(corner[begin:end].split(size), point_range[begin:end].split(size), strict=True)
-            return torch.cat([self._vote(*chunk) for chunk in chunks])
-
-        return torch.cat(share(vote, len(pixel), _CHUNK))
-
-    def _vote(self, corner: Tensor, point_range: Tensor) -> Tensor:
-        search, k = self.config.search, self.config.k
-        neighbours = torch.empty((len(corner), search**2), dtype=torch.int64, device=corner.device)
-        for row, part in zip(self.rows, neighbours.split(search, 1), strict=True):
-            torch.index_select(row, 0, corner, out=part)
-        distance = _halves(neighbours, torch.float32)[..., 1]
-        distance[:, distance.shape[1] // 2] = point_range
-        distance.sub_(point_range.unsqueeze(1)).abs_().mul_(self.weights)
-        nearest = _smallest(neighbours, k).t().clone(memory_format=torch.contiguous_format)
-        labels = nearest.to(self.label_type).mul_(_halves(nearest, torch.float32)[..., 1] <= self.limit)
-        votes = torch.zeros_like(labels, dtype=torch.uint8)
-        for candidate in labels:
-            votes += (labels == candidate).view(torch.uint8)
-        votes *= labels.bool()  # label 0 never counts
-        # most votes first, the lowest class of those with equally many
-        bits = self.num_classes.bit_length()
-        highest = 2**bits - 1
-        rank = votes.to(torch.int32).mul_(2**bits).add_(highest).sub_(labels)
-        return highest - rank.amax(0).bitwise_and_(highest)
+    others = [_pool(threads - 1).submit(do_slice, *slice_) for slice_ in pairwise(bounds[1:])]
+    do_slice(bounds[0], bounds[1])
+    for other in others:
+        other.result()
 
 
-def _halves(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """int64 (...) -> (..., 2) of a type of 4 bytes: the lower half comes first (little-endian), then the upper."""
-    return values.view(dtype).unflatten(-1, (-1, 2))
-
-
-def _smallest(values: Tensor, k: int) -> Tensor:
-    """(M, n) -> (M, k): the k smallest of each row, in any order. The values may be reordered."""
-    if values.device.type != "cpu":
-        return values.topk(k, dim=1, largest=False, sorted=False).values
-    # six times as fast as torch's topk; numpy lets the other threads run meanwhile
-    values.numpy().partition(k - 1, axis=1)
-    return values[:, :k]
-
-
-def _window_max(images: Tensor, search: int, dim: int) -> Tensor:
-    """The largest value within half a window to both sides along a dimension."""
-    size = images.shape[dim]
-    result = images.clone()
-    for step in range(1, min(search // 2, size - 1) + 1):
-        for source, target in ((step, 0), (0, step)):
-            part = result.narrow(dim, target, size - step)
-            torch.maximum(part, images.narrow(dim, source, size - step), out=part)
-    return result
+@lru_cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="knn")

@@ -1,49 +1,53 @@
-"""Spherical projection: points come in, the LiDAR image (range, x, y, z, remission by pixel) goes out.
+"""Spherical projection of a scan (Eq. 1 of the paper) and its inverse.
 
-Plain torch, on any device. Equation 1 of the paper with the release's reading of the field of view (the printed f_up
-belongs to the lower limit).
+The field of view is read as the reference implementation reads it: the printed f_up is the lower limit's magnitude.
+Arithmetic is float32 in the reference implementation's order, so that every point gets the same pixel.
+
+The same lines run on numpy arrays, for points on the CPU, and on tensors of other devices: they use functions that both
+libraries have. On a device the host never waits for a value.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.aiming import Image, Points, View, fill_in
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.parallel import share
 
-EMPTY = -1.0  # what every channel of a pixel without a point holds
-_WORTH_A_THREAD = 60_000  # pixels
-
+EMPTY = -1.0  # the value of every channel in a pixel without a point
 KEEP = ("nearest", "farthest")
 OUTSIDE_FOV = ("clamp", "drop")
 ROWS = ("elevation", "ring_from_bottom", "ring_from_top")
 
+_INFINITY_BITS = 0x7F800000  # of a float32
+
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """How points become an image.
+    """How points become a range image.
 
-    height, width: pixels; the width must be divisible by 8 (the network halves it three times).
-    fov_up_deg, fov_down_deg: elevation of the upper edge of the first row and of the lower edge of the last one.
-    keep: which of several points in one pixel the network sees: 'nearest' (release) or 'farthest' (paper).
-    outside_fov: points above or below the field of view go into the edge rows ('clamp', release) or stay without a
-        label ('drop').
-    rows: the row of a point comes from its elevation, or from its ring number where beams are uneven: ring 0 lies at
-        the bottom (Velodyne) or at the top (Ouster). The rings are spread evenly over the rows.
-    ring_count: number of rings of the sensor; None: as many as the image has rows.
-    fill_rows: what the network sees in a pixel without a point: the nearest pixel above or below that has one, at most
-        so many rows away; 0: nothing. For sensors whose beams lie further apart than those that the model learned from.
-    official_mask: reproduce the release's mask, which drops the pixel won by point 0.
+    Attributes:
+        height: Rows of the image.
+        width: Columns of the image, a multiple of 8 (the network halves it three times).
+        fov_up_deg: Elevation of the upper edge of the first row.
+        fov_down_deg: Elevation of the lower edge of the last row.
+        keep: The point that keeps a pixel: 'nearest' (reference implementation) or 'farthest' (paper).
+        outside_fov: Points above or below the field of view go into the edge rows ('clamp', reference implementation)
+            or get no label ('drop').
+        rows: A point's row comes from its 'elevation' or, for sensors with uneven beams, from its ring number: ring 0
+            is the lowest ('ring_from_bottom', Velodyne) or the highest ('ring_from_top', Ouster). Rings are spread
+            evenly over the rows.
+        ring_count: Rings of the sensor; None: one per row.
+        fill_rows: The network sees an empty pixel as the nearest filled one above or below, up to this many rows away.
+            For sensors with fewer beams than the model's training data.
+        official_mask: Reproduce the reference implementation's mask, which drops the pixel won by point 0.
     """
 
     height: int = 64
@@ -89,7 +93,7 @@ class ProjectionConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ProjectionConfig:
         """The inverse of `to_dict`. Raises UserError naming an unknown or malformed setting."""
-        return _from_dict(cls, data, "projection")
+        return settings_from_dict(cls, data, "projection")
 
 
 @dataclass(frozen=True)
@@ -115,21 +119,22 @@ class Normalization:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Normalization:
         """The inverse of `to_dict`. Raises UserError naming an unknown or malformed entry."""
-        return _from_dict(cls, data, "normalization")
+        return settings_from_dict(cls, data, "normalization")
 
 
 @dataclass
 class RangeImage:
-    """A LiDAR image and the way back to its points. Every tensor lies on the points' device.
+    """A range image and the way back to its points. All tensors are on the points' device.
 
-    channels: (5, H, W) float32: range, x, y, z in metres in the sensor frame, remission; -1 in empty pixels.
-    index: (H, W) int64, the point whose values the pixel holds; -1 where empty.
-    mask: (H, W) bool, whether the network sees the pixel.
-    pixel: (N,) int64, row * W + column of each point; 0 for points that cannot be used.
-    point_range: (N,) float32, metres.
-    usable: (N,) bool, False for NaN, Inf, (0, 0, 0), a ring that the sensor does not have, or, where
-        outside_fov is 'drop', a point above or below the field of view.
-    normalized: (5, H, W) float32, what `normalize` makes of `channels`, where `project` was asked for it.
+    Attributes:
+        channels: (5, H, W) float32 range, x, y, z in metres in the sensor frame, remission; -1 in empty pixels.
+        index: (H, W) int64 point whose values the pixel holds; -1 if empty.
+        mask: (H, W) bool, False in pixels that the network sees as 0.
+        pixel: (N,) int64 row * W + column of each point; 0 for unusable points.
+        point_range: (N,) float32 range of each point in metres.
+        usable: (N,) bool, False for NaN, Inf, (0, 0, 0), rings that the sensor does not have and, if `outside_fov` is
+            'drop', points above or below the field of view.
+        normalized: (5, H, W) float32 result of `normalize`, if `project` was given a normalization.
     """
 
     channels: Tensor
@@ -152,17 +157,17 @@ class RangeImage:
 
     @property
     def range(self) -> Tensor:
-        """(H, W) float32 range in metres, -1 where empty."""
+        """(H, W) float32 range in metres, -1 if empty."""
         return self.channels[0]
 
     @property
     def xyz(self) -> Tensor:
-        """(3, H, W) float32 coordinates in metres in the sensor frame, -1 where empty."""
+        """(3, H, W) float32 coordinates in metres in the sensor frame, -1 if empty."""
         return self.channels[1:4]
 
     @property
     def remission(self) -> Tensor:
-        """(H, W) float32 remission, -1 where empty."""
+        """(H, W) float32 remission, -1 if empty."""
         return self.channels[4]
 
     @property
@@ -181,101 +186,128 @@ def project(
     config: ProjectionConfig,
     rings: Tensor | None = None,
     normalization: Normalization | None = None,
-    threads: int = 1,
 ) -> RangeImage:
     """Project points onto the sphere around the sensor.
 
-    points: (N, 4) float32 x, y, z in metres in the sensor frame (x forward, y left, z up), remission; N may be 0.
-    rings: (N,) integer ring numbers, needed where `config.rows` says so. normalization: makes `normalized` in the same
-    pass, which is quicker than `normalize` afterwards.
-    The forward direction is the middle column, left lies at lower columns, row 0 is the top. Of several points in a
-    pixel the nearest (or farthest) is kept; of equally near ones the later one. A remission that is not finite
-    counts as 0. Raises UserError for points of another shape or type.
+    Forward is the middle column, left is at lower columns, row 0 is the top. Of several points in a pixel the nearest
+    (or farthest) is kept; of equally near ones the later.
+
+    Args:
+        points: (N, 4) float32 x, y, z in metres in the sensor frame (x forward, y left, z up), remission; N may be 0.
+            A remission that is not finite counts as 0.
+        config: The image.
+        rings: (N,) integer ring numbers, needed if `config.rows` says so.
+        normalization: If given, the image includes the network's input.
+
+    Returns:
+        The image, on the points' device.
+
+    Raises:
+        UserError: The points or rings have another shape or type.
     """
     if points.ndim != 2 or points.shape[1] != 4 or points.dtype != torch.float32:
         raise UserError(f"points must be (N, 4) float32, found {tuple(points.shape)} {points.dtype}")
-    if config.needs_rings:
-        _check_rings(rings, len(points), config)
-    count, pixels, device = len(points), config.height * config.width, points.device
-    # by channel, each contiguous: range, x, y, z, remission; the first column is what empty pixels hold
-    columns = points.new_empty((5, count + 1))
-    columns[:, 0] = EMPTY
-    usable = torch.empty(count, dtype=torch.bool, device=device)
-    pixel = torch.empty(count, dtype=torch.int64, device=device)
-    key, best, scratch = _workspace(count, pixels, device)
-    given_row, known = (None, None) if rings is None or not config.needs_rings else _row_from_ring(rings, config)
-    bits = columns.view(torch.int32)[0, 1:]
-    aimed = Points(points, columns, bits, key, *_halves(key), pixel, usable, scratch, given_row, known)
-
-    means, stds = _statistics(normalization or Normalization(), device)
-    image = Image(
-        best,
-        _halves(best)[0],
-        torch.empty(pixels, dtype=torch.int64, device=device),
-        torch.empty(pixels, dtype=torch.bool, device=device),
-        columns.new_empty((5, pixels)),
-        columns.new_empty((5, pixels)) if normalization else None,
-        means,
-        stds,
-    )
-    fill_in(aimed, image, _view(config, device.type == "cpu"))
-    size = (config.height, config.width)
-    return RangeImage(
-        image.channels.view(5, *size),
-        image.point.view(size),
-        image.mask.view(size),
-        pixel,
-        columns[0, 1:],
-        usable,
-        None if image.normal is None else image.normal.view(5, *size),
-    )
+    ring_rows = _rows_of_rings(rings, len(points), config) if config.needs_rings else None
+    columns, pixel, usable = compute_pixels(points, ring_rows, config)
+    image = rasterize(columns, pixel, usable, config)
+    if normalization is not None:
+        image.normalized = normalize(image, normalization)[0]
+    return image
 
 
-# What lies between points and image is written into memory that its thread keeps: fresh memory for every intermediate
-# result costs several times what the arithmetic does, most of all where the kernel has to map it first.
+def compute_pixels(points: Tensor, ring_rows: Tensor | None, config: ProjectionConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Each point's channels and pixel.
 
-_kept = threading.local()
-_KEPT_WORDS = 1 << 20  # 8 MB: 300,000 points in an image of 64 x 2048
+    Args:
+        points: (N, 4) float32 x, y, z, remission.
+        ring_rows: (N,) float32 row of each point, -1 for unknown rings; None: rows come from elevation.
+        config: The image.
 
-
-def _workspace(points: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(points,) int64, (pixels,) int64 and (3, points) float32, uninitialised. On a CPU the thread's next call gets the
-    same memory, unless it is much; a GPU's memory is kept by torch."""
-    words = 3 * points + pixels
-    if device.type == "cpu" and words <= _KEPT_WORDS:
-        if getattr(_kept, "words", None) is None or len(_kept.words) < words:
-            with torch.inference_mode(False):
-                _kept.words = torch.empty(words, dtype=torch.int64)
-        kept: Tensor = _kept.words
-    else:
-        kept = torch.empty(words, dtype=torch.int64, device=device)
-    key, best, rest = kept[:words].split([points, pixels, 2 * points])
-    return key, best, rest.view(torch.float32)[: 3 * points].view(3, points)
-
-
-def _halves(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """(M,) int64 -> their lower and their upper halves, (M,) int32, as views."""
-    lower, upper = keys.view(torch.int32).view(-1, 2).unbind(1)
-    return (lower, upper) if sys.byteorder == "little" else (upper, lower)
-
-
-def _view(config: ProjectionConfig, on_cpu: bool) -> View:
+    Returns:
+        (5, N + 1) float32 range, x, y, z, remission after a first column of `EMPTY`, (N,) int64 pixels and (N,) bool
+        whether the point is usable, as in `RangeImage`.
+    """
+    xp, source = library(points), array(points)
     lowest, highest = math.radians(config.fov_down_deg), math.radians(config.fov_up_deg)
-    down = abs(lowest)
-    fov = abs(highest) + down
-    if config.fov_up_deg < 0 or config.fov_down_deg > 0:  # one-sided: the release's magnitudes would not hold
-        down, fov = -lowest, math.radians(config.fov_up_deg - config.fov_down_deg)
-    if config.outside_fov != "drop":
-        lowest, highest = -math.inf, math.inf
-    keep_farthest = config.keep == "farthest"
-    return View(config.height, config.width, down, fov, lowest, highest, keep_farthest, config.official_mask, on_cpu)
+    down, fov = abs(lowest), abs(highest) + abs(lowest)
+    if lowest > 0 or highest < 0:  # the reference implementation's magnitudes do not hold
+        down, fov = -lowest, highest - lowest
+    columns = points.new_empty((5, len(points) + 1))
+    target = array(columns)
+    target[:, 0] = EMPTY
+    target[1:, 1:] = source.T
+    point_range, x, y, z, remission = target[:, 1:]
+    with np.errstate(all="ignore"):  # NaN, Inf and (0, 0, 0) go along, and come out as unusable
+        remission[:] = xp.where(xp.isfinite(remission), remission, 0.0)
+        point_range[:] = xp.sqrt(x * x + y * y + z * z)
+        usable = (point_range > 0) & (point_range < math.inf)
+        # squares below 1e-38 lose digits: the range of such points may be smaller than their z
+        elevation = xp.arcsin(xp.clip(z / point_range, -1, 1))
+        if config.outside_fov == "drop":
+            usable &= (elevation >= lowest) & (elevation <= highest)
+        if ring_rows is None:
+            row = xp.clip(xp.floor((1 - (elevation + down) / fov) * config.height), 0, config.height - 1)
+        else:
+            row = array(ring_rows)
+            usable &= row >= 0
+        position = _positions(xp.arctan2(y, x), config.width)
+        column = xp.floor(position)
+        if xp is np:
+            # numpy's vectorized arctangent differs from the C library's in the last bit, which matters at column edges.
+            # The reference implementation has the C library's; torch calls it for values that are apart in memory.
+            edge = np.flatnonzero(np.abs(position - column - 0.5) > 0.5 - 1e-6 * config.width)
+            at_edge = torch.from_numpy(source[edge])
+            azimuth = torch.atan2(at_edge[:, 1], at_edge[:, 0]).numpy()
+            column[edge] = np.floor(_positions(azimuth, config.width))
+        # float32 holds every pixel number: there are at most 1024 * 16384 = 2**24
+        pixel = row * config.width + xp.clip(column, 0, config.width - 1)
+        pixel = xp.asarray(pixel, dtype=xp.int64) * usable
+    return columns, torch.as_tensor(pixel), torch.as_tensor(usable)
+
+
+def rasterize(columns: Tensor, pixel: Tensor, usable: Tensor, config: ProjectionConfig) -> RangeImage:
+    """The image whose pixels hold the channels of the points that keep them, from the results of `compute_pixels`."""
+    xp, size = library(pixel), (config.height, config.width)
+    # A point's range and column in one integer: the maximum in a pixel is exact, whatever the order of writing.
+    # Positive floats order like their bits; of equally near points the later wins; 0, the `EMPTY` column, loses to all.
+    bits = xp.asarray(array(columns[0, 1:]).view(xp.int32), dtype=xp.int64)
+    key = torch.arange(1, len(pixel) + 1, device=pixel.device)
+    keys = array(key)
+    keys += (bits if config.keep == "farthest" else _INFINITY_BITS - bits) << 32
+    keys *= array(usable)
+    winner = torch.zeros(config.height * config.width, dtype=torch.int64, device=pixel.device)
+    winner.scatter_reduce_(0, pixel, key, "amax")
+    winners = array(winner)
+    winners &= 0xFFFFFFFF
+    channels = columns.new_empty((5, len(winner)))
+    for values, channel in zip(columns, channels, strict=True):
+        torch.index_select(values, 0, winner, out=channel)
+    index = torch.as_tensor(winners - 1)
+    mask = torch.as_tensor(winners > (1 if config.official_mask else 0))
+    return RangeImage(channels.view(5, *size), index.view(size), mask.view(size), pixel, columns[0, 1:], usable)
+
+
+def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
+    """The network's input: (1, 5, H, W) float32, (value - mean) / std by channel, exactly 0 in masked pixels."""
+    xp, channels = library(image.channels), array(image.channels)
+    means, stds = (
+        array(constant(values, image.channels.device).view(5, 1, 1))
+        for values in (normalization.means, normalization.stds)
+    )
+    result = torch.empty_like(image.channels)
+    values = array(result)
+    xp.subtract(channels, means, out=values)
+    values /= stds
+    values *= array(image.mask)
+    return result[None]
 
 
 def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
-    """The image as the network sees it: an empty pixel takes what the nearest one above or below with a point holds.
+    """The image as the network sees it: an empty pixel holds what the nearest filled one above or below holds.
 
-    rows: how far away that pixel may lie; of two that are equally near it is the upper one. The points and the way back
-    to them (`index`, `pixel`) stay as they are.
+    Args:
+        image: The image; its points and the way back to them (`index`, `pixel`) stay as they are.
+        rows: How far away the filled pixel may be; of two equally near ones the upper is taken.
     """
     if not rows:
         return image
@@ -289,57 +321,40 @@ def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
     return replace(image, channels=channels.masked_fill_(~mask, EMPTY), mask=mask, normalized=None)
 
 
-def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
-    """The network's input: (1, 5, H, W) float32, (value - mean) / std by channel, exactly 0 in masked pixels."""
-    channels, mask = image.channels.flatten(1), image.mask.flatten()
-    means, stds = (v.view(5, 1) for v in _statistics(normalization, channels.device))
-    result = torch.empty_like(channels)
-
-    def work(begin: int, end: int) -> None:
-        part = result[:, begin:end]
-        torch.sub(channels[:, begin:end], means, out=part).div_(stds).mul_(mask[begin:end])
-
-    share(work, len(mask), _WORTH_A_THREAD)
-    return result.view(1, *image.channels.shape)
-
-
-def _statistics(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
-    return constant(normalization.means, device), constant(normalization.stds, device)
-
-
-@lru_cache(64)
-def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A small float32 tensor, made once for each device: to make it anew would let the host wait for a GPU."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device)
-
-
 def restore(image_values: Tensor, image: RangeImage, fill: float = 0) -> Tensor:
-    """The inverse of the projection: every point takes its pixel's value.
+    """The inverse of the projection: every point gets its pixel's value.
 
-    image_values: (H, W) or (C, H, W). Returns (N,) or (C, N); points that cannot be used take `fill`.
+    Args:
+        image_values: (H, W) or (C, H, W).
+        image: The image.
+        fill: Value of unusable points.
+
+    Returns:
+        (N,) or (C, N).
     """
     values = image_values.flatten(-2).index_select(-1, image.pixel)
     return values.masked_fill(~image.usable, fill)
 
 
-def _check_rings(rings: Tensor | None, count: int, config: ProjectionConfig) -> None:
-    if rings is None:
-        raise UserError(f"rows '{config.rows}' need the points' ring numbers, found none; set rows to 'elevation'")
-    if rings.shape != (count,):
-        raise UserError(f"rings must be ({count},), found {tuple(rings.shape)}")
+@lru_cache(64)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A small float32 tensor, made once per device: to copy it there again would make the host wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
-def _row_from_ring(rings: Tensor, config: ProjectionConfig) -> tuple[Tensor, Tensor]:
-    ring_count = config.ring_count or config.height
-    rings = rings.to(torch.int64)
-    known = (rings >= 0) & (rings < ring_count)
-    from_top = rings if config.rows == "ring_from_top" else ring_count - 1 - rings
-    row = torch.div(from_top * config.height, ring_count, rounding_mode="floor")
-    return row.clamp_(0, config.height - 1).to(torch.float32), known
+def library(tensor: Tensor) -> Any:
+    """The library that computes with the tensor's values: numpy for the CPU, torch for other devices."""
+    return np if tensor.device.type == "cpu" else torch
 
 
-def _from_dict(cls: type, data: Mapping[str, Any], what: str) -> Any:
+def array(tensor: Tensor) -> Any:
+    """The tensor as an array of its `library`, in the same memory."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def settings_from_dict(cls: type, data: Mapping[str, Any], what: str) -> Any:
+    """An instance of a settings dataclass from plain JSON types. Raises UserError naming a wrong setting of `what`."""
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(data) - known)
     if unknown:
@@ -348,3 +363,22 @@ def _from_dict(cls: type, data: Mapping[str, Any], what: str) -> Any:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
     except TypeError as error:
         raise UserError(f"{what}: {error}") from error
+
+
+def _positions(azimuth: Any, width: int) -> Any:
+    """Azimuths in radians -> float32 column positions, from the left edge of the image."""
+    return (1 - azimuth / math.pi) * (0.5 * width)
+
+
+def _rows_of_rings(rings: Tensor | None, count: int, config: ProjectionConfig) -> Tensor:
+    """(N,) float32 row of each point; -1 for rings that the sensor does not have."""
+    if rings is None:
+        raise UserError(f"rows '{config.rows}' need the points' ring numbers, found none; set rows to 'elevation'")
+    if rings.shape != (count,):
+        raise UserError(f"rings must be ({count},), found {tuple(rings.shape)}")
+    ring_count = config.ring_count or config.height
+    rings = rings.to(torch.int64)
+    known = (rings >= 0) & (rings < ring_count)
+    from_top = rings if config.rows == "ring_from_top" else ring_count - 1 - rings
+    row = torch.div(from_top * config.height, ring_count, rounding_mode="floor")
+    return row.masked_fill_(~known, -1).to(torch.float32)

@@ -1,1 +1,1 @@
-"""Scans, trees and bags to labels."""
+"""Labelling of scans, SemanticKITTI trees and rosbags."""

@@ -41,8 +41,8 @@ class NetworkConfig:
         bn_momentum: Momentum of the BatchNorms outside the blocks; inside them it is 0.1, as in the release.
         block: Block of the encoder: 'sac-isk' (release), or one that the paper compares with it: 'conv' (no attention),
             'sac-s', 'sac-is', 'sac-sk', 'se', 'cbam', 'cam', 'pac'.
-        halvings: Encoder stages that halve the width: 3 (release) or 5 (RangeNet). With 5 the last two stages may differ
-            in channels, and the output of the fifth has twice its channels.
+        halvings: Encoder stages that halve the width: 3 (release) or 5 (RangeNet). With 5 the last two stages may have
+            different channels, and the output of the fifth has twice its channels.
     """
 
     blocks: tuple[int, ...] = (1, 1, 2, 2, 1)

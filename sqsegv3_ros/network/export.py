@@ -129,7 +129,8 @@ def trace(model: SqueezeSegV3) -> torch.jit.ScriptModule:
     generator = torch.Generator().manual_seed(0)
     width = max(64, model.config.minimum_width)
     images = [
-        torch.randn(1, model.config.in_channels, *size, generator=generator).double() for size in ((4, width), (8, 2 * width))
+        torch.randn(1, model.config.in_channels, *size, generator=generator).double()
+        for size in ((4, width), (8, 2 * width))
     ]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of the end of TorchScript on every call

@@ -1,6 +1,6 @@
-"""A checkpoint folder of the official release -> the network with its weights and everything that belongs to it.
+"""Checkpoint folders of the official release.
 
-Nothing is half-loaded: whatever is missing, unexpected or of the wrong shape is listed in one error.
+A checkpoint loads completely or not at all: one error lists everything that is missing, unexpected or of wrong shape.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqsegv3_ros.network.model import SqueezeSegV3
 
 WEIGHTS = {"best": "", "train": "_train"}
-"""Which weights -> the suffix of their files: best IoU in validation, or in training."""
+"""Suffix of the weight files: best IoU in validation (`best`) or in training (`train`)."""
 
 _LAYERS = {21: NetworkConfig.ssgv3_21, 53: NetworkConfig.ssgv3_53}
 _RANGENET_BACKBONES = ("darknet", "squeezeseg", "squeezesegV2")
@@ -33,9 +33,17 @@ _LISTED_PROBLEMS = 10
 
 @dataclass(frozen=True)
 class OfficialCheckpoint:
-    """What a checkpoint folder holds.
+    """Contents of a checkpoint folder.
 
-    model: in eval mode, float32, on the CPU. folder, weights: where it comes from ('best' or 'train').
+    Attributes:
+        model: The network in eval mode, float32, on the CPU.
+        config: Its configuration.
+        projection: Projection into its image.
+        normalization: Normalisation of its image.
+        knn: KNN refinement.
+        labels: Label set.
+        folder: The folder.
+        weights: 'best' or 'train'.
     """
 
     model: SqueezeSegV3
@@ -49,11 +57,19 @@ class OfficialCheckpoint:
 
 
 def load_official(folder: str | Path, weights: str = "best", *, parity: bool = False) -> OfficialCheckpoint:
-    """Read a checkpoint folder: arch_cfg.yaml, data_cfg.yaml, and the seven weight files, zip or legacy pickle.
+    """Read a checkpoint folder: arch_cfg.yaml, data_cfg.yaml and seven weight files, zip or legacy pickle.
 
-    weights: 'best' or 'train'. parity: reproduce the release's bugs too, the mask that drops the pixel won by point 0
-    and, where arch_cfg.yaml turns KNN on, votes that make points without a valid neighbour class 1.
-    Raises UserError naming everything that is missing, unexpected, of the wrong shape or not supported.
+    Args:
+        folder: The folder.
+        weights: 'best' or 'train'.
+        parity: Reproduce the release's bugs: the mask that drops the pixel won by point 0 and, if arch_cfg.yaml enables
+            KNN, votes that give class 1 to points without a valid neighbour.
+
+    Returns:
+        The network and its settings.
+
+    Raises:
+        UserError: Something is missing, unexpected, of the wrong shape or not supported.
     """
     from sqsegv3_ros.network.model import SqueezeSegV3
 
@@ -70,7 +86,7 @@ def load_official(folder: str | Path, weights: str = "best", *, parity: bool = F
     stored = _read_weights(folder, weights)
     _check_classes(folder, stored, len(labels))
     model = SqueezeSegV3(config)
-    model.load_state_dict(_matched(folder, stored, model.state_dict()))
+    model.load_state_dict(_renamed(folder, stored, model.state_dict()))
     return OfficialCheckpoint(model.eval(), config, projection, normalization, knn, labels, folder, weights)
 
 
@@ -97,7 +113,7 @@ class _Settings:
         self.data: Mapping[str, Any] = data
 
     def get(self, dotted: str, kind: type) -> Any:
-        """The entry as `kind` (float takes whole numbers too). Raises UserError where it is missing or of another."""
+        """Read an entry, checking its type; a whole number may stand for a float."""
         value: Any = self.data
         for name in dotted.split("."):
             if not isinstance(value, Mapping) or name not in value:
@@ -114,8 +130,8 @@ def _check_kind(arch: _Settings) -> None:
     name = arch.get("backbone.name", str)
     if name in _RANGENET_BACKBONES:
         raise UserError(
-            f"{arch.path.parent} is a RangeNet++ checkpoint (lidar-bonnetal, backbone '{name}'), not one of "
-            "SqueezeSegV3 (backbone 'SAC'); its network is another one and cannot be imported"
+            f"{arch.path.parent} is a RangeNet++ checkpoint (lidar-bonnetal, backbone '{name}') and cannot be "
+            "imported; expected one of SqueezeSegV3 (backbone 'SAC')"
         )
     if name != "SAC":
         raise UserError(f"{arch.path}: backbone.name must be 'SAC' (SqueezeSegV3), found '{name}'")
@@ -124,7 +140,7 @@ def _check_kind(arch: _Settings) -> None:
     unused = [name for name in ("range", "xyz", "remission") if not arch.get(f"backbone.input_depth.{name}", bool)]
     if unused:
         raise UserError(
-            f"{arch.path}: SqueezeSegV3 needs range, xyz and remission, but input_depth turns off {', '.join(unused)}"
+            f"{arch.path}: SqueezeSegV3 needs range, xyz and remission, but input_depth disables {', '.join(unused)}"
         )
 
 
@@ -148,7 +164,7 @@ def _projection(arch: _Settings, parity: bool) -> ProjectionConfig:
     return ProjectionConfig(
         height=arch.get("dataset.sensor.img_prop.height", int),
         width=arch.get("dataset.sensor.img_prop.width", int),
-        # the release takes the magnitudes: the upper limit lies above the horizon, the lower one below
+        # the release takes the magnitudes: the upper limit is above the horizon, the lower one below
         fov_up_deg=abs(arch.get("dataset.sensor.fov_up", float)),
         fov_down_deg=-abs(arch.get("dataset.sensor.fov_down", float)),
         keep="nearest",
@@ -158,7 +174,7 @@ def _projection(arch: _Settings, parity: bool) -> ProjectionConfig:
 
 
 def _normalization(arch: _Settings) -> Normalization:
-    # as they stand: the release applies them by position, also where its 53 has range and z swapped
+    # unchanged: the release applies them by position, although its 53 has range and z swapped
     means, stds = (arch.get(f"dataset.sensor.img_{name}", list) for name in ("means", "stds"))
     try:
         return Normalization(tuple(means), tuple(stds))
@@ -180,12 +196,12 @@ def _knn(arch: _Settings, parity: bool) -> KnnConfig:
 
 
 def _read_weights(folder: Path, weights: str) -> dict[tuple[str, str], Tensor]:
-    """(file without its suffix, key) -> tensor."""
+    """Read all tensors by file, without its suffix, and key."""
     suffix = WEIGHTS[weights]
     missing = [file + suffix for file in FILES if not (folder / (file + suffix)).is_file()]
     if missing:
         others = [kind for kind, s in WEIGHTS.items() if all((folder / (file + s)).is_file() for file in FILES)]
-        hint = f"; the folder holds the '{others[0]}' weights only: take those" if others else ""
+        hint = f"; the folder has only the '{others[0]}' weights: use those" if others else ""
         raise UserError(f"checkpoint {folder} lacks {', '.join(missing)} (weights '{weights}'){hint}")
     return {(file, key): value for file in FILES for key, value in _read_state(folder / (file + suffix))}
 
@@ -197,11 +213,11 @@ def _read_state(path: Path) -> Iterator[tuple[str, Tensor]]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, OSError, LookupError, AttributeError, pickle.UnpicklingError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{path} cannot be read as weights saved by torch: {reason}") from error
+        raise UserError(f"{path} is not a file of torch weights: {reason}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path} holds no state_dict (names with tensors), found {type(state).__name__}")
+        raise UserError(f"{path} does not hold a state_dict (names with tensors), found {type(state).__name__}")
     for key, value in state.items():
-        yield str(key).removeprefix("module."), value  # saved while wrapped for several GPUs
+        yield str(key).removeprefix("module."), value  # saved from a DataParallel wrapper
 
 
 def _check_classes(folder: Path, stored: Mapping[tuple[str, str], Tensor], num_classes: int) -> None:
@@ -213,25 +229,25 @@ def _check_classes(folder: Path, stored: Mapping[tuple[str, str], Tensor], num_c
     if wrong:
         found = ", ".join(f"{file} {shape[0] if shape else 0}" for file, shape in wrong.items())
         raise UserError(
-            f"checkpoint {folder}: data_cfg.yaml has {num_classes} classes (learning_map_inv), but the heads have "
-            f"other numbers: {found}; put the data_cfg.yaml of this training into the folder"
+            f"checkpoint {folder}: data_cfg.yaml has {num_classes} classes (learning_map_inv), but the heads "
+            f"have other numbers: {found}; put the data_cfg.yaml of this training into the folder"
         )
 
 
-def _matched(folder: Path, stored: Mapping[tuple[str, str], Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The stored weights under our names. Raises UserError listing what does not fit."""
-    places = {official_key(key): key for key in wanted}
-    problems = [f"missing {file}: {key}" for file, key in places if (file, key) not in stored]
+def _renamed(folder: Path, stored: Mapping[tuple[str, str], Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the stored weights under our names. Raises UserError with a list of all mismatches."""
+    own_names = {official_key(key): key for key in wanted}
+    problems = [f"missing {file}: {key}" for file, key in own_names if (file, key) not in stored]
     for (file, key), value in stored.items():
-        if (file, key) not in places:
+        if (file, key) not in own_names:
             problems.append(f"unexpected {file}: {key}")
-        elif value.shape != wanted[places[file, key]].shape:
-            expected = tuple(wanted[places[file, key]].shape)
+        elif value.shape != wanted[own_names[file, key]].shape:
+            expected = tuple(wanted[own_names[file, key]].shape)
             problems.append(f"wrong shape {file}: {key} is {tuple(value.shape)}, expected {expected}")
         elif not value.isfinite().all():
             problems.append(f"not finite {file}: {key}")
     if problems:
         more = len(problems) - _LISTED_PROBLEMS
         listed = "\n  ".join(problems[:_LISTED_PROBLEMS] + ([f"and {more} more"] if more > 0 else []))
-        raise UserError(f"checkpoint {folder} does not fit its arch_cfg.yaml:\n  {listed}")
-    return {places[place]: value for place, value in stored.items()}
+        raise UserError(f"checkpoint {folder} does not match its arch_cfg.yaml:\n  {listed}")
+    return {own_names[key]: value for key, value in stored.items()}

@@ -1,4 +1,4 @@
-"""A key of our state_dict -> the file and the key under which the official release stores it. The only such place."""
+"""Parameter names of the official release's checkpoints."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ HEADS = tuple(f"segmentation_head{5 - i}" for i in range(5))
 
 FILES = (BACKBONE, DECODER, *reversed(HEADS))
 
-# (our key up to the parameter's own name, file, their key). {0}, {1}: what the pattern's groups matched; stages count
-# from 1 in the release, and its decoder counts them down.
+# (pattern of our module name, file, their module name). {1} is the second group, the block; {up} and {down} are
+# the stage, which the release counts from 1, downwards in the decoder.
 _RULES: tuple[tuple[str, str, str], ...] = (
     (r"stem\.conv", BACKBONE, "conv1"),
     (r"stem\.norm", BACKBONE, "bn1"),
@@ -36,9 +36,16 @@ _RULES: tuple[tuple[str, str, str], ...] = (
 
 
 def official_key(key: str) -> tuple[str, str]:
-    """Our key, as in `SqueezeSegV3.state_dict()` -> (file, key in that file).
+    """Translate a parameter name into that of the official release.
 
-    Raises KeyError for a key that the release has no counterpart of.
+    Args:
+        key: Name as in `SqueezeSegV3.state_dict()`.
+
+    Returns:
+        Checkpoint file and the name in it.
+
+    Raises:
+        KeyError: The release has no such parameter.
     """
     prefix, _, name = key.rpartition(".")
     for pattern, file, template in _RULES:

@@ -1,6 +1,6 @@
-"""A PointCloud2's header comes in, its checked layout and a view of its bytes go out, or a CloudError with the reason.
+"""Checked layout and bytes of a PointCloud2.
 
-Nothing here allocates by a declared size: the sizes of the header are compared with the length of the data first.
+Declared sizes are compared with the length of the data before anything is allocated by them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy.typing as npt
 from sqsegv3_ros.errors import UserError
 
 Reason = Literal[
-    "malformed_message",  # an attribute is missing or has a type that no message gives it
-    "number_out_of_range",  # a size, offset or count is negative or 2**31 and more
+    "malformed_message",  # an attribute is missing or has a wrong type
+    "number_out_of_range",  # a size, offset or count is negative, or 2**31 or more
     "no_fields",
     "too_many_fields",
     "duplicate_field",
@@ -30,31 +30,35 @@ Reason = Literal[
     "data_too_short",
     "data_too_long",
     "missing_field",
-    "output_field_type",  # the input has a field of an output's name whose type cannot hold the output
-    "output_field_overlap",  # ... or that shares its bytes with another field
-    "output_too_large",  # the labelled cloud would have a size of 2**31 and more
-    "wrong_length",  # labels, confidences or the mask do not have one value for each point
+    "output_field_type",  # an input field with the name of an output has a type that cannot hold it
+    "output_field_overlap",  # ... or shares bytes with another field
+    "output_too_large",  # the labelled cloud would have 2**31 bytes or more
+    "wrong_length",  # labels, confidences or the mask do not match the number of points
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 
-# sensor_msgs/PointField: 1..8 from the start; 9..11 (INT64, UINT64, BOOLEAN) since 2025, and as PCL always numbered
-# them. A boolean is read as a byte, because numpy's bool must not hold anything but 0 and 1.
+# sensor_msgs/PointField; 9..11 (INT64, UINT64, BOOLEAN) since 2025, with PCL's numbers. Booleans are read as bytes,
+# because numpy's bool allows 0 and 1 only.
 DATATYPES: Mapping[int, str] = {
     1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8", 9: "i8", 10: "u8", 11: "u1",
 }  # fmt: skip
 UINT8, UINT16, FLOAT32 = 2, 4, 7
 
-BLOCK_BYTES = 512 * 1024  # points are moved in blocks that stay in the second-level cache until they are done
-PADDING_NAME = "_"  # PCL's name for a field that fills a gap; the only name that may be there more than once
+BLOCK_BYTES = 512 * 1024  # points are copied in blocks that fit the second-level cache
+PADDING_NAME = "_"  # PCL's name for padding; the only name that may occur more than once
 MAX_FIELDS = 256
-SIZE_LIMIT = 2**31  # wire numbers are uint32; what is above reads as negative elsewhere and is never a real size
-_SHOWN_NAMES = 20
-_SHOWN_NAME_LENGTH = 40
-_CACHED_NAMES_LENGTH = 4096  # layouts with longer names than this are read anew each time, so the cache stays small
+SIZE_LIMIT = 2**31  # sizes are uint32 on the wire; larger ones become negative in other libraries
+_LISTED_NAMES = 20
+_QUOTED_NAME_LENGTH = 40
+_CACHED_NAMES_LENGTH = 4096  # layouts with longer names are not cached, to bound the cache
 
 
 class CloudError(UserError):
-    """A cloud that cannot be used. `reason` is one of REASONS: short and stable, fit to be a key in diagnostics."""
+    """A cloud that cannot be used.
+
+    Attributes:
+        reason: One of REASONS: stable, used as a key in diagnostics.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -62,9 +66,18 @@ class CloudError(UserError):
 
 
 class PointCloudLike(Protocol):
-    """The attributes of a sensor_msgs/PointCloud2 (ROS 1 or 2), as any library or test double gives them.
+    """The attributes of a sensor_msgs/PointCloud2 (ROS 1 or 2).
 
-    fields: objects with name, offset, datatype, count. data: any contiguous buffer of bytes.
+    Attributes:
+        header: Shared with outputs.
+        height: Rows.
+        width: Points per row.
+        fields: Objects with name, offset, datatype, count.
+        is_bigendian: Byte order of all fields.
+        point_step: Bytes per point.
+        row_step: Bytes per row.
+        data: Any contiguous buffer of bytes.
+        is_dense: Copied to outputs.
     """
 
     header: Any
@@ -80,10 +93,14 @@ class PointCloudLike(Protocol):
 
 @dataclass(frozen=True)
 class Field:
-    """One checked field of a point: where it lies in the point's bytes, and as what.
+    """A checked field of a point.
 
-    dtype: the type of one element, in the cloud's byte order. count: elements, at least 1 (a declared 0 means 1, as PCL
-    reads it). Where one value a point is asked for, a field with more elements gives its first.
+    Attributes:
+        name: Name.
+        offset: Byte offset in the point.
+        datatype: Number of the type in sensor_msgs/PointField.
+        count: Number of elements, at least 1 (a declared 0 means 1, as in PCL). Readers of one value use the first.
+        dtype: Type of one element, in the cloud's byte order.
     """
 
     name: str
@@ -94,30 +111,42 @@ class Field:
 
     @property
     def end(self) -> int:
-        """The first byte of the point behind the field."""
+        """Byte offset of the end of the field."""
         return self.offset + self.count * self.dtype.itemsize
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How a point lies in its bytes. Equal headers give the same object, so that plans can be kept by identity."""
+    """Layout of a point. Equal headers give the same object, so that plans can be cached by identity.
+
+    Attributes:
+        fields: Fields by name.
+        point_step: Bytes per point.
+        big_endian: Byte order.
+    """
 
     fields: Mapping[str, Field]
     point_step: int
     big_endian: bool
 
     def missing(self, name: str, help_text: str) -> CloudError:
-        """The error for a field that is needed and not there: names the fields there are, and says what to do."""
+        """Return the error for a missing field, which lists the fields of the cloud."""
         return CloudError(
-            "missing_field", f"points have no field {shown(name)} (fields: {shown_list(self.fields)}); {help_text}"
+            "missing_field",
+            f"points have no field {quote_name(name)} (fields: {_list_names(self.fields)}); {help_text}",
         )
 
 
 @dataclass(frozen=True, eq=False)
 class PointBytes:
-    """The bytes of a cloud whose sizes are verified: `rows` x `columns` points, `row_step` bytes from row to row.
+    """Bytes of a cloud with verified sizes. Rows without padding between them count as a single row.
 
-    Rows without padding between them are seen as one row, whatever the message's height.
+    Attributes:
+        layout: Layout of a point.
+        buffer: (B,) uint8 view of the data.
+        rows: Number of rows.
+        columns: Points per row.
+        row_step: Bytes per row.
     """
 
     layout: Layout
@@ -128,21 +157,21 @@ class PointBytes:
 
     @property
     def count(self) -> int:
-        """The number of points."""
+        """Number of points."""
         return self.rows * self.columns
 
     @property
     def whole(self) -> np.dtype[Any]:
-        """A type that moves a point's bytes as one piece."""
+        """Type of all bytes of a point."""
         return np.dtype((np.void, self.layout.point_step))
 
     def view(self, dtype: Any, offset: int = 0) -> npt.NDArray[Any]:
-        """(rows, columns) view of what lies at a byte offset of every point, without a copy. Needs count > 0."""
+        """View values at a byte offset of every point as (rows, columns), without a copy. Needs count > 0."""
         shape, strides = (self.rows, self.columns), (self.row_step, self.layout.point_step)
         return np.ndarray(shape, dtype, self.buffer, offset, strides)
 
     def blocks(self, limit: int) -> Iterator[tuple[slice, slice]]:
-        """Cut (rows, columns) into rectangles of at most `limit` points, at least 1: whole rows, or parts of one."""
+        """Split (rows, columns) into rectangles of at most `limit` points: whole rows, or parts of one row."""
         limit = max(limit, 1)
         if self.columns <= limit:
             step = limit // max(self.columns, 1)
@@ -155,7 +184,11 @@ class PointBytes:
 
 
 def read_layout(cloud: PointCloudLike) -> Layout:
-    """The layout of a cloud's points from its fields, point_step and is_bigendian. Raises CloudError."""
+    """Read the layout of a cloud's points from its fields, point_step and is_bigendian.
+
+    Raises:
+        CloudError: The layout is inconsistent.
+    """
     try:
         step = index(cloud.point_step)
         big_endian = bool(cloud.is_bigendian)
@@ -163,14 +196,22 @@ def read_layout(cloud: PointCloudLike) -> Layout:
     except (AttributeError, TypeError, ValueError) as error:
         raise _malformed(error) from error
     if len(fields) > MAX_FIELDS:
-        raise CloudError("too_many_fields", f"points have {len(fields)} fields; at most {MAX_FIELDS} are taken")
+        raise CloudError("too_many_fields", f"points have {len(fields)} fields; at most {MAX_FIELDS} are supported")
     if sum([len(field[0]) for field in fields]) > _CACHED_NAMES_LENGTH:
-        return _analyse(fields, step, big_endian)
-    return _analyse_cached(fields, step, big_endian)
+        return _make_layout(fields, step, big_endian)
+    return _make_layout_cached(fields, step, big_endian)
 
 
 def open_points(cloud: PointCloudLike, max_points: int | None = None) -> PointBytes:
-    """Check a whole message and give access to its bytes, without a copy. Raises CloudError."""
+    """Check a message and return its bytes, without a copy.
+
+    Args:
+        cloud: The message.
+        max_points: Upper limit of the number of points; None for none.
+
+    Raises:
+        CloudError: The message is inconsistent or has too many points.
+    """
     layout = read_layout(cloud)
     try:
         height, width, row_step = index(cloud.height), index(cloud.width), index(cloud.row_step)
@@ -181,21 +222,21 @@ def open_points(cloud: PointCloudLike, max_points: int | None = None) -> PointBy
         raise _malformed(error) from error
     for what, number in (("height", height), ("width", width), ("row_step", row_step)):
         _check_range(what, number)
-    count, found = height * width, raw.nbytes
+    count, size = height * width, raw.nbytes
     if max_points is not None and count > max_points:
         raise CloudError(
             "too_many_points",
-            f"the cloud declares {height} x {width} = {count} points; at most {max_points} are taken (max_points)",
+            f"the cloud declares {height} x {width} = {count} points; at most {max_points} are allowed (max_points)",
         )
     if row_step < width * layout.point_step:
         raise CloudError(
             "row_step_too_small",
             f"row_step is {row_step}, but {width} points of {layout.point_step} bytes need {width * layout.point_step}",
         )
-    if found != height * row_step:
+    if size != height * row_step:
         raise CloudError(
-            "data_too_short" if found < height * row_step else "data_too_long",
-            f"data has {found} bytes; expected {height * row_step} (height {height} x row_step {row_step})",
+            "data_too_short" if size < height * row_step else "data_too_long",
+            f"data has {size} bytes; expected {height * row_step} (height {height} x row_step {row_step})",
         )
     buffer = np.frombuffer(raw, dtype=np.uint8)
     if row_step == width * layout.point_step:
@@ -203,8 +244,8 @@ def open_points(cloud: PointCloudLike, max_points: int | None = None) -> PointBy
     return PointBytes(layout, buffer, height, width, row_step)
 
 
-def _analyse(fields: tuple[tuple[str, int, int, int], ...], step: int, big_endian: bool) -> Layout:
-    """Check the fields and make the layout. See Reason for what is refused."""
+def _make_layout(fields: tuple[tuple[str, int, int, int], ...], step: int, big_endian: bool) -> Layout:
+    """Check the fields and make the layout."""
     _check_range("point_step", step)
     if not fields:
         raise CloudError("no_fields", "the cloud declares no fields; expected at least x, y and z")
@@ -213,27 +254,28 @@ def _analyse(fields: tuple[tuple[str, int, int, int], ...], step: int, big_endia
     order = ">" if big_endian else "<"
     layout: dict[str, Field] = {}
     for name, offset, datatype, count in fields:
-        _check_range(f"offset of field {shown(name)}", offset)
-        _check_range(f"count of field {shown(name)}", count)
+        _check_range(f"offset of field {quote_name(name)}", offset)
+        _check_range(f"count of field {quote_name(name)}", count)
         if datatype not in DATATYPES:
             raise CloudError(
-                "unknown_datatype", f"field {shown(name)} has datatype {datatype}; expected 1..{max(DATATYPES)}"
+                "unknown_datatype", f"field {quote_name(name)} has datatype {datatype}; expected 1..{max(DATATYPES)}"
             )
         field = Field(name, offset, datatype, max(count, 1), np.dtype(order + DATATYPES[datatype]))
         if field.end > step:
             raise CloudError(
                 "field_outside_point",
-                f"field {shown(name)} ends at byte {field.end} of a point, but point_step is {step}",
+                f"field {quote_name(name)} ends at byte {field.end} of a point, but point_step is {step}",
             )
         if name in layout and name != PADDING_NAME:
             raise CloudError(
-                "duplicate_field", f"field {shown(name)} is there twice (fields: {shown_list(f[0] for f in fields)})"
+                "duplicate_field",
+                f"field {quote_name(name)} occurs twice (fields: {_list_names(f[0] for f in fields)})",
             )
         layout[name] = field
     return Layout(layout, step, big_endian)
 
 
-_analyse_cached = lru_cache(maxsize=64)(_analyse)
+_make_layout_cached = lru_cache(maxsize=64)(_make_layout)
 
 
 def _check_range(what: str, number: int) -> None:
@@ -245,13 +287,13 @@ def _malformed(error: Exception) -> CloudError:
     return CloudError("malformed_message", f"not a PointCloud2 message: {ascii(str(error))[1:-1][:200]}")
 
 
-def shown(name: str) -> str:
-    """A field's name as fit for any terminal and log: quoted, escaped to ASCII, of bounded length."""
-    return ascii(name if len(name) <= _SHOWN_NAME_LENGTH else name[: _SHOWN_NAME_LENGTH - 3] + "...")
+def quote_name(name: str) -> str:
+    """Format a field's name for a log: quoted, escaped to ASCII, of bounded length."""
+    return ascii(name if len(name) <= _QUOTED_NAME_LENGTH else name[: _QUOTED_NAME_LENGTH - 3] + "...")
 
 
-def shown_list(names: Iterable[str]) -> str:
-    """Names for an error message: without quotes where plain, at most some twenty."""
-    texts = [name if name.isidentifier() and name.isascii() and len(name) < 40 else shown(name) for name in names]
-    more = len(texts) - _SHOWN_NAMES
-    return ", ".join(texts[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+def _list_names(names: Iterable[str]) -> str:
+    """Format names for an error message: quoted only if necessary, and not more than some twenty."""
+    texts = [name if name.isidentifier() and name.isascii() and len(name) < 40 else quote_name(name) for name in names]
+    more = len(texts) - _LISTED_NAMES
+    return ", ".join(texts[:_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Arrays come in, a PointCloud2 goes out: what players, simulators and tests publish and write to bags."""
+"""Creation of PointCloud2 messages from arrays."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ def make_cloud(
     field: Callable[..., Any],
     header: Any = None,
 ) -> Any:
-    """Points -> a message made with `message` and `field` (such as sensor_msgs' PointCloud2 and PointField).
+    """Create a message from points. is_dense is set if all coordinates are finite.
 
-    points: structured, (N,) or organised (H, W), any field order, gaps and byte order (one for all fields), subarray
-    fields of one dimension; or float32 (N, 4) or (H, W, 4): x, y, z, intensity. Bytes are taken as they are.
-    header: taken as it is; None leaves the message's default. is_dense tells whether all of x, y, z are finite.
-    Raises UserError for types that no PointField has (float16, text, nested fields) and for mixed byte orders.
+    Args:
+        points: Structured points, (N,) or organised (H, W), with any order of fields, gaps, one byte order for all
+            fields, and one-dimensional subarrays; or float32 (N, 4) or (H, W, 4): x, y, z, intensity.
+        message: Class of the message, such as sensor_msgs' PointCloud2.
+        field: Class of its fields, such as sensor_msgs' PointField.
+        header: Header of the message; None for the default.
+
+    Raises:
+        UserError: A type has no PointField (float16, text, nested fields), or byte orders are mixed.
     """
     if points.dtype.names is None:
         if points.ndim not in (2, 3) or points.shape[-1] != 4 or points.dtype != np.float32:
@@ -44,7 +49,7 @@ def make_cloud(
     step = points.dtype.itemsize
     data = array.array("B")
     if points.size:
-        whole = points.view(np.dtype((np.void, step)))  # a copy by fields would leave old memory in gaps
+        whole = points.view(np.dtype((np.void, step)))  # a copy by fields would leave gaps uninitialized
         data.frombytes(np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data)
     attributes = {} if header is None else {"header": header}
     return message(
@@ -61,7 +66,7 @@ def make_cloud(
 
 
 def _fields(dtype: np.dtype[Any], field: Callable[..., Any]) -> tuple[list[Any], bool]:
-    """The message's fields for a structured type, and whether its values are big-endian."""
+    """Return the message's fields for a structured type, and whether its values are big-endian."""
     fields = []
     orders = set()
     for name in dtype.names or ():
@@ -69,10 +74,10 @@ def _fields(dtype: np.dtype[Any], field: Callable[..., Any]) -> tuple[list[Any],
         base, shape = element.base, element.shape
         datatype = _BY_TYPE.get(base.newbyteorder("="))
         if datatype is None or len(shape) > 1 or 0 in shape:
-            raise UserError(f"field '{name}' has type {element}, which a PointCloud2 cannot hold")
+            raise UserError(f"field '{name}' has type {element}, which a PointCloud2 cannot represent")
         if base.itemsize > 1:
             orders.add({"=": sys.byteorder == "big", "<": False, ">": True}[base.byteorder])
         fields.append(field(name=name, offset=int(offset), datatype=datatype, count=shape[0] if shape else 1))
     if len(orders) > 1:
-        raise UserError("points mix byte orders; a PointCloud2 has one for all of its fields")
+        raise UserError("points have fields of both byte orders; a PointCloud2 has one for all fields")
     return fields, orders.pop() if orders else False

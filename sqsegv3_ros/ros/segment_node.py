@@ -134,7 +134,7 @@ class SegmentNode(LifecycleNode):
         self.get_logger().info(
             f"model {segmenter.info.name} ({segmenter.model.path}), {segmenter.runtime}, "
             f"{segmenter.projection.height} x {segmenter.projection.width} pixels, "
-            f"warmed up in {cloud_segmenter.startup_s:.2f} s; licence of the weights: {segmenter.info.licence}"
+            f"ready in {cloud_segmenter.startup_s:.2f} s; licence of the weights: {segmenter.info.licence}"
         )
         if segmenter.runtime.hint:
             self.get_logger().info(segmenter.runtime.hint)

@@ -1,8 +1,7 @@
-"""Moving traffic: a street and a time in; vehicles, riders and walkers, where they are then, out.
+"""Moving traffic: vehicles, riders and pedestrians at any time.
 
-Every lane carries an endless row of places, a fixed way apart, that moves along at the lane's speed; chance, by the
-place's number, says what is in it. So traffic is the same whenever it is asked for, and costs nothing where nobody
-looks.
+Every lane has an endless row of equidistant slots that move at the lane's speed; a random number seeded by the slot's
+number decides what is in it. So traffic is reproducible at any time, and only the part in sight is computed.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sqsegv3_ros.simulation.ground import Plan
-from sqsegv3_ros.simulation.library import actor
-from sqsegv3_ros.simulation.meshes import Mesh, merged
-from sqsegv3_ros.simulation.plans import lane_middle
-from sqsegv3_ros.simulation.tiles import place
+from sqsegv3_ros.simulation.mesh_pools import pick_object
+from sqsegv3_ros.simulation.meshes import Mesh, merge_meshes
+from sqsegv3_ros.simulation.plans import lane_center
+from sqsegv3_ros.simulation.tiles import vertices_in_world
 from sqsegv3_ros.simulation.vehicles import BUS, CAR, MOVING, OTHER_VEHICLE, TRUCK
 
 PERSON, BICYCLIST, MOTORCYCLIST = 30, 31, 32
@@ -24,8 +23,17 @@ _TRAFFIC = ((CAR, 0.80), (TRUCK, 0.05), (BUS, 0.03), (OTHER_VEHICLE, 0.04), (MOT
 
 @dataclass(frozen=True)
 class Lane:
-    """A way along the street at v, driven in direction +1 or -1 at speed (m/s); gap: metres between places, share of
-    them taken."""
+    """A line of traffic along the street.
+
+    Attributes:
+        v: Lateral position of its middle.
+        direction: +1 towards +u, -1 towards -u.
+        speed: Speed in m/s.
+        gap: Metres between slots.
+        share: Share of occupied slots.
+        kinds: Raw ids of its members with their weights.
+        sway: Largest distance of members from the middle, metres.
+    """
 
     v: float
     direction: int
@@ -33,11 +41,11 @@ class Lane:
     gap: float
     share: float
     kinds: tuple[tuple[int, float], ...]
-    sway: float  # how far members keep off the lane's middle
+    sway: float
 
 
-def lanes_of(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[Lane]:
-    """The lanes, cycle ways and sidewalks of a street. The ego vehicle's own lane moves at its speed."""
+def traffic_lanes(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[Lane]:
+    """Draw the lanes, cycle ways and sidewalks of a street. The ego vehicle's own lane moves at its speed."""
     rng = np.random.default_rng([*seed, 5])
     busy = float(rng.uniform(0.05, 0.5))
     fast = {"highway": 25.0, "country": 18.0}.get(plan.kind, 9.0)
@@ -45,7 +53,7 @@ def lanes_of(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[Lane]:
     gap = 35.0 if plan.kind == "highway" else 22.0
     for i in range(plan.lanes):
         for direction in (1, -1):
-            v = lane_middle(plan, direction, i)
+            v = lane_center(plan, direction, i)
             if v is not None:
                 other = fast * float(rng.uniform(0.7, 1.2)) * (1 + 0.2 * i)
                 speed = ego_speed if direction > 0 and i == 0 else other
@@ -67,19 +75,36 @@ def lanes_of(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[Lane]:
 
 @dataclass(frozen=True)
 class Actor:
-    """Something that moves: its mesh with its (moving) raw id and instance, and where it is at time 0 of the sweep."""
+    """A moving object.
+
+    Attributes:
+        mesh: Its mesh, with the raw id of the moving class and an instance.
+        u: Street coordinate at the middle of the sweep.
+        v: Street coordinate.
+        yaw: Direction relative to the street.
+        speed: Speed along +u in m/s.
+    """
 
     mesh: Mesh
     u: float
     v: float
     yaw: float
-    speed: float  # along +u, m/s
+    speed: float
 
 
 def actors_at(
     plan: Plan, seed: tuple[int, ...], lanes: list[Lane], time: float, ego: tuple[float, float], sight_m: float
 ) -> list[Actor]:
-    """Everything that moves within sight of the ego vehicle at (u, v) at a time in seconds."""
+    """Get everything that moves within sight of the ego vehicle at a time.
+
+    Args:
+        plan: Plan of the street.
+        seed: Seed of the street.
+        lanes: Lanes of the street.
+        time: Time in seconds.
+        ego: (u, v) of the ego vehicle.
+        sight_m: Largest distance along the street.
+    """
     found = []
     for number, lane in enumerate(lanes):
         drift = lane.direction * lane.speed * time
@@ -97,18 +122,23 @@ def actors_at(
             large = label in (CAR, TRUCK, BUS, OTHER_VEHICLE)
             if abs(u - ego[0]) < (9.5 if large else 3.0) and abs(v - ego[1]) < (2.3 if large else 1.7):
                 continue
-            mesh = actor(label, rng).as_label(MOVING[label], 60001 + (number * 613 + k) % 5000)
+            mesh = pick_object(label, rng).with_label(MOVING[label], 60001 + (number * 613 + k) % 5000)
             yaw = (0.0 if lane.direction > 0 else np.pi) + float(rng.normal(0, 0.02))
             found.append(Actor(mesh, u, v, yaw, lane.direction * lane.speed))
     return found
 
 
-def gathered(plan: Plan, actors: list[Actor], times: list[float]) -> Mesh | None:
-    """The actors, each where it is at its own time of the sweep (when the sensor looks its way), as one mesh; None for
-    none."""
+def actors_mesh(plan: Plan, actors: list[Actor], times: list[float]) -> Mesh | None:
+    """Merge actors into one mesh in world coordinates, each at its own time; None if there are none.
+
+    Args:
+        plan: Plan of the street.
+        actors: The actors.
+        times: Time at which the sensor points at each actor, seconds from the middle of the sweep.
+    """
     if not actors:
         return None
-    mesh = merged([a.mesh for a in actors])
+    mesh = merge_meshes([a.mesh for a in actors])
     anchors = np.array([(a.u + a.speed * t, a.v, a.yaw, 0.0) for a, t in zip(actors, times, strict=True)])
     counts = [len(a.mesh.vertices) for a in actors]
-    return replace(mesh, vertices=place(plan, mesh, np.repeat(anchors, counts, axis=0)))
+    return replace(mesh, vertices=vertices_in_world(plan, mesh, np.repeat(anchors, counts, axis=0)))

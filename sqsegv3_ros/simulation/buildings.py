@@ -1,7 +1,7 @@
-"""Houses and fences: measures and a random generator in, meshes out.
+"""Meshes of houses and fences.
 
-A building's front lies on y = 0, runs along x from 0 and looks towards -y (the street); the rest of it is at y > 0. A
-fence runs along x.
+The front of a building is at y = 0, starts at x = 0 and faces -y (the street); the rest of it is at y > 0. A fence runs
+along x.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from itertools import pairwise
 import numpy as np
 
 from sqsegv3_ros.simulation.materials import MESH, METAL, WALL, WINDOW, WOOD
-from sqsegv3_ros.simulation.meshes import Mesh, box, merged, quad, tube
+from sqsegv3_ros.simulation.meshes import Mesh, box, merge_meshes, quad, tube
 
 BUILDING, FENCE, OTHER_STRUCTURE = 50, 51, 52
 
 
 def facade(length: float, floors: int, floor_height: float, albedo: float, rng: np.random.Generator) -> Mesh:
-    """A front of floors x bays with recessed windows and doors; below the ground it goes on for a metre."""
+    """Build a front of floors x bays with recessed windows and doors; it continues one metre below the ground."""
     bays = max(int(length / rng.uniform(2.3, 3.6)), 1)
     bay = length / bays
     wide, tall, sill = rng.uniform(0.38, 0.6) * bay, rng.uniform(1.1, 1.6), rng.uniform(0.8, 1.2)
     recess = float(rng.uniform(0.1, 0.4))
-    raised = float(rng.uniform(0.0, 0.9))  # the ground floor above a plinth
+    raised = float(rng.uniform(0.0, 0.9))  # ground floor above a plinth
     door = int(rng.integers(bays))
     walls: list[list[tuple[float, float, float]]] = []
     panes: list[list[tuple[float, float, float]]] = []
@@ -62,11 +62,11 @@ def facade(length: float, floors: int, floor_height: float, albedo: float, rng: 
                 0.25,
             )
         )
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def _relief(length: float, plinth: float, levels: list[float], albedo: float, rng: np.random.Generator) -> list[Mesh]:
-    """What stands out of a front: plinth, ledges, downpipes, a canopy over the door."""
+    """Build the relief of a front: plinth, ledges, downpipes, a canopy over the door."""
     parts = []
     if plinth > 0.3 and rng.random() < 0.7:
         parts.append(box((0, length), (-float(rng.uniform(0.03, 0.15)), 0), (-0.5, plinth), BUILDING, WALL, albedo))
@@ -85,7 +85,7 @@ def _relief(length: float, plinth: float, levels: list[float], albedo: float, rn
 
 
 def house(length: float, depth: float, floors: int, rng: np.random.Generator, flat: bool = False) -> Mesh:
-    """A house with two detailed fronts (street and left gable), plain walls else, a roof, sometimes steps or a bay."""
+    """Build a house: a detailed front, detailed or plain gables, a plain back, a roof, sometimes steps or a bay."""
     albedo = float(rng.uniform(0.28, 0.56))
     floor_height = float(rng.uniform(2.6, 3.1))
     front = facade(length, floors, floor_height, albedo, rng)
@@ -94,8 +94,8 @@ def house(length: float, depth: float, floors: int, rng: np.random.Generator, fl
     for x, yaw in ((0.0, -np.pi / 2), (length, np.pi / 2)):
         if rng.random() < 0.6:
             side = facade(depth, floors, floor_height, albedo, rng)
-            side = side.moved(y=depth, yaw=yaw) if yaw < 0 else side.moved(yaw=yaw)
-            parts.append(side.moved(x=x))
+            side = side.transformed(y=depth, yaw=yaw) if yaw < 0 else side.transformed(yaw=yaw)
+            parts.append(side.transformed(x=x))
             high = max(high, float(side.vertices[:, 2].max()))
         else:
             parts.append(quad([(x, 0, -1), (x, depth, -1), (x, depth, high), (x, 0, high)], BUILDING, WALL, albedo))
@@ -126,11 +126,11 @@ def house(length: float, depth: float, floors: int, rng: np.random.Generator, fl
         x = float(rng.uniform(0.1, 0.6)) * length
         z = high - float(rng.uniform(0.9, 1.2)) * floor_height
         parts.append(box((x, x + 3.0), (-1.3, 0), (z, z + 0.9), BUILDING, WALL, albedo))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def garage(rng: np.random.Generator) -> Mesh:
-    """A single or double garage with its door."""
+    """Build a single or double garage with its door."""
     length, depth, high = float(rng.choice([3.0, 3.2, 6.0])), float(rng.uniform(5.5, 6.5)), float(rng.uniform(2.3, 2.7))
     albedo = float(rng.uniform(0.3, 0.5))
     shell = box((0, length), (0.15, depth), (-0.5, high), BUILDING, WALL, albedo)
@@ -139,27 +139,31 @@ def garage(rng: np.random.Generator) -> Mesh:
         for x0, x1 in ((0, 0.25), (length - 0.25, length))
     ]
     lintel = box((0.25, length - 0.25), (0, 0.15), (high - 0.35, high), BUILDING, WALL, albedo)
-    return merged([shell, *rim, lintel])
+    return merge_meshes([shell, *rim, lintel])
 
 
 def shelter() -> Mesh:
-    """A bus shelter: posts, glass, a roof."""
+    """Build a bus shelter: posts, glass, a roof."""
     parts = [box((0, 4.0), (0, 1.5), (2.35, 2.45), OTHER_STRUCTURE, METAL, 0.35)]
     parts += [
         tube((x, y, 0), (x, y, 2.4), 0.05, OTHER_STRUCTURE, METAL, 0.35, 5) for x in (0.1, 3.9) for y in (0.1, 1.4)
     ]
     parts.append(quad([(0, 1.45, 0.2), (4, 1.45, 0.2), (4, 1.45, 2.2), (0, 1.45, 2.2)], OTHER_STRUCTURE, WINDOW, 0.3))
     parts.append(box((0.5, 3.5), (1.0, 1.3), (0.4, 0.5), OTHER_STRUCTURE, WOOD, 0.35))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 FENCE_KINDS = ("pickets", "boards", "bars", "mesh", "wall", "wall and bars", "rails")
 
 
 def fence(kind: str, length: float, height: float, albedo: float) -> Mesh:
-    """One stretch of a fence from x = 0 to length, following no ground: make stretches of 2 to 3 m.
+    """Build one section of a fence from x = 0 to length. It is straight, so use sections of 2 to 3 m on uneven ground.
 
-    kind: one of FENCE_KINDS, or 'guard rail'.
+    Args:
+        kind: One of `FENCE_KINDS`, or 'guard rail'.
+        length: Length in metres.
+        height: Height in metres.
+        albedo: Albedo.
     """
     parts: list[Mesh] = []
 
@@ -204,4 +208,4 @@ def fence(kind: str, length: float, height: float, albedo: float) -> Mesh:
             strip = [(0, y0, z0), (length, y0, z0), (length, y1, z1), (0, y1, z1)]
             parts.append(quad(strip, FENCE, METAL, albedo))
         parts.append(box((-0.06, 0.06), (0.08, 0.2), (-0.4, 0.72), FENCE, METAL, albedo))
-    return merged(parts)
+    return merge_meshes(parts)

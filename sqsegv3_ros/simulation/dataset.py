@@ -1,4 +1,4 @@
-"""Simulated data sets: settings in; scans, labels and poses in SemanticKITTI's layout, and a bag, out."""
+"""Simulated data sets: labelled scans in SemanticKITTI's layout, and bags."""
 
 from __future__ import annotations
 
@@ -13,29 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sqsegv3_ros.data import semantic_kitti as kitti
+from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
+from sqsegv3_ros.data.sequences import write_trajectory
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.simulation.drive import matrix
+from sqsegv3_ros.files import write_atomically
+from sqsegv3_ros.simulation.drive import pose_matrix
 from sqsegv3_ros.simulation.plans import SCENES
 from sqsegv3_ros.simulation.sensors import describe, sensor_named
 from sqsegv3_ros.simulation.simulator import SCANS_PER_STREET, Simulator, Sweep, scene_drive, street_drive
 from sqsegv3_ros.simulation.street import Street
 
-FORMAT = 2  # raised when the same settings give other scans
+FORMAT = 2  # incremented when the same settings give other scans
 DRIVE_CHUNK = 40
-# KITTI's camera looks along z with y down: camera axes from sensor axes
-_CAMERA = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is to be simulated.
+class SimulationSettings:
+    """Settings of a simulated data set.
 
-    scans: how many. drive: consecutive sweeps of one drive instead of independent scenes. motion: 'compensated' for
-    points as seen from the sweep's middle (as KITTI publishes them), 'raw' for points as the turning sensor measures
-    them.
+    Attributes:
+        scans: Number of scans.
+        sensor: Name of a sensor preset.
+        seed: The same seed gives the same bytes.
+        scene: Kind of street, one of `SCENES`.
+        drive: Consecutive sweeps of one drive instead of independent scenes.
+        motion: 'compensated' for points in the sensor frame at the middle of the sweep, as KITTI publishes them; 'raw'
+            for points as the rotating sensor measures them.
     """
 
     scans: int
@@ -49,7 +53,7 @@ class Settings:
         if self.scans < 1:
             raise UserError(f"scans must be at least 1, found {self.scans}")
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must lie in 0..2**63-1, found {self.seed}")
+            raise UserError(f"seed must be in 0..2**63-1, found {self.seed}")
         if self.scene not in SCENES:
             raise UserError(f"no scene '{self.scene}' (scenes: {', '.join(SCENES)})")
         if self.motion not in ("compensated", "raw"):
@@ -57,28 +61,28 @@ class Settings:
         sensor_named(self.sensor)
 
     def chunks(self) -> Iterator[range]:
-        """The scans in portions that share a street."""
+        """Yield the scan numbers in chunks that share a street."""
         size = DRIVE_CHUNK if self.drive else SCANS_PER_STREET
         for start in range(0, self.scans, size):
             yield range(start, min(start + size, self.scans))
 
 
 @lru_cache(maxsize=1)
-def _driven(settings: Settings) -> Simulator:
-    """The one street of a drive, kept from chunk to chunk."""
+def _drive_simulator(settings: SimulationSettings) -> Simulator:
+    """The simulator of a drive, with its one street."""
     sensor = sensor_named(settings.sensor)
     seed = (settings.seed, 0)
-    # a drive does not get farther than 30 m/s; the plan costs a few numbers a metre
+    # a drive is slower than 30 m/s; the plan takes a few numbers per metre
     street = Street(settings.scene, seed, (-50.0, 50.0 + 30.0 * settings.scans / sensor.rate_hz))
     return Simulator(street, sensor, street_drive(street, sensor, seed), seed, settings.motion == "compensated")
 
 
-def sweeps(settings: Settings, numbers: Iterable[int]) -> Iterator[Sweep]:
-    """The sweeps of the given numbers, one after the other. Neighbours share a street, so ask for them in order."""
+def simulate_sweeps(settings: SimulationSettings, numbers: Iterable[int]) -> Iterator[Sweep]:
+    """Simulate the sweeps with the given numbers. Ascending numbers are fastest: neighbours share a street."""
     if settings.drive:
-        driven = _driven(settings)
+        drive_simulator = _drive_simulator(settings)
         for number in numbers:
-            yield driven.sweep(number)
+            yield drive_simulator.sweep(number)
         return
     sensor = sensor_named(settings.sensor)
     current = -1
@@ -94,107 +98,8 @@ def sweeps(settings: Settings, numbers: Iterable[int]) -> Iterator[Sweep]:
         yield simulator.sweep(within, stamp=0.0, traffic_s=41.0 * within)  # other traffic each time
 
 
-def _files(folder: Path, number: int) -> tuple[Path, Path]:
-    return folder / "velodyne" / f"{number:06d}.bin", folder / "labels" / f"{number:06d}.label"
-
-
-def _worked(settings: Settings, numbers: list[int], folder: Path | None, keep: bool) -> list[Sweep]:
-    """Simulate a portion and write it (in a worker); the sweeps come back only where somebody wants them."""
-    kept = []
-    for number, sweep in zip(numbers, sweeps(settings, numbers), strict=True):
-        if folder is not None:
-            scan, labels = _files(folder, number)
-            kitti.write_labels(labels, sweep.labels)
-            kitti.write_scan(scan, sweep.points)  # last: a scan that is there is whole
-        if keep:
-            kept.append(sweep)
-    return kept
-
-
-def _produced(
-    settings: Settings, folder: Path | None, skip: bool, keep: bool, jobs: int
-) -> Iterator[tuple[int, list[Sweep]]]:
-    """(scans done, sweeps) portion by portion, in order. No more portions are under way than there are workers."""
-
-    def wanted(chunk: range) -> list[int]:
-        if not skip or keep or folder is None:
-            return list(chunk)
-        return [n for n in chunk if not all(file.is_file() for file in _files(folder, n))]
-
-    if jobs == 1:
-        for chunk in settings.chunks():
-            yield len(chunk), _worked(settings, wanted(chunk), folder, keep)
-        return
-    # spawned, not forked: whoever calls this may have threads
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool:
-        chunks = settings.chunks()
-        under_way: list[tuple[int, Future[list[Sweep]]]] = []
-        try:
-            while True:
-                for chunk in islice(chunks, jobs + 1 - len(under_way)):
-                    under_way.append((len(chunk), pool.submit(_worked, settings, wanted(chunk), folder, keep)))
-                if not under_way:
-                    break
-                count, future = under_way.pop(0)
-                yield count, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _described(settings: Settings) -> dict[str, Any]:
-    told = {key: value for key, value in asdict(settings).items() if key != "scans"}
-    return {"format": FORMAT, **told, "sensor_model": describe(sensor_named(settings.sensor))}
-
-
-def _prepared(folder: Path, settings: Settings, force: bool) -> bool:
-    """Make the sequence's folder fit to write into; whether scans that are there already belong to the same settings.
-
-    Raises UserError where it holds something else and force is not set.
-    """
-    note = folder / "simulation.json"
-    present = sorted(folder.glob("velodyne/*.bin")) + sorted(folder.glob("labels/*.label"))
-    same = False
-    if note.is_file():
-        try:
-            same = json.loads(note.read_text(encoding="utf-8")) == _described(settings)
-        except (OSError, ValueError):
-            same = False
-    if present and not same:
-        if not force:
-            raise UserError(
-                f"{folder} already holds {len(present)} files, made with other settings or otherwise; "
-                "choose another --output or --sequence, or overwrite them with --force"
-            )
-        for file in present:
-            file.unlink()
-    kitti.write_atomically(note, (json.dumps(_described(settings), indent=2) + "\n").encode())
-    return same and not force
-
-
-def _write_poses(folder: Path, settings: Settings) -> None:
-    """poses.txt, calib.txt and times.txt of a drive, in that data set's convention: the camera's poses, from the first
-    one's frame."""
-    simulator = _driven(settings)
-    stamps = np.arange(settings.scans) / simulator.sensor.rate_hz
-    poses = simulator.drive.pose(stamps)
-    back = np.linalg.inv(matrix(poses[0]))
-    to_camera = np.linalg.inv(_CAMERA)
-    lines = []
-    for pose in poses:
-        camera = _CAMERA @ back @ matrix(pose) @ to_camera
-        lines.append(" ".join(f"{value:.9e}" for value in camera[:3].ravel()))
-    kitti.write_atomically(folder / "poses.txt", ("\n".join(lines) + "\n").encode())
-
-    def row(name: str, values: npt.NDArray[np.float64]) -> str:
-        return f"{name}: " + " ".join(f"{v:.9e}" for v in values[:3].ravel())
-
-    rows = [row(f"P{i}", np.eye(4)) for i in range(4)] + [row("Tr", _CAMERA)]
-    kitti.write_atomically(folder / "calib.txt", ("\n".join(rows) + "\n").encode())
-    kitti.write_atomically(folder / "times.txt", "".join(f"{stamp:.6e}\n" for stamp in stamps).encode())
-
-
 def simulate(
-    settings: Settings,
+    settings: SimulationSettings,
     output: Path | None = None,
     bag: Path | None = None,
     *,
@@ -202,33 +107,125 @@ def simulate(
     force: bool = False,
     jobs: int = 1,
 ) -> Iterator[int]:
-    """Simulate and write. Yields the number of scans done with every portion.
+    """Simulate and write a data set, a bag, or both.
 
-    output: a SemanticKITTI root; scans that are there from an interrupted run with the same settings are kept. bag: a
-    rosbag2 folder. Raises UserError for paths that cannot be used, OperationError where writing fails midway.
+    Args:
+        settings: What to simulate.
+        output: SemanticKITTI root to write to. Scans of an interrupted run with the same settings are kept.
+        bag: ROS 2 bag to write.
+        sequence: Sequence to write below `output`, two digits.
+        force: Overwrite scans of other settings, and an existing bag.
+        jobs: Number of processes.
+
+    Yields:
+        The number of each finished scan.
+
+    Raises:
+        UserError: An output cannot be written, or exists already.
     """
     if output is None and bag is None:
-        raise UserError("nowhere to write to: give --output or --bag")
+        raise UserError("no output: pass --output or --bag")
     if jobs < 1:
         raise UserError(f"jobs must be at least 1, found {jobs}")
     if not (len(sequence) == 2 and sequence.isdigit()):
         raise UserError(f"sequence must be two digits ('00'), found '{sequence}'")
     folder = None if output is None else output / "sequences" / sequence
     if bag is None:
-        skip = folder is not None and _prepared(folder, settings, force)
-        for count, _ in _produced(settings, folder, skip, False, jobs):
-            yield count
+        resume = folder is not None and _prepare_folder(folder, settings, force)
+        for chunk, _ in _simulate_chunks(settings, folder, resume, False, jobs):
+            yield from chunk
     else:
-        from sqsegv3_ros.simulation.simulated_bag import BagWriter
+        from sqsegv3_ros.simulation.simulated_bag import SimulatedBag
 
-        with BagWriter(bag, force=force, poses=settings.drive) as writer:
+        rate_hz = sensor_named(settings.sensor).rate_hz
+        with SimulatedBag(bag, rate_hz, poses=settings.drive, force=force) as writer:
             if folder is not None:
-                _prepared(folder, settings, force)
-            done = 0
-            for count, portion in _produced(settings, folder, False, True, jobs):
-                for number, sweep in enumerate(portion, start=done):
-                    writer.write(sweep, number, sensor_named(settings.sensor).rate_hz)
-                done += count
-                yield count
+                _prepare_folder(folder, settings, force)
+            for chunk, sweeps in _simulate_chunks(settings, folder, False, True, jobs):
+                for number, sweep in zip(chunk, sweeps, strict=True):
+                    writer.write(sweep, number)
+                yield from chunk
     if folder is not None and settings.drive:
-        _write_poses(folder, settings)
+        _write_trajectory(folder, settings)
+
+
+def _scan_files(folder: Path, number: int) -> tuple[Path, Path]:
+    return folder / "velodyne" / f"{number:06d}.bin", folder / "labels" / f"{number:06d}.label"
+
+
+def _simulate_chunk(settings: SimulationSettings, numbers: list[int], folder: Path | None, keep: bool) -> list[Sweep]:
+    """Simulate and write some scans, in a worker process. Returns the sweeps if `keep`."""
+    kept = []
+    for number, sweep in zip(numbers, simulate_sweeps(settings, numbers), strict=True):
+        if folder is not None:
+            scan, labels = _scan_files(folder, number)
+            write_labels(labels, sweep.labels)
+            write_scan(scan, sweep.points)  # last: a scan that exists is complete
+        if keep:
+            kept.append(sweep)
+    return kept
+
+
+def _simulate_chunks(
+    settings: SimulationSettings, folder: Path | None, resume: bool, keep: bool, jobs: int
+) -> Iterator[tuple[range, list[Sweep]]]:
+    """Yield (scan numbers, sweeps) of every chunk in order. At most `jobs` + 1 chunks are in memory."""
+
+    def missing(chunk: range) -> list[int]:
+        if not resume or folder is None:
+            return list(chunk)
+        return [n for n in chunk if not all(file.is_file() for file in _scan_files(folder, n))]
+
+    if jobs == 1:
+        for chunk in settings.chunks():
+            yield chunk, _simulate_chunk(settings, missing(chunk), folder, keep)
+        return
+    # spawned, not forked: the caller may have threads
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool:
+        chunks = settings.chunks()
+        pending: list[tuple[range, Future[list[Sweep]]]] = []
+        try:
+            while True:
+                for chunk in islice(chunks, jobs + 1 - len(pending)):
+                    pending.append((chunk, pool.submit(_simulate_chunk, settings, missing(chunk), folder, keep)))
+                if not pending:
+                    break
+                chunk, future = pending.pop(0)
+                yield chunk, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _description(settings: SimulationSettings) -> dict[str, Any]:
+    values = {key: value for key, value in asdict(settings).items() if key != "scans"}
+    return {"format": FORMAT, **values, "sensor_model": describe(sensor_named(settings.sensor))}
+
+
+def _prepare_folder(folder: Path, settings: SimulationSettings, force: bool) -> bool:
+    """Prepare the folder of a sequence. Returns whether its existing scans are of the same settings.
+
+    Raises UserError if it has other files and `force` is not set.
+    """
+    path = folder / "simulation.json"
+    present = sorted(folder.glob("velodyne/*.bin")) + sorted(folder.glob("labels/*.label"))
+    try:
+        same = bool(json.loads(path.read_text(encoding="utf-8")) == _description(settings))
+    except (OSError, ValueError):
+        same = False
+    if present and not same:
+        if not force:
+            raise UserError(
+                f"{folder} already has {len(present)} files of other settings or another origin; "
+                "choose another --output or --sequence, or overwrite them with --force"
+            )
+        for file in present:
+            file.unlink()
+    write_atomically(path, (json.dumps(_description(settings), indent=2) + "\n").encode())
+    return same and not force
+
+
+def _write_trajectory(folder: Path, settings: SimulationSettings) -> None:
+    simulator = _drive_simulator(settings)
+    seconds = np.arange(settings.scans) / simulator.sensor.rate_hz
+    poses = np.stack([pose_matrix(pose) for pose in simulator.drive.pose(seconds)])
+    write_trajectory(folder, np.rint(seconds * 1e9).astype(np.int64), poses)

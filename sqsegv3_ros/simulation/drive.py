@@ -1,8 +1,7 @@
-"""Where the sensor is: a street and a way to drive it in; the sensor's pose at any time out.
+"""Motion of the sensor along a street.
 
-World frame: x forward along the street where u = 0, y left, z up, metres. A pose is where the sensor stands and how it
-is turned: (x, y, z, yaw, pitch, roll), angles in radians, pitch positive nose down, applied in the order roll, pitch,
-yaw.
+World frame: x along the street at u = 0, y left, z up, metres. A pose is (x, y, z, yaw, pitch, roll): angles in
+radians, pitch positive nose down, applied in the order roll, pitch, yaw.
 """
 
 from __future__ import annotations
@@ -20,10 +19,16 @@ _AXLES_M, _TRACK_M = 2.7, 1.6
 
 @dataclass(frozen=True)
 class Drive:
-    """A car that drives along a street.
+    """Motion of a vehicle along a street.
 
-    u_m: where it is at time 0. speed_mps: negative for driving the other way. v_m: its lane. turn_rad: how it stands to
-    the street besides. sway: seed of the small movements of the body.
+    Attributes:
+        plan: Plan of the street.
+        u_m: Position along the street at time 0.
+        speed_mps: Speed; negative in the direction of -u.
+        v_m: Lateral position.
+        mount_height_m: Height of the sensor above the ground.
+        turn_rad: Yaw relative to the direction of travel.
+        sway: Seed of the small movements of the body.
     """
 
     plan: Plan
@@ -35,16 +40,16 @@ class Drive:
     sway: int = 0
 
     def place(self, time: Array | float) -> tuple[Array, Array]:
-        """(u, v) at times in seconds."""
+        """Get (u, v) at times in seconds."""
         t = np.asarray(time, dtype=np.float64)
         phase = (self.sway % 997) * 0.37
         v = self.v_m + 0.15 * np.sin(0.25 * t + phase)
-        # speeds up and slows down a little, as traffic makes one do
+        # small changes of speed, as in traffic
         u = self.u_m + self.speed_mps * (t + 0.9 * np.sin(0.21 * t + phase) - 0.9 * np.sin(phase))
         return u, v
 
     def pose(self, time: Array) -> Array:
-        """Sensor poses at times (T,) in seconds -> (T, 6) x, y, z, yaw, pitch, roll."""
+        """Get the (T, 6) sensor poses at (T,) times in seconds."""
         t = np.asarray(time, dtype=np.float64)
         u, v = self.place(t)
         toward = -1.0 if self.speed_mps < 0 else 1.0
@@ -61,8 +66,8 @@ class Drive:
         return np.stack([x, y, z, yaw, pitch, roll], axis=-1)
 
 
-def rotations(poses: Array) -> Array:
-    """(T, 6) poses -> (T, 3, 3): sensor axes to world axes."""
+def rotation_matrices(poses: Array) -> Array:
+    """Compute the (T, 3, 3) rotations from sensor axes to world axes of (T, 6) poses."""
     yaw, pitch, roll = poses[:, 3], poses[:, 4], poses[:, 5]
     cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
     rows = [
@@ -73,9 +78,9 @@ def rotations(poses: Array) -> Array:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def matrix(pose: Array) -> Array:
-    """(6,) pose -> (4, 4) transform from sensor to world."""
+def pose_matrix(pose: Array) -> Array:
+    """Compute the (4, 4) transform from sensor to world of a (6,) pose."""
     result = np.eye(4)
-    result[:3, :3] = rotations(pose[None])[0]
+    result[:3, :3] = rotation_matrices(pose[None])[0]
     result[:3, 3] = pose[:3]
     return result

@@ -1,8 +1,7 @@
-"""The sides of a street: a plan and a tile's number in, the lines along which lots and furniture are set out.
+"""Frontages: the lines along streets on which lots and furniture are placed.
 
-A frontage is a line on the outer edge of the sidewalk. Its own frame has s along it and o away from the street; traffic
-on the near lane comes from +s. Everything along a street is set in that frame, on whichever side of whichever street it
-lies.
+A frontage is on the outer edge of the sidewalk. Its own frame has s along it and o away from the street; traffic on the
+near lane comes from +s. Everything along any side of any street is placed in that frame.
 """
 
 from __future__ import annotations
@@ -13,14 +12,25 @@ import numpy as np
 
 from sqsegv3_ros.simulation.ground import HALF_DEPTH_M, TILE_M, Plan
 from sqsegv3_ros.simulation.meshes import Mesh
-from sqsegv3_ros.simulation.tiles import Canvas
+from sqsegv3_ros.simulation.tiles import TileBuilder
 
-CORNER_DEPTH_M = 17.0  # a corner lot lies on the main street; the side street's own lots begin behind it
+CORNER_DEPTH_M = 17.0  # corner lots belong to the main street; the lots of the side street begin behind them
 
 
 @dataclass(frozen=True)
 class Frontage:
-    """A line from (u, v) in direction yaw (relative to the main street), length metres long; o > 0 lies to its left."""
+    """A line along one side of a street; o > 0 is on its left.
+
+    Attributes:
+        u: Street coordinate of its start.
+        v: Street coordinate of its start.
+        yaw: Direction relative to the main street.
+        length: Length in metres.
+        walk: Width of the sidewalk.
+        main: Whether it is on the main street.
+        parked: Width of the road that parked cars occupy.
+        builder: Tile under construction.
+    """
 
     u: float
     v: float
@@ -29,27 +39,27 @@ class Frontage:
     walk: float
     main: bool
     parked: float
-    canvas: Canvas
+    builder: TileBuilder
 
     def at(self, s: float, o: float) -> tuple[float, float]:
-        """(s, o) -> (u, v)."""
+        """Convert (s, o) to (u, v)."""
         c, d = float(np.cos(self.yaw)), float(np.sin(self.yaw))
         return self.u + s * c - o * d, self.v + s * d + o * c
 
     def add(self, mesh: Mesh, s: float, o: float, yaw: float = 0.0, dz: float = 0.0) -> None:
-        """Stand a mesh at (s, o), turned by yaw from the direction of s. Beyond the ground's end nothing is placed."""
+        """Place a mesh at (s, o), rotated by yaw from the direction of s, unless it is beyond the ground."""
         u, v = self.at(s, o)
         if abs(v) < HALF_DEPTH_M - 1.0:
-            self.canvas.add(mesh, u, v, self.yaw + yaw, dz)
+            self.builder.add(mesh, u, v, self.yaw + yaw, dz)
 
-    def spread(self, s: tuple[float, float], o: tuple[float, float], surface: int) -> None:
-        """Paint the ground of a rectangle."""
+    def paint(self, s: tuple[float, float], o: tuple[float, float], surface: int) -> None:
+        """Paint a rectangle of the ground with a surface."""
         (u0, v0), (u1, v1) = self.at(s[0], o[0]), self.at(s[1], o[1])
-        self.canvas.spread((u0, u1), (v0, v1), surface)
+        self.builder.paint((u0, u1), (v0, v1), surface)
 
 
 def _clear_stretches(plan: Plan, side: int, start: float, end: float, at: float) -> list[tuple[float, float]]:
-    """The parts of start..end (in u) that no side street on that side takes."""
+    """Parts of start..end (in u) without a side street on that side."""
     stretches = [(start, end)]
     for street in plan.crossings:
         if street.side and street.side != side:
@@ -67,10 +77,10 @@ def _clear_stretches(plan: Plan, side: int, start: float, end: float, at: float)
     return [(a, b) for a, b in stretches if b - a > 3.0]
 
 
-def frontages(plan: Plan, canvas: Canvas) -> list[Frontage]:
-    """Every frontage of a tile: both sides of the main street and both of each side street that begins in it."""
+def frontages(plan: Plan, builder: TileBuilder) -> list[Frontage]:
+    """Get the frontages of a tile: both sides of the main street and of each side street that begins in it."""
     found = []
-    start, end = canvas.tile * TILE_M, (canvas.tile + 1) * TILE_M
+    start, end = builder.tile * TILE_M, (builder.tile + 1) * TILE_M
     for side in (1, -1):
         walk = plan.sidewalk(side)
         verge = 1.3 if plan.kind in ("city", "dense") and not walk else 0.0
@@ -78,9 +88,9 @@ def frontages(plan: Plan, canvas: Canvas) -> list[Frontage]:
         parked = plan.parked[0] if side > 0 else plan.parked[1]
         for a, b in _clear_stretches(plan, side, start, end, abs(v) + 6.0):
             if side > 0:
-                found.append(Frontage(a, v, 0.0, b - a, walk, True, parked, canvas))
+                found.append(Frontage(a, v, 0.0, b - a, walk, True, parked, builder))
             else:
-                found.append(Frontage(b, v, np.pi, b - a, walk, True, parked, canvas))
+                found.append(Frontage(b, v, np.pi, b - a, walk, True, parked, builder))
     for street in plan.crossings:
         if not start <= street.u < end:
             continue
@@ -97,5 +107,5 @@ def frontages(plan: Plan, canvas: Canvas) -> list[Frontage]:
                 v *= side
                 u = float(street.middle(v)) + away * half
                 yaw = -np.pi / 2 - lean if away > 0 else np.pi / 2 - lean
-                found.append(Frontage(u, v, yaw, length, street.sidewalk, False, 1.2, canvas))
+                found.append(Frontage(u, v, yaw, length, street.sidewalk, False, 1.2, builder))
     return found

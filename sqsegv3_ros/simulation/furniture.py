@@ -1,29 +1,28 @@
-"""What stands along a street: a random generator in, poles, signs, boxes and bins out (foot at the origin, face towards
--x)."""
+"""Meshes of street furniture: poles, signs, boxes and bins. The foot is at the origin, the face towards -x."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from sqsegv3_ros.simulation.materials import METAL, RETRO, WALL, WOOD
-from sqsegv3_ros.simulation.meshes import Mesh, ball, box, merged, quad, tube
+from sqsegv3_ros.simulation.meshes import Mesh, ball, box, merge_meshes, quad, tube
 
 POLE, SIGN, OTHER_OBJECT = 80, 81, 99
 
 
 def lamp_post(rng: np.random.Generator) -> Mesh:
-    """A street lamp of 4 to 8 m with an arm and a door at its foot."""
+    """Build a street lamp of 4 to 8 m with an arm and a door at its foot."""
     high, radius = float(rng.uniform(4.0, 8.0)), float(rng.uniform(0.05, 0.1))
     albedo = float(rng.uniform(0.03, 0.42))
     parts = [tube((0, 0, -0.4), (0, 0, 1.0), radius * 1.5, POLE, METAL, albedo, 8)]
     parts.append(tube((0, 0, 1.0), (0, 0, high), (radius, radius * 0.7), POLE, METAL, albedo, 7))
     parts.append(tube((0, 0, high), (0, 1.2, high + 0.2), 0.05, POLE, METAL, albedo, 5))
     parts.append(box((-0.15, 0.15), (0.9, 1.6), (high + 0.15, high + 0.28), POLE, METAL, albedo))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def utility_pole(rng: np.random.Generator) -> Mesh:
-    """A wooden or concrete pole of 7 to 9 m."""
+    """Build a wooden or concrete pole of 7 to 9 m."""
     radius = float(rng.uniform(0.1, 0.16))
     return tube(
         (0, 0, -0.5),
@@ -37,7 +36,7 @@ def utility_pole(rng: np.random.Generator) -> Mesh:
 
 
 def _face(kind: str, size: float, z: float, albedo: float) -> list[Mesh]:
-    """A sign's front, reflecting, and its grey back. Its middle is at height z, in the plane x = 0."""
+    """Build the reflecting front and the grey back of a sign, centred at height z in the plane x = 0."""
     if kind == "round":
         angle = np.arange(10) * (np.pi / 5)
         rim = [(0.0, size / 2 * float(np.cos(a)), z + size / 2 * float(np.sin(a))) for a in angle]
@@ -62,7 +61,7 @@ def _face(kind: str, size: float, z: float, albedo: float) -> list[Mesh]:
 
 
 def traffic_sign(rng: np.random.Generator) -> Mesh:
-    """A sign post with one to three faces, each looking towards -x; sometimes a second looks back."""
+    """Build a sign post with one to three signs facing -x, some with a second one on the back."""
     albedo = float(rng.uniform(0.05, 0.4))
     z = float(rng.uniform(1.9, 2.5))
     parts = [tube((0, 0, -0.3), (0, 0, z + 0.35), 0.038, POLE, METAL, albedo, 6)]
@@ -72,12 +71,12 @@ def traffic_sign(rng: np.random.Generator) -> Mesh:
         bright = float(rng.uniform(0.25, 0.7)) if rng.random() < 0.75 else 1.3
         parts += _face(kind, size, z - 0.65 * i, bright)
         if rng.random() < 0.2:
-            parts += [part.moved(yaw=np.pi) for part in _face(kind, size, z - 0.65 * i, bright)]
-    return merged(parts)
+            parts += [part.transformed(yaw=np.pi) for part in _face(kind, size, z - 0.65 * i, bright)]
+    return merge_meshes(parts)
 
 
 def direction_board(rng: np.random.Generator) -> Mesh:
-    """A large board on two posts, as at junctions and on motorways; its lower edge 1 to 2 m up."""
+    """Build a large board on two posts, as at junctions and on motorways, 1 to 2 m above the ground."""
     wide, high, low = float(rng.uniform(1.8, 4.5)), float(rng.uniform(0.8, 2.5)), float(rng.uniform(0.8, 2.0))
     board = np.array(
         [[(0.0, -wide / 2, low), (0.0, wide / 2, low), (0.0, wide / 2, low + high), (0.0, -wide / 2, low + high)]]
@@ -89,30 +88,30 @@ def direction_board(rng: np.random.Generator) -> Mesh:
     parts += [
         tube((0.06, y * wide, -0.5), (0.06, y * wide, low + high), 0.06, POLE, METAL, 0.3, 6) for y in (-0.3, 0.3)
     ]
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def gantry(half_span: float) -> Mesh:
-    """A sign bridge over a motorway, half_span to either side of the origin."""
+    """Build a sign gantry over a motorway, half_span to either side of the origin."""
     parts = [tube((0, s * half_span, -0.5), (0, s * half_span, 6.5), 0.25, POLE, METAL, 0.35, 8) for s in (1, -1)]
     parts.append(box((-0.2, 0.2), (-half_span, half_span), (6.2, 6.6), POLE, METAL, 0.35))
     for y in np.linspace(-0.7 * half_span, 0.7 * half_span, 4):
         board = [(-0.3, y - 1.6, 5.4), (-0.3, y + 1.6, 5.4), (-0.3, y + 1.6, 7.8), (-0.3, y - 1.6, 7.8)]
         parts.append(quad(board, SIGN, RETRO, 0.9))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def traffic_light(rng: np.random.Generator) -> Mesh:
-    """A traffic light on its post; the data set counts the lamps as traffic sign."""
+    """Build a traffic light; the data set labels its lamps as traffic-sign."""
     parts = [tube((0, 0, -0.3), (0, 0, 3.3), 0.06, POLE, METAL, float(rng.uniform(0.1, 0.3)), 7)]
     parts.append(box((-0.22, -0.06), (-0.13, 0.13), (2.1, 3.0), SIGN, METAL, 0.12))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def guide_post() -> Mesh:
-    """The white post of country roads and motorways."""
+    """Build the white post of country roads and motorways."""
     body = box((-0.04, 0.04), (-0.06, 0.06), (-0.2, 1.0), POLE, METAL, 0.45)
-    return merged(
+    return merge_meshes(
         [
             body,
             quad(
@@ -123,27 +122,27 @@ def guide_post() -> Mesh:
 
 
 def bollard(rng: np.random.Generator) -> Mesh:
-    """A low post that keeps cars off; the data set counts it as a pole."""
+    """Build a bollard; the data set labels it as pole."""
     return tube((0, 0, -0.2), (0, 0, float(rng.uniform(0.7, 1.1))), 0.06, POLE, METAL, float(rng.uniform(0.1, 0.5)), 6)
 
 
 def clutter(rng: np.random.Generator) -> Mesh:
-    """Something else on the pavement: dustbins, a cabinet, a bench, an advertising pillar, boxes."""
+    """Build another object on the sidewalk: dustbins, a cabinet, a bench, an advertising pillar, a box."""
     albedo = float(rng.uniform(0.1, 0.45))
     kind = int(rng.integers(5))
     if kind == 0:
         bins = [box((x, x + 0.55), (-0.35, 0.35), (0.0, 1.05), OTHER_OBJECT, METAL, albedo) for x in (-0.6, 0.1)]
-        return merged(bins[: int(rng.integers(1, 3))])
+        return merge_meshes(bins[: int(rng.integers(1, 3))])
     if kind == 1:
         return box((-0.2, 0.2), (-0.6, 0.6), (0.0, float(rng.uniform(0.9, 1.5))), OTHER_OBJECT, METAL, albedo)
     if kind == 2:
         seat = box((-0.25, 0.25), (-0.8, 0.8), (0.38, 0.46), OTHER_OBJECT, WOOD, albedo)
         back = box((0.22, 0.28), (-0.8, 0.8), (0.46, 0.85), OTHER_OBJECT, WOOD, albedo)
-        return merged(
+        return merge_meshes(
             [seat, back, *(box((-0.2, 0.2), (y, y + 0.08), (0, 0.38), OTHER_OBJECT, WALL, 0.3) for y in (-0.7, 0.6))]
         )
     if kind == 3:
-        return merged(
+        return merge_meshes(
             [
                 tube((0, 0, 0), (0, 0, 2.9), 0.62, OTHER_OBJECT, WALL, 0.4, 14),
                 ball((0, 0, 2.9), (0.7, 0.7, 0.3), OTHER_OBJECT, WALL, 0.3),

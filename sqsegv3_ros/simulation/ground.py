@@ -1,8 +1,7 @@
-"""The ground of a street: a plan and a seed in; shape, surface and position at any (u, v) out.
+"""The plan of a street and its ground: height, surface and world position at any street coordinates.
 
-A street is laid out straight, in (u, v): u metres along it, v metres to its left. Then it is bent: (u, v) goes to the
-point v metres beside the centre line's point u. Cross streets, kerbs and lots stay simple that way, and curves cost
-nothing.
+Street coordinates (u, v) are metres along the street and to its left. The street is laid out straight and then bent:
+(u, v) is the point v metres beside the point u of the centre line. Side streets, kerbs and lots stay simple this way.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from sqsegv3_ros.simulation.materials import ASPHALT, GRASS, PAVING
 
 Array = npt.NDArray[np.float64]
 
-TILE_M = 50.0  # length of the pieces that a street is made of
-HALF_DEPTH_M = 72.0  # the ground reaches so far to either side
+TILE_M = 50.0  # length of a tile
+HALF_DEPTH_M = 72.0  # extent of the ground to either side
 BAY_M = 2.2  # depth of a parking bay along the kerb
-CELL_M = 0.25  # of the raster that holds what is painted on the ground
+CELL_M = 0.25  # cell size of the raster of painted surfaces
 
 # surfaces: raw SemanticKITTI id, material, albedo
 ROAD, MARKING, PARKING, SIDEWALK, TERRAIN, OTHER_GROUND, COBBLES = range(7)
@@ -32,54 +31,81 @@ SURFACES = (
     (49, ASPHALT, 0.32),
     (48, PAVING, 0.35),
 )
-KEEP = 255  # in a raster: nothing painted here
+PARKING_BAY = PARKING + 100  # in a raster: parking along the kerb, on the road
+KEEP = 255  # in a raster: not painted
 
 
 @dataclass(frozen=True)
 class SideStreet:
-    """A street that meets the main one at u. skew: sine-free lean, metres of u per metre of v. side: +1 left only, -1
-    right only, 0 both."""
+    """A street that meets the main street.
+
+    Attributes:
+        u: Where its middle meets the centre line of the main street.
+        half_width: Half of its width.
+        sidewalk: Width of its sidewalks.
+        skew: Slant, metres of u per metre of v.
+        side: +1 for the left side only, -1 for the right side only, 0 for both.
+        radius: Radius of the rounded corners.
+    """
 
     u: float
     half_width: float
     sidewalk: float
     skew: float
     side: int
-    radius: float  # of the rounded corners
+    radius: float
 
     def middle(self, v: Array | float) -> Array | float:
-        """The u of its middle at v."""
+        """Get the u of its middle at v."""
         return self.u + self.skew * v
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a street is like. Lengths in metres."""
+    """Shape of a street. Lengths in metres.
 
-    kind: str  # 'city', 'dense', 'highway' or 'country'
+    Attributes:
+        kind: 'city', 'dense', 'highway' or 'country'.
+        half_width: Half of the width of the road.
+        sidewalks: Widths left and right, 0 for none.
+        kerb: Height of the kerb.
+        median: Half width of the strip between the carriageways, 0 for none.
+        lanes: Lanes per direction.
+        ditch: Depth of the ditches.
+        hill: Height, wavelength and phase of the relief along u.
+        slope: Rise to the left and to the right, width of the slopes, their wavelength along u.
+        bend: Largest curvature, its wavelength and phase.
+        bump: Height of the bumps beside the road.
+        tone: Albedo factor of each surface.
+        crossings: Side streets.
+        parked: Width of the road that parked cars occupy, left and right; `BAY_M` for bays.
+        length: First and last u.
+    """
+
+    kind: str
     half_width: float
-    sidewalks: tuple[float, float]  # left, right; 0 where there is none
+    sidewalks: tuple[float, float]
     kerb: float
-    median: float  # half width of a strip that parts the carriageways, 0 for none
-    lanes: int  # on either side
+    median: float
+    lanes: int
     ditch: float
-    hill: tuple[float, float, float]  # height, wave length, phase along u
-    slope: tuple[float, float, float, float]  # rise to the left, to the right, reach, wave length
-    bend: tuple[float, float, float]  # greatest curvature, wave length, phase
+    hill: tuple[float, float, float]
+    slope: tuple[float, float, float, float]
+    bend: tuple[float, float, float]
     bump: float
-    tone: tuple[float, ...]  # albedo factor of each surface
+    tone: tuple[float, ...]
     crossings: tuple[SideStreet, ...] = ()
-    parked: tuple[float, float] = (0.0, 0.0)  # how much of the road parked cars take, left and right; BAY_M for bays
+    parked: tuple[float, float] = (0.0, 0.0)
     length: tuple[float, float] = (-150.0, 250.0)
     _cache: dict[str, Array] = field(default_factory=dict, compare=False, repr=False)
 
     def sidewalk(self, side: int) -> float:
-        """Width of the sidewalk on a side (+1 left, -1 right)."""
+        """Get the width of the sidewalk on a side (+1 left, -1 right)."""
         return self.sidewalks[0] if side > 0 else self.sidewalks[1]
 
 
-def _lattice(plan: Plan) -> dict[str, Array]:
-    """The centre line every metre: u, x, y, heading."""
+def _centre_line(plan: Plan) -> dict[str, Array]:
+    """Centre line at every metre: u, x, y, heading."""
     if not plan._cache:
         u = np.arange(np.floor(plan.length[0]), plan.length[1] + 1.0)
         strongest, wave, phase = plan.bend
@@ -92,23 +118,23 @@ def _lattice(plan: Plan) -> dict[str, Array]:
 
 
 def heading(plan: Plan, u: Array) -> Array:
-    """Direction of the street at u, radians counter-clockwise from world x."""
-    lattice = _lattice(plan)
-    return np.interp(u, lattice["u"], lattice["heading"])
+    """Compute the direction of the street at u, radians counter-clockwise from world x."""
+    line = _centre_line(plan)
+    return np.interp(u, line["u"], line["heading"])
 
 
 def steepest(plan: Plan) -> float:
-    """An upper bound of the street's grade along u and of the road's camber: metres a metre."""
+    """Compute an upper bound of the street's grade and the road's camber, metres per metre."""
     high, wave, _ = plan.hill
     return 2 * np.pi * high / wave * (1 + 0.3 / 0.37) + 0.03
 
 
 def to_world(plan: Plan, u: Array, v: Array) -> tuple[Array, Array]:
-    """(u, v) -> world x, y in metres."""
-    lattice = _lattice(plan)
-    angle = np.interp(u, lattice["u"], lattice["heading"])
-    x = np.interp(u, lattice["u"], lattice["x"]) - v * np.sin(angle)
-    y = np.interp(u, lattice["u"], lattice["y"]) + v * np.cos(angle)
+    """Convert street coordinates to world x, y in metres."""
+    line = _centre_line(plan)
+    angle = np.interp(u, line["u"], line["heading"])
+    x = np.interp(u, line["u"], line["x"]) - v * np.sin(angle)
+    y = np.interp(u, line["u"], line["y"]) + v * np.cos(angle)
     return x, y
 
 
@@ -118,7 +144,7 @@ def _round_union(a: Array, b: Array, radius: float) -> Array:
 
 
 def edge_distance(plan: Plan, u: Array, v: Array) -> tuple[Array, Array]:
-    """(distance to the nearest road edge, negative on the road; width of the sidewalk that belongs to it), metres."""
+    """Compute the distance to the nearest road edge, negative on the road, and the width of its sidewalk, metres."""
     u, v = np.atleast_1d(u), np.atleast_1d(v)
     distance = np.abs(v) - plan.half_width
     walk = np.where(v > 0, plan.sidewalks[0], plan.sidewalks[1])
@@ -141,7 +167,7 @@ def _smooth(x: Array) -> Array:
 
 
 def height(plan: Plan, u: Array, v: Array) -> Array:
-    """Height of the ground in metres: hills, camber, kerbs, ditches, banks and bumps."""
+    """Compute the height of the ground in metres: hills, camber, kerbs, ditches, banks and bumps."""
     u, v = np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64)
     edge, walk = edge_distance(plan, u, v)
     high, wave, phase = plan.hill
@@ -162,7 +188,7 @@ def height(plan: Plan, u: Array, v: Array) -> Array:
 
 
 def _marking(plan: Plan, u: Array, v: Array, edge: Array) -> npt.NDArray[np.bool_]:
-    """Where lane markings are painted."""
+    """Whether there is a lane marking."""
     across = np.abs(v)
     clear = np.ones(u.shape, dtype=bool)
     for street in plan.crossings:
@@ -181,15 +207,22 @@ def _marking(plan: Plan, u: Array, v: Array, edge: Array) -> npt.NDArray[np.bool
     return painted & clear & (edge < 0)
 
 
-def surface_at(plan: Plan, u: Array, v: Array, paint: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The surface number at each (u, v). paint: what the rasters of the tiles hold there, KEEP for nothing."""
+def surface_at(plan: Plan, u: Array, v: Array, painted: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Get the surface number at each (u, v).
+
+    Args:
+        plan: Plan of the street.
+        u: Street coordinates.
+        v: Street coordinates.
+        painted: Painted surface there, `KEEP` for none.
+    """
     edge, walk = edge_distance(plan, u, v)
     surface = np.full(u.shape, TERRAIN, dtype=np.uint8)
     surface[edge < walk] = SIDEWALK
     surface[edge < 0] = ROAD
-    lot = (paint != KEEP) & (edge >= walk) & (paint != PARKING + 100)
-    surface[lot] = paint[lot]
-    surface[(paint == PARKING + 100) & (edge < -0.02) & (np.abs(v) > plan.half_width - BAY_M)] = PARKING
+    lot = (painted != KEEP) & (edge >= walk) & (painted != PARKING_BAY)
+    surface[lot] = painted[lot]
+    surface[(painted == PARKING_BAY) & (edge < -0.02) & (np.abs(v) > plan.half_width - BAY_M)] = PARKING
     if plan.median:
         surface[(np.abs(v) < plan.median) & (edge < -1)] = TERRAIN
     surface[_marking(plan, u, v, edge)] = MARKING
@@ -197,14 +230,14 @@ def surface_at(plan: Plan, u: Array, v: Array, paint: npt.NDArray[np.uint8]) -> 
 
 
 def albedo_at(plan: Plan, u: Array, v: Array, surface: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Albedo of the ground: by surface, with worn and patched areas."""
+    """Compute the albedo of the ground: by surface, with worn and patched areas."""
     base = np.array([s[2] for s in SURFACES]) * np.array(plan.tone)
     wear = 1 + 0.05 * np.sin(0.31 * u + 1.3 * np.sin(0.17 * v)) * np.sin(0.8 * v) + 0.04 * np.sin(0.07 * u + 0.23 * v)
     return (base[surface] * wear).astype(np.float32)
 
 
 def grid_lines(plan: Plan, tile: int) -> tuple[Array, Array]:
-    """The u and v lines of a tile's ground mesh: close at kerbs, wide apart in the fields."""
+    """Get the u and v lines of a tile's ground mesh: dense at kerbs, sparse in the fields."""
     out = [0.0]
     step = 0.8
     while out[-1] < HALF_DEPTH_M:

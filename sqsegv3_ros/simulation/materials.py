@@ -1,4 +1,4 @@
-"""Surfaces: how a material answers a laser pulse. A material number in, its optical behaviour out."""
+"""Optical properties of materials."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Material:
-    """How a surface answers a pulse.
+    """Response of a surface to a laser pulse.
 
-    opacity: the probability that a crossing stops the ray; the rest goes on (leaves, wire mesh, glass). depth_m: mean
-    depth below the drawn surface at which the pulse is answered (exponential, with a long tail). roughness_m: height of
-    what stands out of the surface; a slanting ray meets it the earlier or later by that height over the cosine of the
-    angle of incidence. floor: least effective cosine; 1 where the angle does not matter. gloss: 0 diffuse, 1 mirror:
-    how fast the answer fades off the perpendicular. speckle: spread of the remission from point to point at 15 m (less
-    near, more far). loss: probability that an answer is lost at short range.
+    Attributes:
+        name: Name of the material.
+        opacity: Probability that the surface stops a ray; others continue (leaves, wire mesh, glass).
+        depth_m: Mean depth of the return below the surface (exponential, with a long tail).
+        roughness_m: Height of the relief; it scatters the range by that height over the cosine of incidence.
+        floor: Smallest effective cosine of incidence; 1 if the angle has no effect.
+        gloss: 0 for diffuse, 1 for a mirror: how fast the return fades off the perpendicular.
+        speckle: Spread of the remission from point to point at 15 m (less at shorter range, more at longer).
+        loss: Probability that a return is lost at short range.
     """
 
     name: str
@@ -52,5 +55,5 @@ METAL, WOOD, BARK, LEAF, CLOTH, RETRO, WINDOW, MESH = range(7, len(MATERIALS))
 
 
 def column(field: str) -> npt.NDArray[np.float32]:
-    """One property of every material, by material number: (materials,) float32."""
+    """Get one property of all materials by material number, (materials,) float32."""
     return np.array([getattr(material, field) for material in MATERIALS], dtype=np.float32)

@@ -1,11 +1,11 @@
-"""People, on foot and on two wheels: a random generator in, a mesh standing at the origin (x forward) out."""
+"""Meshes of pedestrians and riders, standing at the origin, x forward."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from sqsegv3_ros.simulation.materials import CLOTH
-from sqsegv3_ros.simulation.meshes import Mesh, ball, box, merged, tube
+from sqsegv3_ros.simulation.meshes import Mesh, ball, box, merge_meshes, tube
 from sqsegv3_ros.simulation.vehicles import bicycle, motorcycle
 
 PERSON, BICYCLIST, MOTORCYCLIST = 30, 31, 32
@@ -20,7 +20,7 @@ def _body(
     knees_forward: float,
     rng: np.random.Generator,
 ) -> list[Mesh]:
-    """Torso, head and limbs between the given joints (metres)."""
+    """Torso, head and limbs between joints in metres."""
     clothes, trousers = (float(v) for v in rng.uniform(0.28, 0.7, 2))
     girth = float(rng.uniform(0.85, 1.15))
     h, s = np.array(hip), np.array(shoulder)
@@ -43,7 +43,7 @@ def _body(
 
 
 def person(rng: np.random.Generator, label: int = PERSON) -> Mesh:
-    """A person who walks, stands or sits; children too. A third carry something."""
+    """Build a walking, standing or sitting person, also children; some carry something."""
     pose = rng.choice(["walk", "walk", "walk", "stand", "stand", "sit"])
     stride = float(rng.uniform(0.18, 0.38)) if pose == "walk" else float(rng.uniform(0.0, 0.08))
     if pose == "sit":
@@ -57,24 +57,24 @@ def person(rng: np.random.Generator, label: int = PERSON) -> Mesh:
         parts = _body(label, (0, 0, 0.88), (0.03, 0, 1.42), hands, feet, 0.05, rng)
         if rng.random() < 0.3:
             parts.append(box((-0.36, -0.12), (-0.17, 0.17), (0.95, 1.4), label, CLOTH, float(rng.uniform(0.2, 0.5))))
-    return merged(parts).moved(scale=float(rng.choice([0.7, 0.95, 1.0, 1.03, 1.08])))
+    return merge_meshes(parts).transformed(scale=float(rng.choice([0.7, 0.95, 1.0, 1.03, 1.08])))
 
 
 def bicyclist(rng: np.random.Generator, label: int = BICYCLIST) -> Mesh:
-    """A bicycle with its rider, all of one class."""
+    """Build a bicycle with its rider, all of one class."""
     lean = float(rng.uniform(0.1, 0.32))
     pedal = float(rng.uniform(-0.16, 0.16))
     feet = [(-0.05 + pedal, 0.12, 0.28 - pedal), (-0.05 - pedal, -0.12, 0.28 + pedal)]
     hands = [(0.36, 0.26, 1.06), (0.36, -0.26, 1.06)]
     rider = _body(label, (-0.2, 0, 0.98), (-0.12 + lean, 0, 1.5), hands, feet, 0.18, rng)
-    return merged([bicycle(label), *rider]).moved(scale=float(rng.uniform(0.92, 1.05)))
+    return merge_meshes([bicycle(label), *rider]).transformed(scale=float(rng.uniform(0.92, 1.05)))
 
 
 def motorcyclist(rng: np.random.Generator, label: int = MOTORCYCLIST) -> Mesh:
-    """A motorcycle or scooter with its rider, all of one class."""
+    """Build a motorcycle or scooter with its rider, all of one class."""
     scooter = bool(rng.random() < 0.4)
     feet = [(0.15, 0.2, 0.32), (0.15, -0.2, 0.32)]
     hands = [(0.36, 0.3, 1.06), (0.36, -0.3, 1.06)]
     rider = _body(label, (-0.3, 0, 0.85), (-0.18, 0, 1.38), hands, feet, 0.22, rng)
     helmet = ball((-0.13, 0, 1.62), (0.16, 0.14, 0.17), label, CLOTH, 0.35)
-    return merged([motorcycle(label, scooter), *rider, helmet])
+    return merge_meshes([motorcycle(label, scooter), *rider, helmet])

@@ -1,4 +1,4 @@
-"""What streets are like: a kind of scene and a seed in, a street's plan out."""
+"""Random plans of streets by kind of scene, and their lanes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.simulation.ground import BAY_M, SURFACES, Plan, SideStreet
 
 SCENES = ("city", "highway", "country", "mixed")
-"""The kinds of scenes; 'mixed' draws one of the others for every street."""
+"""Kinds of scenes; 'mixed' draws one of the others for every street."""
 
 _MIX = (("city", 0.82), ("country", 0.13), ("highway", 0.05))
 
 
-def draw_plan(scene: str, seed: tuple[int, ...], length: tuple[float, float]) -> Plan:
-    """A plan for a street that reaches from length[0] to length[1] (metres along u).
+def random_plan(scene: str, seed: tuple[int, ...], length: tuple[float, float]) -> Plan:
+    """Draw a plan for a street.
 
-    Raises UserError for a kind of scene that is none of SCENES.
+    Args:
+        scene: Kind of scene, one of `SCENES`.
+        seed: Seed.
+        length: First and last u, metres.
+
+    Raises:
+        UserError: There is no such kind of scene.
     """
     if scene not in SCENES:
         raise UserError(f"no scene '{scene}' (scenes: {', '.join(SCENES)})")
@@ -33,7 +39,7 @@ def _tone(rng: np.random.Generator) -> tuple[float, ...]:
 def _crossings(
     rng: np.random.Generator, length: tuple[float, float], gap: tuple[float, float], walk: float
 ) -> tuple[SideStreet, ...]:
-    """Side streets every so often: to the left, to the right, or across."""
+    """Draw side streets at random distances: to the left, to the right, or across."""
     found = []
     u = length[0] + float(rng.uniform(0, gap[1]))
     while u < length[1]:
@@ -140,11 +146,16 @@ def _highway(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
     )
 
 
-def lane_middle(plan: Plan, direction: int, index: int = 0) -> float | None:
-    """The v of a lane's middle: of those that lead to +u (direction 1) or -u (-1), counted from the outermost. Traffic
-    keeps right.
+def lane_center(plan: Plan, direction: int, index: int = 0) -> float | None:
+    """Get the v of a lane's middle. Traffic keeps right.
 
-    None where parked cars leave room for one lane only, which then lies in the middle and is that of direction 1.
+    Args:
+        plan: Plan of the street.
+        direction: 1 for lanes towards +u, -1 for lanes towards -u.
+        index: Number of the lane, from the outermost.
+
+    Returns:
+        The v; None for direction -1 if parked cars leave room for one lane only.
     """
     shoulder = 1.5 if plan.kind == "highway" else 0.0
     left, right = (plan.half_width - parked - shoulder for parked in plan.parked)
@@ -158,8 +169,8 @@ def lane_middle(plan: Plan, direction: int, index: int = 0) -> float | None:
     return -direction * (outer - (index + 0.5) * width)
 
 
-def ego_lane(plan: Plan) -> float:
-    """The v along which the sensor's car drives towards +u."""
-    lane = lane_middle(plan, 1)
-    assert lane is not None  # direction 1 always has a lane
+def ego_lane_center(plan: Plan) -> float:
+    """Get the v of the lane in which the sensor's vehicle drives towards +u."""
+    lane = lane_center(plan, 1)
+    assert lane is not None  # there is always a lane in direction 1
     return lane

@@ -1,7 +1,7 @@
-"""Vegetation: sizes and a random generator in; bumpy, ragged crowns, hedges, bushes and trunks out.
+"""Meshes of vegetation: trees, bushes, hedges and thickets.
 
-From a car, foliage looks like a rough surface more than like a cloud: it is made of uneven sheets and clumps, with
-single leaves about them, and a few rays slip through (material 'leaf').
+In LiDAR scans foliage resembles a rough surface rather than a cloud: it consists of uneven sheets and clumps with
+single leaves around them, and a few rays pass through (material 'leaf').
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.simulation.materials import BARK, LEAF
-from sqsegv3_ros.simulation.meshes import Mesh, merged, mesh, tube
+from sqsegv3_ros.simulation.meshes import Mesh, merge_meshes, tube, uniform_mesh
 
 VEGETATION, TRUNK = 70, 71
 
@@ -23,7 +23,7 @@ _ICOSAHEDRON = np.array(
 
 
 def _icosahedron_faces() -> npt.NDArray[np.int32]:
-    """The 20 triples of corners that are mutually next to each other."""
+    """The 20 triples of adjacent corners."""
     apart = np.linalg.norm(_ICOSAHEDRON[:, None] - _ICOSAHEDRON, axis=2)
     near = (apart > 0) & (apart < 1.1)
     triples = [
@@ -40,26 +40,26 @@ def _shade(rng: np.random.Generator) -> float:
 
 
 def leaves(centers: npt.NDArray[np.floating], size: float, albedo: float, rng: np.random.Generator) -> Mesh:
-    """(L, 3) places -> one triangle of about that size at each, turned at random."""
+    """Build one randomly oriented triangle of about `size` at each of (L, 3) centers."""
     count = len(centers)
     corners = rng.normal(0.0, size * 0.55, (count, 3, 3)) + np.asarray(centers)[:, None]
-    return mesh(corners.reshape(-1, 3), np.arange(3 * count).reshape(-1, 3), VEGETATION, LEAF, albedo)
+    return uniform_mesh(corners.reshape(-1, 3), np.arange(3 * count).reshape(-1, 3), VEGETATION, LEAF, albedo)
 
 
 def clumps(centers: npt.NDArray[np.floating], radius: float, albedo: float, rng: np.random.Generator) -> Mesh:
-    """(K, 3) places -> an uneven ball of about that radius at each, with some leaves that stick out."""
+    """Build an uneven ball of about `radius` at each of (K, 3) centers, with some leaves that stick out."""
     count = len(centers)
     size = radius * rng.uniform(0.45, 1.4, (count, 1, 1)) * rng.normal(1.0, 0.32, (count, 12, 1))
     corners = centers[:, None] + size * _ICOSAHEDRON * [1.0, 1.0, 0.85]
     faces = (12 * np.arange(count)[:, None, None] + _FACES).reshape(-1, 3)
-    balls = mesh(corners.reshape(-1, 3), faces, VEGETATION, LEAF, albedo)
+    balls = uniform_mesh(corners.reshape(-1, 3), faces, VEGETATION, LEAF, albedo)
     out = rng.normal(size=(4 * count, 3))
     out *= radius * rng.uniform(0.8, 1.3, (4 * count, 1)) / np.linalg.norm(out, axis=1, keepdims=True)
-    return merged([balls, leaves(np.repeat(centers, 4, axis=0) + out, 0.45 * radius, albedo, rng)])
+    return merge_meshes([balls, leaves(np.repeat(centers, 4, axis=0) + out, 0.45 * radius, albedo, rng)])
 
 
 def sheet(points: npt.NDArray[np.floating], gaps: float, albedo: float, rng: np.random.Generator) -> Mesh:
-    """(R, C, 3) grid of points -> the surface through them, with that share of its triangles missing."""
+    """Build the surface through an (R, C, 3) grid of points; a share `gaps` of its triangles is missing."""
     rows, columns = points.shape[:2]
     corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
     faces = np.concatenate(
@@ -68,11 +68,11 @@ def sheet(points: npt.NDArray[np.floating], gaps: float, albedo: float, rng: np.
             np.stack([corner, corner + columns + 1, corner + columns], axis=1),
         ]
     )
-    return mesh(points.reshape(-1, 3), faces[rng.random(len(faces)) >= gaps], VEGETATION, LEAF, albedo)
+    return uniform_mesh(points.reshape(-1, 3), faces[rng.random(len(faces)) >= gaps], VEGETATION, LEAF, albedo)
 
 
 def crown(radii: tuple[float, float, float], height: float, rng: np.random.Generator) -> Mesh:
-    """An ellipsoid of clumps about (0, 0, height)."""
+    """Build an ellipsoid of clumps about (0, 0, height)."""
     size = (radii[0] * radii[1] * radii[2]) ** (1 / 3)
     count = int(np.clip(7 * size, 7, 22))
     places = rng.normal(size=(count, 3))
@@ -81,7 +81,7 @@ def crown(radii: tuple[float, float, float], height: float, rng: np.random.Gener
 
 
 def tree(rng: np.random.Generator, trunk_radius: float | None = None) -> Mesh:
-    """A broad-leaved or columnar tree: trunk with boughs, crown. 4 to 10 m high; foot at the origin."""
+    """Build a broad-leaved or columnar tree of 4 to 10 m: trunk with boughs, crown. Its foot is at the origin."""
     radius = float(rng.uniform(0.08, 0.22)) if trunk_radius is None else trunk_radius
     clear = float(rng.uniform(0.9, 3.0))  # height of the lowest leaves
     spread = float(rng.uniform(1.2, 2.2) + 6 * radius)
@@ -97,11 +97,11 @@ def tree(rng: np.random.Generator, trunk_radius: float | None = None) -> Mesh:
         foot = (lean[0] * 0.6, lean[1] * 0.6, start)
         parts.append(tube(foot, end, (radius * 0.45, 0.03), TRUNK, BARK, bark, sides=5))
     parts.append(crown((spread, spread, tall), clear + tall * 0.9, rng))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def conifer(rng: np.random.Generator) -> Mesh:
-    """A spruce whose branches begin near the ground."""
+    """Build a spruce whose branches begin near the ground."""
     width, height = float(rng.uniform(0.9, 2.0)), float(rng.uniform(5.0, 9.0))
     shade = _shade(rng)
     parts = [tube((0, 0, -0.3), (0, 0, height), (0.14, 0.04), TRUNK, BARK, 0.33, sides=6)]
@@ -114,11 +114,11 @@ def conifer(rng: np.random.Generator) -> Mesh:
         rim = np.stack([out * np.cos(angle), out * np.sin(angle), low - 0.2 + rng.normal(0, 0.1, 9)], axis=1)
         apex = np.tile([0.0, 0.0, low + 0.75], (9, 1))
         parts.append(sheet(np.stack([rim, apex]), 0.08, shade, rng))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def bush(rng: np.random.Generator, size: float | None = None) -> Mesh:
-    """A bush on the ground, 0.6 to 2.5 m across."""
+    """Build a bush, 0.6 to 2.5 m wide if no size is given."""
     across = float(rng.uniform(0.6, 2.5)) if size is None else size
     height = across * float(rng.uniform(0.5, 0.95))
     count = int(rng.integers(5, 10))
@@ -127,11 +127,11 @@ def bush(rng: np.random.Generator, size: float | None = None) -> Mesh:
 
 
 def hedge(length: float, width: float, height: float, rng: np.random.Generator) -> Mesh:
-    """A clipped hedge along x from 0 to length, about y = 0."""
+    """Build a clipped hedge along x from 0 to length, about y = 0."""
     x = np.linspace(0, length, int(length / 0.31) + 1)
     up = np.linspace(0, height, int(height / 0.33) + 2)
     over = np.linspace(-width / 2, width / 2, 4)
-    # its outline across: up the front, over the top, down the back
+    # its cross-section: up the front, over the top, down the back
     y = np.concatenate([np.full(len(up), -width / 2), over[1:-1], np.full(len(up), width / 2)])
     z = np.concatenate([up - 0.25 * (up == 0), np.full(2, height), (up - 0.25 * (up == 0))[::-1]])
     grid = np.stack(np.broadcast_arrays(x[None, :], y[:, None], z[:, None]), axis=-1).copy()
@@ -145,13 +145,20 @@ def hedge(length: float, width: float, height: float, rng: np.random.Generator) 
         [(e, -width / 2, 0), (e, width / 2, 0), (e, width / 2, height), (e, -width / 2, height)]
         for e in (0.02, length - 0.02)
     ]
-    caps = [mesh(end, [[0, 1, 2], [0, 2, 3]], VEGETATION, LEAF, shade) for end in ends]
-    return merged([sheet(grid, 0.02, shade, rng), leaves(twigs, 0.13, shade, rng), *caps])
+    caps = [uniform_mesh(end, [[0, 1, 2], [0, 2, 3]], VEGETATION, LEAF, shade) for end in ends]
+    return merge_meshes([sheet(grid, 0.02, shade, rng), leaves(twigs, 0.13, shade, rng), *caps])
 
 
 def thicket(length: float, depth: float, height: float, rng: np.random.Generator, grain: float = 0.5) -> Mesh:
-    """Wild growth along x from 0 to length, from the ground at y = 0 up to height at y = depth: the edge of a wood, a
-    grown bank."""
+    """Build wild growth: the edge of a wood, an overgrown bank.
+
+    Args:
+        length: Extent along x, from 0.
+        depth: Extent along y, from the ground at y = 0 to `height` at y = depth.
+        height: Height at the back.
+        rng: Source of random numbers.
+        grain: Size of the triangles.
+    """
     columns, rows = int(length / grain) + 1, int(1.3 * height / grain) + 2
     shade = _shade(rng)
     parts = []
@@ -179,4 +186,4 @@ def thicket(length: float, depth: float, height: float, rng: np.random.Generator
                 (at, back, -0.5), (at + rng.normal(0, 0.3), back, height + 2), (0.12, 0.07), TRUNK, BARK, 0.35, sides=5
             )
         )
-    return merged(parts)
+    return merge_meshes(parts)

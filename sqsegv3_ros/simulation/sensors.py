@@ -1,7 +1,7 @@
-"""Presets of spinning LiDARs: a name in, the sensor's beams, firing pattern, limits and noise out.
+"""Models of spinning LiDARs: beams, firing pattern, limits and noise.
 
-Numbers are the makers' (user manuals of the HDL-64E S2, HDL-32E, VLP-16, VLP-32C and OS1). The HDL-64E is KITTI's: two
-blocks of 32 lasers on different heights of the spinning head, mounted 1.73 m above the road.
+Numbers are from the user manuals of the HDL-64E S2, HDL-32E, VLP-16, VLP-32C and OS1. The HDL-64E is KITTI's: two
+blocks of 32 lasers at different heights of the head, mounted 1.73 m above the road.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqsegv3_ros.errors import UserError
 
 @dataclass(frozen=True)
 class BlindSpot:
-    """An ellipse of directions in which the carrying vehicle itself stands; nothing is returned from there. Degrees."""
+    """Ellipse of directions that the vehicle itself blocks, in degrees; nothing is returned from there."""
 
     azimuth_deg: float
     elevation_deg: float
@@ -27,14 +27,27 @@ class BlindSpot:
 
 @dataclass(frozen=True)
 class SensorModel:
-    """A spinning LiDAR. Beams are counted from the top; the tuples have one entry a beam, or one for all.
+    """A spinning LiDAR. Beams are numbered from the top; tuples have one entry per beam, or one for all.
 
-    elevations_deg: angle above the horizon. beam_azimuths_deg: how far a beam looks aside of the firing direction.
-    heights_m: where a beam leaves the head, above the sensor's origin. columns: firings a turn; rate_hz: turns a
-    second. range_noise_m, range_bias_m: standard deviations from shot to shot and from beam to beam. azimuth_step_deg:
-    resolution of the encoder, 0 for fine. gain_spread: standard deviation of the beams' remission gains around 1.
-    near_dim: how much of its remission an upper beam loses close by. reach_m: where remission has faded to nothing.
-    ring_from_bottom: whether its driver counts rings from the lowest beam (Velodyne) or from the topmost (Ouster).
+    Attributes:
+        name: Name of the preset.
+        elevations_deg: Angles of the beams above the horizon.
+        columns: Firings per revolution.
+        max_range_m: Largest reported range.
+        beam_azimuths_deg: Angles of the beams relative to the firing direction.
+        heights_m: Heights of the beams' origins above the sensor's origin.
+        min_range_m: Smallest reported range.
+        mount_height_m: Height of the sensor's origin above the ground.
+        rate_hz: Revolutions per second.
+        range_noise_m: Standard deviation of the range from shot to shot.
+        range_bias_m: Standard deviation of the range bias from beam to beam.
+        azimuth_step_deg: Resolution of the encoder; 0 for continuous.
+        range_step_m: Resolution of the range.
+        gain_spread: Standard deviation of the beams' remission gains around 1.
+        near_dim: Mean share of the remission that an upper beam loses at short range.
+        reach_m: Range at which the remission has faded to 0.
+        ring_from_bottom: Whether the driver numbers rings from the lowest beam (Velodyne) or the topmost (Ouster).
+        blind_spots: Directions that the vehicle itself blocks.
     """
 
     name: str
@@ -67,32 +80,31 @@ class SensorModel:
 
     @property
     def beams(self) -> int:
-        """The number of beams (rings)."""
+        """Number of beams (rings)."""
         return len(self.elevations_deg)
 
     def per_beam(self, values: tuple[float, ...]) -> npt.NDArray[np.float64]:
-        """One value or one value a beam -> (beams,) float64."""
+        """Expand one value, or one per beam, to (beams,) float64."""
         return np.broadcast_to(np.asarray(values, dtype=np.float64), (self.beams,)).copy()
 
     def blind(self) -> npt.NDArray[np.bool_]:
-        """(columns, beams) bool: the rays that the carrying vehicle stops."""
-        # by the firing direction, not the beam's: what stands so near has an edge that the beams' places on the head
-        # fray
+        """Get the rays that the vehicle itself blocks, (columns, beams) bool."""
+        # by the firing direction: at such short range the beams' different origins blur the edge
         azimuth = firing_azimuths(self)[:, None]
         elevation = self.per_beam(self.elevations_deg)[None]
-        stopped = np.zeros((self.columns, self.beams), dtype=bool)
+        blocked = np.zeros((self.columns, self.beams), dtype=bool)
         for spot in self.blind_spots:
             aside = np.degrees(np.angle(np.exp(1j * (azimuth - np.radians(spot.azimuth_deg)))))
-            stopped |= (aside / spot.half_azimuth_deg) ** 2 + (
+            blocked |= (aside / spot.half_azimuth_deg) ** 2 + (
                 (elevation - spot.elevation_deg) / spot.half_elevation_deg
             ) ** 2 < 1
-        return stopped
+        return blocked
 
 
 def firing_azimuths(sensor: SensorModel) -> npt.NDArray[np.float64]:
-    """(columns,) float64 radians, counter-clockwise from forward, in firing order.
+    """Compute the azimuths of the firings, (columns,) float64 radians counter-clockwise from forward, in firing order.
 
-    The head turns clockwise and a turn begins at the rear, so that half a turn later it looks forward.
+    The head rotates clockwise and a revolution begins at the rear, so the middle of the sweep points forward.
     """
     azimuth = np.pi - 2 * np.pi * (np.arange(sensor.columns) + 0.5) / sensor.columns
     step = np.radians(sensor.azimuth_step_deg)
@@ -104,7 +116,7 @@ def _spread(top: float, bottom: float, count: int) -> tuple[float, ...]:
 
 
 def _hdl64e() -> SensorModel:
-    # 1/3 degree in the upper block, 1/2 in the lower, each laser a little off its place as in every calibration file
+    # 1/3 degree in the upper block, 1/2 in the lower, with small deviations as in every calibration file
     off = np.random.default_rng(64).normal(0.0, 1.0, (2, 64))
     elevations = np.concatenate([np.linspace(1.95, -8.75, 32), np.linspace(-9.0, -24.6, 32)]) + 0.05 * off[0]
     aside = np.tile([-3.8, 1.3, -1.3, 3.8], 16) + 0.3 * off[1]
@@ -119,7 +131,7 @@ def _hdl64e() -> SensorModel:
         range_bias_m=0.036,
         azimuth_step_deg=0.09,
         gain_spread=0.13,
-        blind_spots=(  # a station wagon's roof and what stands on it
+        blind_spots=(  # the roof of a station wagon and its equipment
             BlindSpot(181.0, -26.0, 34.0, 7.2),
             BlindSpot(161.0, -16.6, 4.0, 3.2),
             BlindSpot(202.0, -16.6, 3.6, 3.2),
@@ -175,11 +187,15 @@ SENSORS: dict[str, SensorModel] = {
         _ouster("ouster_os1_128", 128),
     )
 }
-"""The presets by name."""
+"""Presets by name."""
 
 
 def sensor_named(name: str) -> SensorModel:
-    """The preset of that name. Raises UserError naming those there are."""
+    """Get a preset by name.
+
+    Raises:
+        UserError: There is no such preset; the message lists all.
+    """
     try:
         return SENSORS[name]
     except KeyError:
@@ -187,7 +203,7 @@ def sensor_named(name: str) -> SensorModel:
 
 
 def describe(sensor: SensorModel) -> dict[str, Any]:
-    """What a data set's description says about its sensor, as plain JSON types."""
+    """Describe a sensor in plain JSON types."""
     return {
         "name": sensor.name,
         "beams": sensor.beams,

@@ -1,8 +1,7 @@
-"""Do simulated scans look like real ones? Two SemanticKITTI roots in; a table and figures of how their statistics
-differ out.
+"""Comparison of the statistics of simulated and real scans: tables and figures.
 
-Run as `python -m sqsegv3_ros.simulation.statistics REAL SIM --output DIR`. Only sums and histograms leave this module,
-never a scan.
+Run as `python -m sqsegv3_ros.simulation.statistics REAL SIMULATED --output DIR`. The output has only sums and
+histograms, never a scan.
 """
 
 from __future__ import annotations
@@ -19,18 +18,27 @@ import numpy.typing as npt
 from sqsegv3_ros.data import semantic_kitti as kitti
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.errors import UserError, missing_package
+from sqsegv3_ros.files import write_atomically
 
 ROWS, COLUMNS = 64, 2048
-LABELLED_M = 50.0  # SemanticKITTI leaves points farther away unlabeled
+LABELLED_M = 50.0  # SemanticKITTI leaves points beyond unlabeled
 RANGE_BINS = np.geomspace(1.5, 85.0, 49)
 REMISSION_BINS = np.linspace(-0.005, 1.005, 102)
 Counts = npt.NDArray[np.float64]
 
 
 @dataclass
-class Tally:
-    """Sums over scans. By class: points within 50 m, by range, by remission; by image row: pixels with a point, points
-    by range."""
+class ScanStatistics:
+    """Sums over scans.
+
+    Attributes:
+        scans: Number of scans.
+        points: Number of points.
+        by_range: (classes, bins) points within 50 m by range.
+        by_remission: (classes, bins) points within 50 m by remission.
+        occupied: (rows,) sum over the scans of the share of an image row's pixels that have a point.
+        row_range: (rows, bins) pixels of each image row by range.
+    """
 
     scans: int = 0
     points: int = 0
@@ -40,7 +48,7 @@ class Tally:
     row_range: Counts = field(default_factory=lambda: np.zeros((ROWS, len(RANGE_BINS) - 1)))
 
     def add(self, points: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> None:
-        """Count a scan: (N, 4) points and their (N,) classes."""
+        """Add a scan: (N, 4) points and their (N,) classes."""
         import torch
 
         from sqsegv3_ros.inference.range_image import ProjectionConfig, project
@@ -61,36 +69,42 @@ class Tally:
         self.row_range += np.histogram2d(rows, pixel_range[mask], bins=(np.arange(ROWS + 1), RANGE_BINS))[0]
 
 
-def tally(root: Path, sequences: list[str] | None = None) -> Tally:
-    """Count every labelled scan of a root. Raises UserError where there is none or labels do not fit."""
-    total = Tally()
+def count_scans(root: Path, sequences: list[str] | None = None) -> ScanStatistics:
+    """Sum over the labelled scans of a root.
+
+    Raises:
+        UserError: There are no scans, or labels do not fit.
+    """
+    total = ScanStatistics()
     for scan in kitti.find_scans(root, sequences):
         points = kitti.read_scan(scan.path)
         total.add(points, SEMANTIC_KITTI.to_labels(kitti.read_labels(scan.labels_path, len(points))))
     return total
 
 
-def quantile(counts: Counts, bins: npt.NDArray[np.float64], share: float) -> float:
-    """The value below which that share of a histogram lies, linear within a bin; nan for an empty one."""
+def histogram_quantile(counts: Counts, bins: npt.NDArray[np.float64], share: float) -> float:
+    """Compute a quantile of a histogram, linear within a bin; nan if it is empty."""
     total = counts.sum()
     if not total:
         return float("nan")
     return float(np.interp(share * total, np.concatenate([[0.0], np.cumsum(counts)]), bins))
 
 
-def shift(a: Counts, b: Counts, bins: npt.NDArray[np.float64]) -> float:
-    """How far a histogram's contents must be moved on average to make the other (1-Wasserstein), in the bins' unit."""
+def wasserstein_distance(a: Counts, b: Counts, bins: npt.NDArray[np.float64]) -> float:
+    """Compute the 1-Wasserstein distance of two histograms, in the unit of the bins; nan if one is empty."""
     if not a.sum() or not b.sum():
         return float("nan")
     difference = np.cumsum(a / a.sum()) - np.cumsum(b / b.sum())
     return float(np.abs(difference[:-1]) @ np.diff(0.5 * (bins[1:] + bins[:-1])))
 
 
-def class_table(real: Tally, simulated: Tally) -> str:
-    """Markdown: by class, the share of labelled points, range (median, 10th..90th percentile) and remission (mean,
-    share of zeros)."""
+def class_table(real: ScanStatistics, simulated: ScanStatistics) -> str:
+    """Tabulate share, range and remission by class, in Markdown.
 
-    def shares(counted: Tally) -> Counts:
+    Share of labelled points, range as median and 10th..90th percentile, remission as mean and share of zeros.
+    """
+
+    def shares(counted: ScanStatistics) -> Counts:
         counts = counted.by_range.sum(axis=1)
         return np.asarray(100 * counts / counts[1:].sum(), dtype=np.float64)
 
@@ -106,7 +120,7 @@ def class_table(real: Tally, simulated: Tally) -> str:
     for label in range(1, len(SEMANTIC_KITTI)):
         ranges, means, zeros = [], [], []
         for counted in (real, simulated):
-            quantiles = [quantile(counted.by_range[label], RANGE_BINS, share) for share in (0.5, 0.1, 0.9)]
+            quantiles = [histogram_quantile(counted.by_range[label], RANGE_BINS, share) for share in (0.5, 0.1, 0.9)]
             ranges.append("{:.0f} ({:.0f}..{:.0f})".format(*quantiles) if np.isfinite(quantiles[0]) else "-")
             bright = counted.by_remission[label]
             means.append(f"{bright @ middle / bright.sum():.2f}" if bright.sum() else "-")
@@ -116,10 +130,10 @@ def class_table(real: Tally, simulated: Tally) -> str:
     return "\n".join(lines)
 
 
-def summary_table(real: Tally, simulated: Tally) -> str:
-    """Markdown: the numbers of the whole scans."""
+def summary_table(real: ScanStatistics, simulated: ScanStatistics) -> str:
+    """Tabulate the numbers of whole scans, in Markdown."""
     log_bins = np.log2(RANGE_BINS)
-    by_row = [shift(a, b, log_bins) for a, b in zip(real.row_range, simulated.row_range, strict=True)]
+    by_row = [wasserstein_distance(a, b, log_bins) for a, b in zip(real.row_range, simulated.row_range, strict=True)]
     occupied = [counted.occupied / counted.scans for counted in (real, simulated)]
     rows: Iterable[tuple[str, str, str]] = [
         ("scans", str(real.scans), str(simulated.scans)),
@@ -143,13 +157,17 @@ def summary_table(real: Tally, simulated: Tally) -> str:
     return "\n".join(["| | real | simulated |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
 
 
-def figures(real: Tally, simulated: Tally, folder: Path) -> None:
-    """Write rows.png (occupancy and range by image row) and remission.png (remission by class)."""
+def draw_figures(real: ScanStatistics, simulated: ScanStatistics, folder: Path) -> None:
+    """Plot rows.png (occupancy and range by image row) and remission.png (remission by class).
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise missing_package("matplotlib", "drawing statistics", "tools") from error
+        raise missing_package("matplotlib", "plotting statistics", "tools") from error
     pairs = (("real", real, "tab:blue"), ("simulated", simulated, "tab:orange"))
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -157,7 +175,7 @@ def figures(real: Tally, simulated: Tally, folder: Path) -> None:
     for name, counted, color in pairs:
         left.plot(100 * counted.occupied / counted.scans, color=color, label=name)
         for share, style in ((0.1, ":"), (0.5, "-"), (0.9, "--")):
-            line = [quantile(row, RANGE_BINS, share) for row in counted.row_range]
+            line = [histogram_quantile(row, RANGE_BINS, share) for row in counted.row_range]
             right.plot(line, style, color=color, label=f"{name}, {share:.0%} nearer")
     left.set(xlabel="image row", ylabel="pixels with a point, %", ylim=(0, 100))
     right.set(xlabel="image row", ylabel="range, m", yscale="log")
@@ -180,19 +198,19 @@ def figures(real: Tally, simulated: Tally, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The script: returns the exit code."""
+    """Run the script. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Compare the statistics of simulated scans with those of real ones.")
     parser.add_argument("real", type=Path, help="SemanticKITTI root with labels")
-    parser.add_argument("simulated", type=Path, help="root that `sqsegv3 simulate` wrote")
+    parser.add_argument("simulated", type=Path, help="SemanticKITTI root from `sqsegv3 simulate`")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="where statistics.md and the figures go"
+        "--output", type=Path, required=True, metavar="DIR", help="folder for statistics.md and the figures"
     )
     args = parser.parse_args(arguments)
     try:
-        real, simulated = tally(args.real), tally(args.simulated)
+        real, simulated = count_scans(args.real), count_scans(args.simulated)
         text = f"{summary_table(real, simulated)}\n\n{class_table(real, simulated)}\n"
-        kitti.write_atomically(args.output / "statistics.md", text.encode())
-        figures(real, simulated, args.output)
+        write_atomically(args.output / "statistics.md", text.encode())
+        draw_figures(real, simulated, args.output)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

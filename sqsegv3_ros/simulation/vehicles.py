@@ -1,4 +1,4 @@
-"""Road vehicles: a random generator in, a mesh on the ground about the origin (x forward) with its class out."""
+"""Meshes of road vehicles, on the ground about the origin, x forward."""
 
 from __future__ import annotations
 
@@ -9,26 +9,38 @@ from functools import lru_cache
 import numpy as np
 
 from sqsegv3_ros.simulation.materials import CLOTH, GLASS, METAL, PAINT, RETRO, RUBBER
-from sqsegv3_ros.simulation.meshes import Mesh, box, extruded, hoop, merged, quad, tube, wheel
+from sqsegv3_ros.simulation.meshes import Mesh, box, extrude, hoop, merge_meshes, quad, tube, wheel
 
 CAR, BICYCLE, BUS, MOTORCYCLE, TRUCK, OTHER_VEHICLE = 10, 11, 13, 15, 18, 20
 MOVING = {10: 252, 13: 257, 15: 255, 18: 258, 20: 259, 30: 254, 31: 253, 32: 255}
-"""The raw id of a moving thing by that of a standing one (a motorcycle that moves has a rider)."""
+"""Raw id of a moving object by that of a stationary one (a moving motorcycle has a rider)."""
 
 
 @dataclass(frozen=True)
 class CarBody:
-    """A car's measures in metres. x positions are shares of the length from the rear: 0 tail, 1 nose."""
+    """Dimensions of a car in metres; positions along x as shares of the length, 0 at the tail, 1 at the nose.
+
+    Attributes:
+        length: Length.
+        width: Width.
+        height: Height.
+        belt: Height of the lower edge of the windows.
+        hood: Height of the hood's front edge.
+        rear_belt: Position at which the rear window meets the body.
+        roof_rear: Position of the rear edge of the roof.
+        roof_front: Position of the front edge of the roof.
+        windscreen: Position at which the windscreen meets the hood.
+    """
 
     length: float
     width: float
     height: float
-    belt: float  # height of the lower edge of the windows
-    hood: float  # height of the bonnet's front edge
-    rear_belt: float  # where the rear window meets the body
+    belt: float
+    hood: float
+    rear_belt: float
     roof_rear: float
     roof_front: float
-    windscreen: float  # where the windscreen meets the bonnet
+    windscreen: float
 
 
 CAR_BODIES = (
@@ -49,7 +61,7 @@ CAR_BODIES = (
 
 
 def _greenhouse(body: CarBody, label: int, closed_rear: bool, paint: float) -> Mesh:
-    """Windows, pillars and roof between belt line and roof; vans have sheet metal behind the front doors."""
+    """Build windows, pillars and roof; vans have sheet metal behind the front doors."""
     x = [(share - 0.5) * body.length for share in (body.rear_belt, body.roof_rear, body.roof_front, body.windscreen)]
     low, high, z0, z1 = body.width * 0.465, body.width * 0.37 + 0.06 * (body.height > 1.8), body.belt, body.height
     rear, roof_rear, roof_front, front = x
@@ -84,17 +96,17 @@ def _greenhouse(body: CarBody, label: int, closed_rear: bool, paint: float) -> M
         for y_seat in (0.36, -0.36):
             back = box((x_seat - 0.06, x_seat + 0.06), (y_seat - 0.2, y_seat + 0.2), (z0, z0 + 0.3), label, CLOTH, 0.12)
             parts.append(back)
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def car(body: CarBody, paint: float = 0.2) -> Mesh:
-    """A car of the given measures; paint: the albedo of its coat, 0 (black) to about 0.5 (white)."""
+    """Build a car; paint is the albedo of its coat, 0 (black) to about 0.5 (white)."""
     half, half_width = body.length / 2, body.width / 2
-    bonnet, tail = (body.windscreen - 0.5) * body.length, (body.rear_belt - 0.5) * body.length
+    hood, tail = (body.windscreen - 0.5) * body.length, (body.rear_belt - 0.5) * body.length
     profile = [(-half + 0.12, 0.22), (-half, 0.45), (-half + 0.02, body.belt - 0.14), (tail, body.belt)]
-    profile += [(bonnet, body.belt), (half - 0.22, body.hood), (half - 0.02, 0.62), (half, 0.42), (half - 0.1, 0.2)]
+    profile += [(hood, body.belt), (half - 0.22, body.hood), (half - 0.02, 0.62), (half, 0.42), (half - 0.1, 0.2)]
     widths = np.array([0.92, 1.0, 0.98, 0.94, 0.94, 0.9, 0.9, 0.94, 0.88]) * half_width
-    parts = [extruded(profile, list(widths), CAR, PAINT, paint)]
+    parts = [extrude(profile, list(widths), CAR, PAINT, paint)]
     parts.append(_greenhouse(body, CAR, closed_rear=body.height > 2.2, paint=paint))
     radius = 0.30 + 0.05 * (body.height > 1.6)
     for x in (0.305 * body.length, -0.285 * body.length):
@@ -109,7 +121,7 @@ def car(body: CarBody, paint: float = 0.2) -> Mesh:
             y0, y1, z0 = side * 0.58 * half_width, side * 0.9 * half_width, body.hood - 0.16
             lamp = [(inside, y0, z0), (inside, y1, z0), (inside, y1, z0 + 0.13), (inside, y0, z0 + 0.13)]
             parts.append(quad(lamp, CAR, RETRO, 0.5))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def _wheels(places: list[float], half_width: float, radius: float, label: int) -> list[Mesh]:
@@ -117,7 +129,7 @@ def _wheels(places: list[float], half_width: float, radius: float, label: int) -
 
 
 def truck(rng: np.random.Generator) -> Mesh:
-    """A lorry: cab and a closed body, a tipper, or a flat bed; 6 to 10 m long."""
+    """Build a truck of 6 to 10 m with a closed body, a tipper, or a flat bed."""
     length, width = float(rng.uniform(5.8, 10.0)), float(rng.uniform(2.2, 2.5))
     cab, high = float(rng.uniform(1.6, 2.2)), float(rng.uniform(2.4, 3.0))
     front, rear, w = length / 2, -length / 2, width / 2
@@ -132,7 +144,7 @@ def truck(rng: np.random.Generator) -> Mesh:
     back = front - cab - 0.15
     kind = int(rng.integers(3))
     if kind == 0:
-        parts.append(box((rear, back), (-w, w), (0.95, float(rng.uniform(3.0, 3.8))), TRUCK, WALLISH, load))
+        parts.append(box((rear, back), (-w, w), (0.95, float(rng.uniform(3.0, 3.8))), TRUCK, PAINT, load))
     else:
         rim = 1.15 + (float(rng.uniform(0.3, 0.9)) if kind == 1 else 0.35)
         parts.append(box((rear, back), (-w, w), (0.95, 1.15), TRUCK, METAL, load))
@@ -145,14 +157,11 @@ def truck(rng: np.random.Generator) -> Mesh:
             parts.append(
                 box((x0, x1), (y0, y1), (1.15, rim if x1 < back - 0.01 or kind == 1 else rim + 0.7), TRUCK, METAL, load)
             )
-    return merged([*parts, *_wheels([front - 1.0, rear + 1.0, rear + 2.1], w, 0.48, TRUCK)])
-
-
-WALLISH = PAINT  # a truck's box is painted sheet, duller than a car
+    return merge_meshes([*parts, *_wheels([front - 1.0, rear + 1.0, rear + 2.1], w, 0.48, TRUCK)])
 
 
 def bus(rng: np.random.Generator) -> Mesh:
-    """A city bus of 10 to 13 m with a band of windows."""
+    """Build a city bus of 10 to 13 m with a band of windows."""
     length, w, high = float(rng.uniform(10.0, 13.0)), 1.27, float(rng.uniform(2.9, 3.2))
     half, paint = length / 2, float(rng.uniform(0.3, 0.5))
     parts = [
@@ -166,11 +175,11 @@ def bus(rng: np.random.Generator) -> Mesh:
     for x in (-half, half):
         parts.append(quad([(x, -w, 1.2), (x, w, 1.2), (x, w, 2.3), (x, -w, 2.3)], BUS, GLASS, 0.2))
     parts.append(box((-half + 0.3, half - 1.5), (-0.9, 0.9), (0.6, 1.45), BUS, CLOTH, 0.2))
-    return merged([*parts, *_wheels([half - 2.6, -half + 3.1], w, 0.48, BUS)])
+    return merge_meshes([*parts, *_wheels([half - 2.6, -half + 3.1], w, 0.48, BUS)])
 
 
 def other_vehicle(rng: np.random.Generator) -> Mesh:
-    """A caravan, a trailer, a tractor, an excavator or a camper: what the data set calls other-vehicle."""
+    """Build a caravan, a trailer, a tractor or a camper: the data set's other-vehicle."""
     kind = int(rng.integers(4))
     paint = float(rng.uniform(0.3, 0.5))
     if kind == 0:  # caravan
@@ -183,7 +192,7 @@ def other_vehicle(rng: np.random.Generator) -> Mesh:
             (half, 1.3),
             (half - 0.1, 0.5),
         ]
-        parts = [extruded(profile, w, OTHER_VEHICLE, PAINT, paint), *_wheels([-0.1], w, 0.32, OTHER_VEHICLE)]
+        parts = [extrude(profile, w, OTHER_VEHICLE, PAINT, paint), *_wheels([-0.1], w, 0.32, OTHER_VEHICLE)]
         parts.append(tube((half, 0, 0.5), (half + 1.2, 0, 0.45), 0.06, OTHER_VEHICLE, METAL, 0.2, sides=4))
     elif kind == 1:  # trailer
         half, w = float(rng.uniform(1.1, 2.4)), float(rng.uniform(0.7, 1.05))
@@ -202,13 +211,13 @@ def other_vehicle(rng: np.random.Generator) -> Mesh:
     else:  # camper
         half, w, high = float(rng.uniform(2.8, 3.6)), 1.12, float(rng.uniform(2.7, 3.1))
         profile = [(-half, 0.4), (-half, high), (half - 1.4, high), (half - 0.6, 1.9), (half - 0.1, 1.1), (half, 0.4)]
-        parts = [extruded(profile, w, OTHER_VEHICLE, PAINT, paint)]
+        parts = [extrude(profile, w, OTHER_VEHICLE, PAINT, paint)]
         parts += _wheels([half - 1.0, -half + 1.3], w, 0.36, OTHER_VEHICLE)
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def bicycle(label: int = BICYCLE) -> Mesh:
-    """A bicycle, 1.75 m long."""
+    """Build a bicycle, 1.75 m long."""
 
     def bar(a: tuple[float, float, float], b: tuple[float, float, float], radius: float = 0.022) -> Mesh:
         return tube(a, b, radius, label, METAL, 0.5, sides=4)
@@ -221,48 +230,48 @@ def bicycle(label: int = BICYCLE) -> Mesh:
     parts.append(bar((0.36, -0.29, 1.04), (0.36, 0.29, 1.04)))
     parts.append(box((-0.36, -0.1), (-0.07, 0.07), (0.9, 0.96), label, RUBBER, 0.2))
     parts.append(box((-0.75, -0.3), (-0.06, 0.06), (0.7, 0.74), label, METAL, 0.3))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 def motorcycle(label: int = MOTORCYCLE, scooter: bool = False) -> Mesh:
-    """A motorcycle of 2.1 m, or a scooter of 1.8 m."""
+    """Build a motorcycle of 2.1 m, or a scooter of 1.8 m."""
     reach = 0.62 if scooter else 0.72
     radius = 0.24 if scooter else 0.32
     parts = [wheel(x, 0.0, radius, 0.14, label, RUBBER, 0.1) for x in (-reach, reach)]
     parts.append(box((-0.35, 0.35), (-0.16, 0.16), (0.28 if scooter else 0.32, 0.7), label, METAL, 0.25))
     parts.append(box((-0.85, 0.02), (-0.15, 0.15), (0.66, 0.82), label, RUBBER, 0.15))
-    parts.append(extruded([(0.0, 0.68), (0.05, 0.96), (0.4, 0.98), (0.45, 0.7)], 0.17, label, PAINT, 0.3))
+    parts.append(extrude([(0.0, 0.68), (0.05, 0.96), (0.4, 0.98), (0.45, 0.7)], 0.17, label, PAINT, 0.3))
     parts.append(tube((reach, 0, radius), (reach - 0.28, 0, 1.02), 0.07, label, METAL, 0.3, sides=5))
     parts.append(tube((reach - 0.3, -0.36, 1.05), (reach - 0.3, 0.36, 1.05), 0.03, label, METAL, 0.25, sides=4))
     parts.append(box((reach - 0.3, reach - 0.1), (-0.17, 0.17), (0.76, 1.12), label, PAINT, 0.3))
-    return merged(parts)
+    return merge_meshes(parts)
 
 
 @lru_cache(maxsize=1)
-def _library() -> dict[int, tuple[Mesh, ...]]:
-    """A fixed set of bodies of every kind, made once: streets are furnished with copies."""
+def _vehicle_pool() -> dict[int, tuple[Mesh, ...]]:
+    """A fixed set of vehicles of every class, built once; streets use copies."""
     rng = np.random.default_rng(19)
     coats = (0.0, 0.14, 0.3, 0.5, 0.7)
-    makers: dict[int, Callable[[], Mesh]] = {
+    builders: dict[int, Callable[[], Mesh]] = {
         TRUCK: lambda: truck(rng),
         BUS: lambda: bus(rng),
         OTHER_VEHICLE: lambda: other_vehicle(rng),
     }
-    library = {label: tuple(make() for _ in range(12)) for label, make in makers.items()}
-    library[CAR] = tuple(car(body, coat) for body in CAR_BODIES for coat in coats)
-    library[BICYCLE] = (bicycle(),)
-    library[MOTORCYCLE] = (motorcycle(), motorcycle(scooter=True))
-    return library
+    pool = {label: tuple(build() for _ in range(12)) for label, build in builders.items()}
+    pool[CAR] = tuple(car(body, coat) for body in CAR_BODIES for coat in coats)
+    pool[BICYCLE] = (bicycle(),)
+    pool[MOTORCYCLE] = (motorcycle(), motorcycle(scooter=True))
+    return pool
 
 
-def vehicle(label: int, rng: np.random.Generator) -> Mesh:
-    """One vehicle of a class (raw id of the standing thing), slightly scaled."""
-    choices = _library()[label]
-    if label == CAR:  # dark coats are the commonest, vans and coupes the rarest
+def pick_vehicle(label: int, rng: np.random.Generator) -> Mesh:
+    """Pick a random vehicle by the raw id of its stationary class, slightly scaled."""
+    choices = _vehicle_pool()[label]
+    if label == CAR:  # dark coats are the most frequent, vans and coupes the rarest
         weights = np.array([1.2, 2, 2, 1.5, 1.2, 2, 1.5, 1, 0.8, 1, 0.5, 0.5, 0.3])
         body = int(rng.choice(len(CAR_BODIES), p=weights / weights.sum()))
         coat = int(rng.choice(5, p=[0.3, 0.25, 0.2, 0.15, 0.1]))
         chosen = choices[body * 5 + coat]
     else:
         chosen = choices[int(rng.integers(len(choices)))]
-    return chosen.moved(scale=float(rng.uniform(0.97, 1.04)))
+    return chosen.transformed(scale=float(rng.uniform(0.97, 1.04)))

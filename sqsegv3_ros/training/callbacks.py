@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training run: averaged weights, checkpoints, the history file, a clean stop."""
+"""Lightning callbacks of a run: weight averaging, checkpoints, history file, clean stop."""
 
 from __future__ import annotations
 
@@ -17,29 +17,34 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from sqsegv3_ros.files import write_atomically
-from sqsegv3_ros.training.module import BEST, SegmentationModule
+from sqsegv3_ros.training.module import BEST_METRIC, SegmentationModule
 
 BEST_NAME, LAST_NAME, HISTORY_NAME = "best", "last", "history.jsonl"
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints beside the old one and then renames them, so that no failure ever leaves half a file.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically, so that no failure leaves a truncated file.
 
-    Lightning's own way moves them from the folder for temporary files, which is a copy where that is another disk.
+    Lightning moves them from the folder for temporary files, which is not atomic across file systems.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint. Raises UserError where the disk is full or cannot be written to."""
+        """Write a checkpoint.
+
+        Raises:
+            UserError: The disk is full or cannot be written to.
+        """
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomically(path, buffer.getvalue())
 
 
 class WeightEma(WeightAveraging):
-    """Exponential moving average of weights and BatchNorm statistics; validated and saved instead of the weights.
+    """Exponential moving average of weights and BatchNorm statistics, validated and saved instead of the weights.
 
-    decay: share of the old average that stays at each step; smaller in the first steps, so that the random weights of
-    the beginning are soon forgotten.
+    Args:
+        decay: Share of the old average kept at each step; smaller in the first steps, so that the random initial
+            weights are soon forgotten.
     """
 
     def __init__(self, decay: float = 0.999):
@@ -52,12 +57,14 @@ def _average(mean: Tensor, new: Tensor, count: Tensor | int, decay: float) -> Te
     return mean + (new - mean) * (1.0 - keep) if mean.is_floating_point() else new
 
 
-class KeepLast(Checkpoint):
-    """Writes last.ckpt after every validation and epoch, every so often between them, and when training is to stop.
+class LastCheckpoint(Checkpoint):
+    """Writes last.ckpt after every validation and epoch, at an interval between them, and at the end of training.
 
-    Ctrl-C and SIGTERM end training after the step that runs, with everything saved; a second one ends it at once.
+    Ctrl-C and SIGTERM end training after the current step and a checkpoint; a second one ends it at once.
 
-    path: the checkpoint to write. minutes: how often, apart from validations.
+    Args:
+        path: Checkpoint to write.
+        minutes: Interval between validations.
     """
 
     def __init__(self, path: Path, minutes: float):
@@ -67,20 +74,20 @@ class KeepLast(Checkpoint):
         self.stopped_at: int | None = None
         self._saved = time.monotonic()
         self._saved_step = -1
-        self._previous: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals (later than Lightning does)."""
+        """Install the signal handlers, after Lightning's."""
         self._saved = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._request_stop)
+            self._previous_handlers[number] = signal.signal(number, self._request_stop)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is time to, unless a validation follows: resumed before it, a run would leave it out.
+        """Save if the interval has passed, unless a validation follows, which a run resumed before it would leave out.
 
-        Training that ends within an epoch is saved here: Lightning takes the epoch for finished when it has left it.
+        Training that ends within an epoch is saved here, because Lightning would later count the epoch as finished.
         """
         if not _validation_follows(trainer, batch_idx):
             ends = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
@@ -88,30 +95,30 @@ class KeepLast(Checkpoint):
             self._save(trainer, due=late or (ends and not trainer.is_last_batch))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
+        """Save after every validation."""
         if not trainer.sanity_checking:
             self._save(trainer, due=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save a whole epoch that no validation has saved."""
+        """Save after an epoch without validation."""
         self._save(trainer, due=trainer.is_last_batch and trainer.global_step != self._saved_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the signals back."""
-        self._restore()
+        """Restore the signal handlers."""
+        self._restore_handlers()
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
-        self._restore()
+        self._restore_handlers()
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._previous = {}
+        self._previous_handlers = {}
 
     def _save(self, trainer: Trainer, due: bool) -> None:
         stop = self.stop_requested
-        if trainer.world_size > 1:  # saving is done together, and clocks and signals differ
+        if trainer.world_size > 1:  # all processes save together, but their clocks and signals differ
             due, stop = (trainer.strategy.reduce_boolean_decision(flag, all=False) for flag in (due, stop))
         if due or stop:
             trainer.save_checkpoint(self.path, weights_only=False)
@@ -127,29 +134,30 @@ def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
 
 
 class History(Callback):
-    """One line on the terminal and one JSON line in a file after every validation.
+    """Prints a line and appends a JSON line to a file after every validation.
 
-    path: the file; lines of an earlier part of the same run stay, those of steps that are done again go.
+    Args:
+        path: The file. A resumed run keeps its lines, except those of steps that it repeats.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._losses: list[float] = []
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._spent = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """How long the run took so far, and the losses since the last validation."""
+        """Return the duration of the run and the losses since the last validation."""
         return {"seconds": self._seconds(), "losses": list(self._losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the duration and the losses."""
         self._spent = state_dict["seconds"]
         self._losses = list(state_dict["losses"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop lines of steps that a resumed run does again."""
-        self._began = time.monotonic()
+        """Drop the lines of steps that a resumed run repeats."""
+        self._started = time.monotonic()
         if trainer.is_global_zero and self.path.is_file():
             lines = [line for line in self.path.read_text().splitlines() if _step(line) <= trainer.global_step]
             self.path.write_text("".join(line + "\n" for line in lines))
@@ -157,13 +165,13 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the loss."""
+        """Record the loss."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
             self._losses.append(float(loss))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both lines."""
+        """Print and append the line of this validation."""
         if trainer.sanity_checking or not isinstance(pl_module, SegmentationModule) or not trainer.is_global_zero:
             return
         loss = sum(self._losses) / max(len(self._losses), 1)
@@ -176,45 +184,51 @@ class History(Callback):
         print(
             f"step {trainer.global_step}, epoch {trainer.current_epoch}, {self._seconds() / 60:.1f} min: "
             f"loss {loss:.3f}, validation loss {scores['val/loss']:.3f}, "
-            f"mIoU {100 * scores[BEST]:.2f} %, accuracy {100 * scores['val/accuracy']:.2f} %",
+            f"mIoU {100 * scores[BEST_METRIC]:.2f} %, accuracy {100 * scores['val/accuracy']:.2f} %",
             flush=True,
         )
 
     def _seconds(self) -> float:
-        return self._spent + time.monotonic() - self._began
+        return self._spent + time.monotonic() - self._started
 
 
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line cut off by a crash
+    except (ValueError, KeyError, TypeError):  # truncated by a crash
         return 2**62
 
 
 def run_callbacks(
     output: Path, *, checkpoint_minutes: float, ema_decay: float, early_stop_patience: int
 ) -> list[Callback]:
-    """The callbacks of a run that writes to `output`: best.ckpt, last.ckpt, history.jsonl.
+    """Make the callbacks of a run.
 
-    checkpoint_minutes: how often last.ckpt is written apart from validations. ema_decay: 0 for no averaging.
-    early_stop_patience: validations without improvement after which training ends; 0 for never.
+    Args:
+        output: Folder for best.ckpt, last.ckpt and history.jsonl.
+        checkpoint_minutes: Interval of last.ckpt between validations.
+        ema_decay: Decay of the averaged weights; 0 for none.
+        early_stop_patience: Validations without improvement after which training ends; 0 to disable.
+
+    Returns:
+        The callbacks, in the order in which they must run.
     """
     callbacks: list[Callback] = [
         History(output / HISTORY_NAME),
         ModelCheckpoint(
             dirpath=output,
             filename=BEST_NAME,
-            monitor=BEST,
+            monitor=BEST_METRIC,
             mode="max",
             auto_insert_metric_name=False,
             enable_version_counter=False,
-            save_on_train_epoch_end=False,  # before last.ckpt, which remembers what the best one was
+            save_on_train_epoch_end=False,  # before last.ckpt, which stores the score of the best one
         ),
-        KeepLast(output / f"{LAST_NAME}.ckpt", checkpoint_minutes),
+        LastCheckpoint(output / f"{LAST_NAME}.ckpt", checkpoint_minutes),
     ]
     if early_stop_patience:
         callbacks.insert(
-            0, EarlyStopping(BEST, mode="max", patience=early_stop_patience, check_on_train_epoch_end=False)
+            0, EarlyStopping(BEST_METRIC, mode="max", patience=early_stop_patience, check_on_train_epoch_end=False)
         )
     if ema_decay:
         callbacks.insert(0, WeightEma(ema_decay))

@@ -1,4 +1,4 @@
-"""A training checkpoint, or a folder of the official release, goes in; its description and its weights come out."""
+"""Checkpoints of training and other sources of weights: model files, folders of the official release."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
 
 KEY = "sqsegv3"
-"""The entry of a checkpoint that describes the model."""
+"""Entry of a checkpoint that describes the model."""
 
 PREFIX = "network."
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A checkpoint of `sqsegv3 train` -> what it says about itself, and the network's weights (the average under EMA).
+    """Read a checkpoint of `sqsegv3 train`; no code in the file is run.
 
-    Nothing in the file is run. Raises UserError for a file that is missing, damaged or of another kind.
+    Args:
+        path: The file.
+
+    Returns:
+        Its description of the model, and the weights of the network (the average if training averaged them).
+
+    Raises:
+        UserError: The file is missing, damaged or of another kind.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -32,8 +39,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to load it unsafely
-            first = "it is damaged, or nothing that `sqsegv3 train` or `sqsegv3 export` made"
+        if isinstance(error, pickle.UnpicklingError):  # torch's message recommends unsafe loading
+            first = "it is damaged, or was not made by `sqsegv3 train` or `sqsegv3 export`"
         raise UserError(f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {first}") from None
     if not isinstance(data, dict) or KEY not in data:
         raise UserError(f"checkpoint {path} was not made by `sqsegv3 train`: it has no entry '{KEY}'")
@@ -42,7 +49,13 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
 
 
 def read_trained(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a checkpoint, or a model file or the name of a shipped one, which describe themselves in the same way.
+    """Read a checkpoint or a model file.
+
+    Args:
+        path: The file, or the name of a model that ships.
+
+    Returns:
+        Description of the model and weights of the network, as `read_checkpoint` does.
 
     Raises:
         UserError: The file is missing, damaged or of another kind.
@@ -55,7 +68,18 @@ def read_trained(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def load_network(description: dict[str, Any], weights: dict[str, Tensor]) -> SqueezeSegV3:
-    """The network of a checkpoint, in eval mode. Raises UserError where weights and description do not fit."""
+    """Build the network of a checkpoint, in eval mode.
+
+    Args:
+        description: Description of the model.
+        weights: Weights of the network.
+
+    Returns:
+        The training model.
+
+    Raises:
+        UserError: Weights and description do not match.
+    """
     network = SqueezeSegV3(NetworkConfig.from_dict(description["network"]))
     try:
         network.load_state_dict(weights)
@@ -68,13 +92,17 @@ def load_network(description: dict[str, Any], weights: dict[str, Tensor]) -> Squ
 def load_weights(network: nn.Module, source: str | Path) -> str:
     """Load the weights of a checkpoint, a model file or an official folder into a network.
 
-    Heads of another number of classes are left as they are; everything else must fit.
+    Heads with another number of classes keep their weights; everything else must match.
+
+    Args:
+        network: The network.
+        source: Checkpoint, model file or folder of the official release.
 
     Returns:
-        A line that says what was loaded.
+        A message that says what was loaded.
 
     Raises:
-        UserError: The weights do not fit; the message names what differs.
+        UserError: The weights do not match the network.
     """
     source = Path(source).expanduser()
     if source.is_dir():
@@ -93,7 +121,7 @@ def load_weights(network: nn.Module, source: str | Path) -> str:
             "set model.network to the shape that they were trained with"
         )
     network.load_state_dict({k: own[k] if k in other else v for k, v in weights.items()})
-    heads = " (heads left out: they have other classes)" if other else ""
+    heads = " (without the heads, whose classes differ)" if other else ""
     return f"starting from the weights of {source}{heads}"
 
 

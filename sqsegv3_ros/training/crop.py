@@ -33,7 +33,7 @@ class CropWindow:
 
     @property
     def sector(self) -> tuple[float, float]:
-        """Start and width of the azimuth range in radians, counter-clockwise from +x; column 0 looks backwards (+pi)."""
+        """Start and width of the azimuth range, radians counter-clockwise from +x; column 0 looks backwards (+pi)."""
         per_column = 2 * math.pi / self.full_width
         return math.pi - (self.start + self.width) * per_column, self.width * per_column
 

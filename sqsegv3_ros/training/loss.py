@@ -1,4 +1,4 @@
-"""Five maps of logits and the labels of the full-width image go in; the loss that is minimised comes out."""
+"""Training loss: weighted cross entropy of all heads and, optionally, Lovász-softmax."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ SMALLEST_PROBABILITY = 1e-8  # the release clamps the softmax at it before takin
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised.
+    """Loss settings.
 
-    class_weights: 'release' 1 / (f + 0.001), 'paper' 1 / log(f + 1.02), 'sqrt' the square root of the release's,
-        'none' 1 for every class; f is the share of the points that the class has. Ignored classes always weigh 0.
-    heads: factor of each head's cross entropy, full-width head first (release: 1 each).
-    lovasz: factor of the Lovász-softmax loss of the full-width head; 0 leaves it out.
+    Args:
+        class_weights: 'release' 1 / (f + 0.001), 'paper' 1 / log(f + 1.02), 'sqrt' the square root of the release's,
+            'none' 1 for every class, with f the class's share of the points. Ignored classes always weigh 0.
+        heads: Factor of the cross entropy of each head, full-width head first (release: 1 each).
+        lovasz: Factor of the Lovász-softmax loss of the full-width head; 0 disables it.
     """
 
     class_weights: str = "release"
@@ -45,7 +46,16 @@ class LossConfig:
 
 
 def class_weights(kind: str, frequencies: Sequence[float], ignored: Sequence[bool]) -> Tensor:
-    """(C,) float32 weights of the classes; see `LossConfig`. frequencies: share of the points of each class, 0..1."""
+    """Compute the class weights of `LossConfig`.
+
+    Args:
+        kind: One of `CLASS_WEIGHTS`.
+        frequencies: Share of each class in the points, 0..1.
+        ignored: Whether each class is ignored.
+
+    Returns:
+        (C,) float32.
+    """
     frequency = torch.tensor([float(f) for f in frequencies], dtype=torch.float64)
     if kind == "paper":
         weights = 1.0 / torch.log(frequency + PAPER_EPSILON)
@@ -57,26 +67,40 @@ def class_weights(kind: str, frequencies: Sequence[float], ignored: Sequence[boo
     return weights.masked_fill(torch.tensor([bool(i) for i in ignored]), 0.0).float()
 
 
-def narrow_labels(labels: Tensor, width: int) -> Tensor:
-    """(N, H, W) labels -> (N, H, width): every (W / width)-th column from 0 on, as released (nearest, no voting)."""
+def downsample_labels(labels: Tensor, width: int) -> Tensor:
+    """Take every (W / width)-th column of labels (N, H, W), as the release does (nearest, no voting)."""
     return labels[:, :, :: labels.shape[2] // width]
 
 
 def cross_entropy_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over the pixels of -w log p, and the sum of the w.
+    """Compute the sums of -w log p and of w over the pixels.
 
-    logits: (N, C, H, W). labels: (N, H, W) int64. weights: (C,).
+    Args:
+        logits: (N, C, H, W).
+        labels: (N, H, W) int64.
+        weights: (C,) class weights.
+
+    Returns:
+        Both sums, scalars.
     """
     log_probability = F.log_softmax(logits.float(), dim=1).clamp_min(math.log(SMALLEST_PROBABILITY))
     return F.nll_loss(log_probability, labels, weight=weights, reduction="sum"), weights[labels].sum()
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Mean over the pixels of -w log p, divided by the sum of the w (release: NLLLoss with weights).
+    """Compute the sum of -w log p over the pixels, divided by the sum of w (release: NLLLoss with weights).
 
-    Where several processes train together the divisor is the mean of theirs, so that their averaged gradients are those
-    of one process with all the pixels: all of them must call it. A batch in which every pixel is ignored costs 0 (the
-    release gets NaN).
+    In distributed training the divisor is averaged over the processes, so that the averaged gradients are those of one
+    process with all the pixels; every process must call this function. The loss of a batch without labels is 0 (NaN in
+    the release).
+
+    Args:
+        logits: (N, C, H, W).
+        labels: (N, H, W) int64.
+        weights: (C,) class weights.
+
+    Returns:
+        A scalar.
     """
     total, weight_sum = cross_entropy_sums(logits, labels, weights)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -86,9 +110,15 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
 
 
 def lovasz_softmax(logits: Tensor, labels: Tensor, evaluated: Sequence[int]) -> Tensor:
-    """The Lovász extension of 1 - IoU, averaged over the evaluated classes that the batch holds (Berman et al. 2018).
+    """Compute the Lovász extension of 1 - IoU, averaged over the classes present (Berman et al. 2018).
 
-    logits: (N, C, H, W). labels: (N, H, W); pixels of a class that is not evaluated do not count. 0 where none is left.
+    Args:
+        logits: (N, C, H, W).
+        labels: (N, H, W).
+        evaluated: Classes that count; pixels of other classes are left out.
+
+    Returns:
+        A scalar; 0 if no pixel is left.
     """
     counted = torch.isin(labels, torch.tensor(list(evaluated), device=labels.device))
     probabilities = F.softmax(logits, dim=1).movedim(1, -1)[counted]
@@ -107,9 +137,12 @@ def _lovasz_of_class(probability: Tensor, is_class: Tensor) -> Tensor:
 
 
 class MultiLayerLoss(nn.Module):
-    """The release's loss: the cross entropies of all heads, each with the labels narrowed to its width, added up.
+    """The release's loss: the sum of the heads' cross entropies, each with the labels at the width of the head.
 
-    weights: (C,) class weights. evaluated: the labels that are not ignored.
+    Args:
+        config: Loss settings.
+        weights: (C,) class weights.
+        evaluated: Labels that are not ignored.
     """
 
     weights: Tensor
@@ -121,12 +154,20 @@ class MultiLayerLoss(nn.Module):
         self.register_buffer("weights", weights)
 
     def forward(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """logits: five maps (N, C, H, W'), full width first. labels: (N, H, W) int64. Returns a scalar."""
+        """Compute the loss.
+
+        Args:
+            logits: Five maps (N, C, H, W'), full width first.
+            labels: (N, H, W) int64.
+
+        Returns:
+            A scalar.
+        """
         loss = torch.zeros((), device=labels.device)
         for head, factor in zip(logits, self.config.heads, strict=True):
             if factor:
-                narrowed = narrow_labels(labels, head.shape[3])
-                loss = loss + factor * weighted_cross_entropy(head, narrowed, self.weights)
+                head_labels = downsample_labels(labels, head.shape[3])
+                loss = loss + factor * weighted_cross_entropy(head, head_labels, self.weights)
         if self.config.lovasz:
             loss = loss + self.config.lovasz * lovasz_softmax(logits[0].float(), labels, self.evaluated)
         return loss

@@ -1,4 +1,4 @@
-"""Batches of range images go in; a SqueezeSegV3 is trained and evaluated, self-describing checkpoints come out."""
+"""Lightning module: training and validation of a SqueezeSegV3, with self-describing checkpoints."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ from sqsegv3_ros.training.data import Batch, ScanData, ValidationScan, load_labe
 from sqsegv3_ros.training.loss import LossConfig, MultiLayerLoss, class_weights, cross_entropy_sums
 from sqsegv3_ros.training.schedule import OptimizerConfig, build_optimizer, build_schedule
 
-BEST = "val/miou"
-"""The metric by which checkpoints are chosen: mean IoU over the evaluated classes that the validation scans hold."""
+BEST_METRIC = "val/miou"
+"""Metric that selects the best checkpoint: mean IoU over the evaluated classes present in the validation scans."""
 
 
 class SegmentationModule(LightningModule):
-    """A SqueezeSegV3 with everything that its training and its later use need to know.
+    """A SqueezeSegV3 in training, with the settings that its model file will carry.
 
     Args:
-        name: what the model is called in its file.
-        network: its shape; the number of classes follows from the label set.
-        labels: 'semantic-kitti', 'semantic-kitti-all' or a YAML file in SemanticKITTI's form.
-        projection: how points become its image.
-        normalization: mean and standard deviation of the image's channels.
-        knn: how an exported model restores labels to points.
-        loss: what is minimised.
-        optimizer: how, and with which learning rate.
-        start_from: weights to begin with: a checkpoint of this command, a model file, the name of a model that ships,
-            or a checkpoint folder of the official release.
-        channels_last: keep images with their channels together, which is quicker on some machines.
-        sensor_height_m: over the ground, of the sensor that recorded the training data; robots are warned by it.
-        seed: of dropout.
+        name: Name of the model.
+        network: Shape of the network.
+        labels: 'semantic-kitti', 'semantic-kitti-all' (moving classes kept apart) or a YAML file in SemanticKITTI's
+            form.
+        projection: Projection of points into the image.
+        normalization: Normalisation of the image's channels.
+        knn: Refinement of the labels restored to points, in the exported model.
+        loss: Training loss.
+        optimizer: Optimiser and learning-rate schedule.
+        start_from: Initial weights: a checkpoint, a model file, the name of a model that ships, or a checkpoint folder
+            of the official release; random if not given.
+        channels_last: Use the channels-last memory format, which is faster on some machines.
+        sensor_height_m: Height of the recording sensor above the ground in metres; the node warns of other heights.
+        seed: Taken from seed_everything.
     """
 
     def __init__(
@@ -96,26 +97,30 @@ class SegmentationModule(LightningModule):
             rank_zero_info(load_weights(self.network, source))
 
     def setup(self, stage: str) -> None:
-        """Take the class frequencies from the training data if the label set has none."""
+        """Compute class weights from the training data if the label set has no class frequencies.
+
+        Raises:
+            UserError: No scan is in memory to count the classes in.
+        """
         classes = self.label_set.classes
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, ScanData) and any(c.frequency is None for c in classes):
             if not any(data.frequencies):
                 raise UserError(
-                    f"label set '{self.label_set.name}' does not say how frequent its classes are, and no scan is in "
-                    "memory to count them: add 'content' to its YAML file or raise data.cache_gb"
+                    f"label set '{self.label_set.name}' has no class frequencies, and no scan is in memory to count "
+                    "them: add 'content' to its YAML file or raise data.cache_gb"
                 )
             weights = class_weights(self.loss_config.class_weights, data.frequencies, [c.ignored for c in classes])
             self.criterion.weights.copy_(weights)
 
     def image(self, channels: Tensor, mask: Tensor) -> Tensor:
-        """channels (N, 5, H, W) in metres, mask (N, H, W) bool -> the network's input."""
+        """Normalise channels (N, 5, H, W) in metres and apply the mask (N, H, W)."""
         means = channels.new_tensor(self.normalization.means).view(5, 1, 1)
         stds = channels.new_tensor(self.normalization.stds).view(5, 1, 1)
         return (channels - means) / stds * mask.unsqueeze(1)
 
     def forward(self, channels: Tensor, mask: Tensor) -> list[Tensor]:
-        """channels (N, 5, H, W) in metres, mask (N, H, W) bool -> five maps of logits, full width first."""
+        """Compute five maps of logits, full width first, from channels (N, 5, H, W) in metres and mask (N, H, W)."""
         image = self.image(channels, mask)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
@@ -123,8 +128,8 @@ class SegmentationModule(LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one batch."""
-        # dropout depends on the step alone, so that a resumed run goes on exactly as it would have gone
+        """Compute the loss of one batch."""
+        # dropout depends on the step alone, so that a resumed run continues exactly as an uninterrupted one
         torch.manual_seed(hash((self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)))
         whole = batch.channels.shape[3] == self.projection.width
         set_azimuth_padding(self.network, self.network_config.circular and whole)
@@ -133,39 +138,41 @@ class SegmentationModule(LightningModule):
         return loss
 
     def on_validation_start(self) -> None:
-        """Validation sees whole turns."""
+        """Use the padding of whole turns."""
         set_azimuth_padding(self.network, self.network_config.circular)
 
     def validation_step(self, batch: ValidationScan, batch_idx: int) -> None:
-        """Count every point of one scan; a point takes the label of its pixel."""
+        """Count every point of one scan; a point gets the label of its pixel."""
         logits = self(batch.channels, batch.mask)[0]
         labels = batch.labels.long()
         total, weight = cross_entropy_sums(logits, labels, self.criterion.weights)
-        self.validation_loss.update(total / weight.clamp_min(1e-12), weight)  # the release's: full-width head only
+        self.validation_loss.update(total / weight.clamp_min(1e-12), weight)  # as the release: full-width head only
         predicted = logits.argmax(1).flatten()[batch.pixel]
         self.confusion.update(predicted, batch.point_labels.long())
 
     def on_validation_epoch_end(self) -> None:
-        """Sum up over all processes and log; not the trial run before the first step, which says nothing of it."""
+        """Compute and log the metrics of all processes, except in the sanity check before the first step."""
         counts = self.confusion.compute().T.cpu().numpy()  # torchmetrics has the truth as rows
         matrix = ConfusionMatrix(self.label_set, counts)
         scores, support = matrix.scores(strict=True), matrix.support
-        found = {
-            BEST: scores.miou_present,
+        metrics = {
+            BEST_METRIC: scores.miou_present,
             "val/miou_all": matrix.scores().miou,
             "val/accuracy": scores.accuracy,
             "val/loss": float(self.validation_loss.compute()),
         }
-        found |= {f"iou/{self.label_set.names[c]}": float(scores.iou[c]) for c in matrix.labels.evaluated if support[c]}
+        metrics |= {
+            f"iou/{self.label_set.names[c]}": float(scores.iou[c]) for c in matrix.labels.evaluated if support[c]
+        }
         self.confusion.reset()
         self.validation_loss.reset()
         if self.trainer.sanity_checking:
             return
-        self.scores, self._scored_step = found, self.global_step
+        self.scores, self._scored_step = metrics, self.global_step
         self.log_dict({k: torch.tensor(v, dtype=torch.float32) for k, v in self.scores.items()}, sync_dist=False)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser and its schedule by step."""
+        """Make the optimiser and its schedule by step."""
         optimizer = build_optimizer(self.network, self.optimizer_config)
         schedule = build_schedule(optimizer, self.optimizer_config, *self._planned_steps())
         if schedule is None:
@@ -174,9 +181,9 @@ class SegmentationModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
     def _planned_steps(self) -> tuple[int, float]:
-        """Optimiser steps in an epoch and in all.
+        """Count the optimiser steps per epoch and of the whole run.
 
-        Counted here, because asking the trainer has it make its loader before it knows that it resumes.
+        The trainer's own estimate would create the loader before the trainer knows that it resumes.
         """
         trainer = self.trainer
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -189,10 +196,10 @@ class SegmentationModule(LightningModule):
         return per_epoch, min(bounds, default=math.inf)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put into the checkpoint what is needed to run and export the model, in plain JSON types."""
+        """Add the description of the model to the checkpoint, in plain JSON types."""
         data = getattr(self.trainer, "datamodule", None)
         steps = self._planned_steps()[1]
-        scores = self.scores if self._scored_step == self.global_step else {}  # not those of other weights
+        scores = self.scores if self._scored_step == self.global_step else {}  # never those of other weights
         description = {
             "name": self.model_name,
             "network": self.network_config.to_dict(),
@@ -215,11 +222,15 @@ class SegmentationModule(LightningModule):
         checkpoint[KEY] = json.loads(json.dumps(description))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError where a checkpoint to resume is of another network, with what differs."""
+        """Check that the checkpoint to resume has the same network, projection, labels and plan.
+
+        Raises:
+            UserError: Something differs; the message names it.
+        """
         stored = checkpoint.get(KEY)
         if stored is None:
             raise UserError("the checkpoint to resume was not made by `sqsegv3 train`")
-        # through the classes, so that a setting that is newer than the checkpoint has its default there
+        # through the classes, so that a setting newer than the checkpoint gets its default
         kinds: tuple[tuple[str, Any, Any], ...] = (
             ("network", NetworkConfig, self.network_config),
             ("projection", ProjectionConfig, self.projection),
@@ -228,16 +239,16 @@ class SegmentationModule(LightningModule):
         for key, kind, expected in kinds:
             found, own = kind.from_dict(stored[key]).to_dict(), expected.to_dict()
             if found != own:
-                differs = sorted(k for k in own if found[k] != own[k])
+                different = sorted(k for k in own if found[k] != own[k])
                 raise UserError(
-                    f"the checkpoint to resume has another {key}: {', '.join(differs)} differ; resume with the "
-                    "configuration that it was trained with, or begin a new run with model.start_from"
+                    f"the checkpoint to resume has another {key}: {', '.join(different)} differ; resume with the "
+                    "configuration that it was trained with, or start a new run with model.start_from"
                 )
         planned, now = stored["training"].get("planned_steps"), self._planned_steps()[1]
         if self.optimizer_config.schedule == "one-cycle" and planned not in (None, now):
             raise UserError(
                 f"the run to resume was planned for {planned:g} steps, now there would be {now:g}, but one-cycle "
-                "cannot be stretched: resume with the same number of epochs, crops and batch size, or begin a new "
+                "cannot be extended: resume with the same number of epochs, crops and batch size, or start a new "
                 "run with model.start_from"
             )
         self.scores = dict(stored["training"]["metrics"])

@@ -1,4 +1,4 @@
-"""Options and YAML files go in, a training run happens; its checkpoints and history lie in the output folder."""
+"""The training run: command line and YAML settings, output folder, resuming, errors."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.training.callbacks import BEST_NAME, LAST_NAME, KeepLast, WholeFiles, run_callbacks
+from sqsegv3_ros.training.callbacks import BEST_NAME, LAST_NAME, AtomicCheckpointIO, LastCheckpoint, run_callbacks
 from sqsegv3_ros.training.checkpoint import read_checkpoint
 from sqsegv3_ros.training.data import ScanData
-from sqsegv3_ros.training.module import SegmentationModule
+from sqsegv3_ros.training.module import BEST_METRIC, SegmentationModule
 
 CONFIG_NAME = "config.yaml"
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run is kept and what is done beside its steps.
+    """Output folder and checkpoints of a run.
 
-    output: folder for best.ckpt, last.ckpt, history.jsonl, config.yaml and TensorBoard's files.
-    resume: go on from last.ckpt of that folder, to the same curve.
-    checkpoint_minutes: last.ckpt is written this often, and after every validation and epoch.
-    ema_decay: average the weights with this decay and validate and save the average; 0: do not.
-    early_stop_patience: end after so many validations without a better mIoU; 0: never.
+    Args:
+        output: Folder for best.ckpt, last.ckpt, history.jsonl, config.yaml and TensorBoard's files.
+        resume: Resume from last.ckpt of that folder.
+        checkpoint_minutes: Interval of last.ckpt, which is also written after every validation and epoch.
+        ema_decay: Decay of an exponential moving average of the weights, which is validated and saved; 0 disables it.
+        early_stop_patience: Validations without a better mIoU after which training ends; 0 disables it.
     """
 
     output: str = "runs/sqsegv3"
@@ -47,7 +48,7 @@ class RunSettings:
         if not self.checkpoint_minutes > 0:
             raise UserError(f"run: checkpoint_minutes must be above 0, found {self.checkpoint_minutes}")
         if not 0 <= self.ema_decay < 1:
-            raise UserError(f"run: ema_decay must lie in [0, 1), found {self.ema_decay}")
+            raise UserError(f"run: ema_decay must be in [0, 1), found {self.ema_decay}")
         if self.early_stop_patience < 0:
             raise UserError(f"run: early_stop_patience must be 0 or more, found {self.early_stop_patience}")
 
@@ -79,7 +80,7 @@ class TrainCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run's settings; the data takes its projection, labels and seed from the model's."""
+        """Add the run's settings and link the data's projection, labels and seed to the model's."""
         parser.add_argument("--run", type=RunSettings, default=RunSettings())
         parser.link_arguments("model.projection", "data.projection", apply_on="instantiate")
         parser.link_arguments("model.labels", "data.labels")
@@ -87,7 +88,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with the callbacks and the logger of the run."""
+        """Make the trainer with the callbacks and the logger of the run."""
         run = self.settings
         output = Path(run.output).expanduser()
         callbacks = run_callbacks(
@@ -100,68 +101,74 @@ class TrainCLI(LightningCLI):
         kwargs["callbacks"] = [*(given.get("callbacks") or []), *callbacks]
         if given.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(save_dir=output, name="", version="tensorboard")
-        kwargs["plugins"] = [*(given.get("plugins") or []), WholeFiles()]
+        kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
         kwargs["default_root_dir"] = output
         return super().instantiate_trainer(**kwargs)
 
     @property
     def settings(self) -> RunSettings:
-        """Where the run is kept."""
+        """Settings of the run."""
         settings = self._get(self.config_init, "run")
         assert isinstance(settings, RunSettings)
         return settings
 
     @property
-    def last(self) -> KeepLast:
-        """The callback that writes last.ckpt and handles Ctrl-C."""
-        return next(c for c in self.trainer.callbacks if isinstance(c, KeepLast))  # type: ignore[attr-defined]
+    def last(self) -> LastCheckpoint:
+        """Callback that writes last.ckpt and handles Ctrl-C."""
+        return next(c for c in self.trainer.callbacks if isinstance(c, LastCheckpoint))  # type: ignore[attr-defined]
 
 
 def train(options: Sequence[str]) -> int:
-    """Run `sqsegv3 train`. options: its command line, as jsonargparse reads it. Returns the exit code.
+    """Run `sqsegv3 train`.
 
-    Raises UserError and OperationError with a message for the user.
+    Args:
+        options: Its command line, parsed by jsonargparse.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: Settings or data cannot be used.
+        OperationError: Training failed.
     """
-    _quieten()
+    _silence_library_warnings()
     try:
         cli = TrainCLI(options)
         checkpoint = _prepare_output(cli)
         cli.datamodule.setup()
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except ArgumentError as error:  # without its usage, which has 200 lines
+    except ArgumentError as error:  # without the usage, which has 200 lines
         raise UserError(f"{error}\n(sqsegv3 train --help lists every setting)") from error
     except SystemExit:
         last = cli.last if "cli" in locals() else None
         if last is None or last.stopped_at is None:
             raise
         print(
-            f"stopped after step {last.stopped_at}; saved {last.path}. Go on with: --run.resume true", file=sys.stderr
+            f"stopped after step {last.stopped_at}; saved {last.path}. Resume with: --run.resume true", file=sys.stderr
         )
         return 130
     except MisconfigurationException as error:
-        raise UserError(f"the trainer's settings do not fit: {error}") from error
+        raise UserError(f"invalid trainer settings: {error}") from error
     except (OSError, RuntimeError, UserError) as error:
-        raise _explained(error) from error
+        raise _as_user_error(error) from error
     output = Path(cli.settings.output).expanduser()
     best = output / f"{BEST_NAME}.ckpt"
     if best.is_file():
         print(f"done; best mIoU {100 * _miou(best):.2f} % in {best}")
     elif cli.last.path.is_file():
-        print(f"done; no validation has chosen a {best.name}; the weights are in {cli.last.path}")
+        print(f"done; no validation selected a {best.name}; the weights are in {cli.last.path}")
     else:
-        print("done; there was nothing to train")
+        print("done; nothing was trained")
     return 0
 
 
 def _miou(checkpoint: Path) -> float:
-    from sqsegv3_ros.training.module import BEST
-
     description, _ = read_checkpoint(checkpoint)
-    return float(description["training"]["metrics"].get(BEST, 0.0))
+    return float(description["training"]["metrics"].get(BEST_METRIC, 0.0))
 
 
 def _prepare_output(cli: TrainCLI) -> Path | None:
-    """Make the output folder and write the settings into it. Returns the checkpoint to resume, if any."""
+    """Create the output folder, write the settings into it and return the checkpoint to resume, if any."""
     output = Path(cli.settings.output).expanduser()
     last = output / f"{LAST_NAME}.ckpt"
     if cli.settings.resume:
@@ -170,7 +177,8 @@ def _prepare_output(cli: TrainCLI) -> Path | None:
         read_checkpoint(last)
     elif last.exists():
         raise UserError(
-            f"{output} holds a run already ({last.name}); go on with --run.resume true or choose another --run.output"
+            f"{output} already holds a run ({last.name}); resume it with --run.resume true or choose another "
+            "--run.output"
         )
     if cli.trainer.is_global_zero:
         output.mkdir(parents=True, exist_ok=True)
@@ -178,18 +186,16 @@ def _prepare_output(cli: TrainCLI) -> Path | None:
     return last if cli.settings.resume else None
 
 
-def _explained(error: Exception) -> Exception:
-    """The error for the user, where what happened is known."""
+def _as_user_error(error: Exception) -> Exception:
+    """Return an error with a message for the user if the cause is known, else the error itself."""
     text = str(error)
     if "No space left" in text:
-        return OperationError(
-            f"{text}. The checkpoints written before are whole: make room, then go on with --run.resume true"
-        )
-    if isinstance(error, UserError):  # one from a worker comes with the worker's traceback before its message
+        return OperationError(f"{text}. Earlier checkpoints are intact: free space, then resume with --run.resume true")
+    if isinstance(error, UserError):  # a worker's error has its traceback before the message
         return UserError(text.rsplit("UserError: ", 1)[-1].strip())
     if "DataLoader worker" in text or isinstance(error, ConnectionError):
         return OperationError(
-            "a process that prepares training data was killed, probably without memory; go on with --run.resume "
+            "a process that prepares training data was killed, probably out of memory; resume with --run.resume "
             f"true and fewer --data.workers or a smaller --data.cache_gb ({text.splitlines()[0]})"
         )
     if isinstance(error, OSError):
@@ -197,8 +203,8 @@ def _explained(error: Exception) -> Exception:
     return error
 
 
-def _quieten() -> None:
-    """Leave out messages of the libraries that a user of this command can do nothing about."""
+def _silence_library_warnings() -> None:
+    """Suppress library messages that a user of this command cannot act on."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: (
@@ -212,7 +218,7 @@ def _quieten() -> None:
         "exists and is not empty",
         "isinstance.treespec, LeafSpec",
         "smaller than the logging interval",
-        "It is recommended to use `self.log",  # what is logged is the same in all processes
-        "could not find the monitored key",  # after resuming at the end of an epoch, whose validation is done
+        "It is recommended to use `self.log",  # the logged values are the same in all processes
+        "could not find the monitored key",  # after resuming at the end of a validated epoch
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -1,4 +1,4 @@
-"""Parameters and a plan go in; the optimiser and its learning rate by step come out."""
+"""Optimiser and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ SCHEDULES = ("release", "one-cycle", "constant")
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights are updated. The defaults are those of the release's SqueezeSegV3-21.
+    """Optimiser and schedule. The defaults are those of the release's SqueezeSegV3-21.
 
-    method: 'sgd' (momentum, weight decay on every parameter, as released) or 'adamw' (weight decay on kernels only).
-    schedule: 'release' (linear warm-up over `warmup_epochs`, then `decay_per_epoch`, both by step), 'one-cycle' (from
-        lr / 25 up to lr within `warmup_share` of all steps, then down to almost 0 by a cosine) or 'constant'.
-    lr: the highest learning rate (release: 0.001 for the 21, 0.005 for the 53; paper: 0.01 and 0.005).
+    Args:
+        method: 'sgd' (release: momentum, weight decay on every parameter) or 'adamw' (weight decay on kernels only).
+        schedule: 'release' (linear warm-up over warmup_epochs, then decay_per_epoch, both by step), 'one-cycle' (from
+            lr / 25 up to lr within warmup_share of all steps, then by a cosine down to almost 0) or 'constant'.
+        lr: Highest learning rate (release: 0.001 for the 21, 0.005 for the 53; paper: 0.01 and 0.005).
+        momentum: Momentum of 'sgd'.
+        weight_decay: Weight decay.
+        warmup_epochs: Length of the warm-up of 'release' in epochs.
+        decay_per_epoch: Factor of the learning rate per epoch in 'release'.
+        warmup_share: Share of all steps in which 'one-cycle' rises, 0..1.
     """
 
     method: str = "sgd"
@@ -45,13 +51,13 @@ class OptimizerConfig:
             ("decay_per_epoch", 0 < self.decay_per_epoch <= 1, "in (0, 1]"),
             ("warmup_share", 0 < self.warmup_share < 1, "between 0 and 1"),
         )
-        for name, fits, expected in limits:
-            if not fits:
+        for name, valid, expected in limits:
+            if not valid:
                 raise UserError(f"optimizer: {name} must be {expected}, found {getattr(self, name)}")
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser over the parameters of a module that can be trained."""
+    """Make the optimiser of a module's trainable parameters."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     if config.method == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
@@ -66,9 +72,19 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps_per_epoch: int, total_steps: float
 ) -> LRScheduler | None:
-    """The schedule, advanced after every optimiser step; None for 'constant'.
+    """Make the schedule, to be advanced after every optimiser step.
 
-    steps_per_epoch, total_steps: counted in optimiser steps. Raises UserError for a one-cycle without an end.
+    Args:
+        optimizer: The optimiser.
+        config: Settings.
+        steps_per_epoch: Optimiser steps per epoch.
+        total_steps: Optimiser steps of the whole run; infinite if not known.
+
+    Returns:
+        The schedule; None for 'constant'.
+
+    Raises:
+        UserError: The number of steps of a one-cycle schedule is not known.
     """
     if config.schedule == "constant":
         return None
@@ -78,8 +94,7 @@ def build_schedule(
         return LambdaLR(optimizer, lambda step: release_factor(step, warmup, decay))
     if not 0 < total_steps < float("inf"):
         raise UserError(
-            "optimizer: the one-cycle schedule must know how many steps there are: set trainer.max_steps or "
-            "trainer.max_epochs"
+            "optimizer: the one-cycle schedule needs the number of steps: set trainer.max_steps or trainer.max_epochs"
         )
     return OneCycleLR(
         optimizer,
@@ -93,7 +108,7 @@ def build_schedule(
 
 
 def release_factor(step: int, warmup_steps: int, decay_per_step: float) -> float:
-    """The release's share of the highest learning rate at a 0-based step (fact sheet 6)."""
+    """Return the share of the highest learning rate that the release uses at a 0-based step."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return decay_per_step ** (step - warmup_steps)

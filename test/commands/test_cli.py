@@ -113,11 +113,11 @@ def test_another_sensors_scan_is_scaled_and_shaped_as_told_and_what_does_not_fit
     ("arguments", "message"),
     [
         (("label", "{root}"), "--output"),
-        (("label", "{missing}", "--output", "{out}"), "no file or folder"),
+        (("label", "{missing}", "--output", "{out}"), "does not exist"),
         (("label", "{root}/sequences", "--output", "{out}"), "without sequences/NN/velodyne"),
         (("label", "{root}", "--output", "{out}", "--sequences", "42"), "no sequence '42'"),
         (("label", "{scan}", "{scan_03}", "--output", "{out}"), "would both be written"),
-        (("label", "{scan}", "--output", "{out}", "--sequences", "00"), "no root was given"),
+        (("label", "{scan}", "--output", "{out}", "--sequences", "00"), "no input is one"),
         (("label", "{scan}", "--output", "{out}", "--model", "{missing}"), "no model file"),
         (("label", "{scan}", "--output", "{out}", "--model", "{scan}"), "truncated or no model file"),
         (("label", "{scan}", "--output", "{out}", "--knn-search", "4"), "odd"),
@@ -125,7 +125,7 @@ def test_another_sensors_scan_is_scaled_and_shaped_as_told_and_what_does_not_fit
         (("label", "{scan}", "--output", "{out}", "--threads", "0"), "threads"),
         (("label", "{scan}", "--output", "{out}", "--intensity-scale", "nan"), "intensity_scale must lie in"),
         (("label", "{scan}", "--output", "{out}", "--intensity-exponent", "0"), "intensity_exponent must lie in"),
-        (("label", "{scan}", "--output", "{out}", "--intensity-field", "i"), "no bag was given"),
+        (("label", "{scan}", "--output", "{out}", "--intensity-field", "i"), "no input is a bag"),
         (("inspect", "{missing}"), "no model file"),
         (("paint",), "invalid choice"),
         ((), "VERB"),
@@ -159,7 +159,7 @@ def test_without_a_model_the_shipped_one_is_used_or_its_absence_is_said(
 ) -> None:
     monkeypatch.setattr("sqsegv3_ros.inference.model_file.shipped_models", dict)
     assert call("label", root, "--output", tmp_path / "out") == 2
-    assert "none ships" in capsys.readouterr().err
+    assert "this installation has none" in capsys.readouterr().err
 
 
 def test_inspect_prints_what_the_model_says_about_itself(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`sqsegv3 convert`: a sequence as a bag and back, nothing lost on the way, and what is refused."""
+"""`sqsegv3 convert` from sequences to bags and back, without losses."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from rosbags.highlevel import AnyReader
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.data.semantic_kitti import read_labels, read_scan, write_labels, write_scan
-from sqsegv3_ros.data.sequences import quaternion, transform_matrix
 
-# KITTI's camera looks along the velodyne's x; this one sits 0.3 m behind and 0.1 m below it and is turned by 1 degree
+# KITTI's camera looks along the Velodyne's x axis; this one has an offset of 0.3 m and 0.1 m and is rotated by 1 degree
 TURN = math.radians(1.0)
 TR = np.array(
     [
@@ -41,7 +40,7 @@ def row(matrix: np.ndarray) -> str:
 
 
 def driven(number: int) -> np.ndarray:
-    """The velodyne's pose: 1.5 m ahead a scan, turning left by 5 degrees."""
+    """The Velodyne's pose: 1.5 m forward and 5 degrees to the left per scan."""
     angle = math.radians(5.0 * number)
     pose = np.eye(4)
     pose[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
@@ -66,7 +65,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "kitti"
 
 
-def test_a_bag_holds_points_classes_stamps_and_the_velodynes_poses(root: Path, tmp_path: Path) -> None:
+def test_a_bag_has_points_classes_stamps_and_the_velodynes_poses(root: Path, tmp_path: Path) -> None:
     assert call(root, "--bag", tmp_path / "bag") == 0
     with AnyReader([tmp_path / "bag"]) as reader:
         found = [(c.topic, time_ns, reader.deserialize(raw, c.msgtype)) for c, time_ns, raw in reader.messages()]
@@ -93,7 +92,7 @@ def test_a_bag_holds_points_classes_stamps_and_the_velodynes_poses(root: Path, t
 
 
 @pytest.mark.parametrize("name", ["bag", "bag.mcap", "bag.db3"])
-def test_there_and_back_loses_nothing(root: Path, tmp_path: Path, name: str) -> None:
+def test_a_sequence_survives_the_conversion_to_a_bag_and_back(root: Path, tmp_path: Path, name: str) -> None:
     assert call(root, "--sequence", "4", "--bag", tmp_path / name, "--topic", "/points") == 0
     assert call(tmp_path / name, "--output", tmp_path / "back", "--sequence", "07") == 0
     before, after = root / "sequences" / "04", tmp_path / "back" / "sequences" / "07"
@@ -107,7 +106,7 @@ def test_there_and_back_loses_nothing(root: Path, tmp_path: Path, name: str) -> 
     np.testing.assert_allclose([float(word) for word in calibration["Tr"].split()], TR[:3].ravel(), atol=1e-6)
 
 
-def test_a_sequence_without_labels_poses_and_times_comes_at_ten_hertz(root: Path, tmp_path: Path) -> None:
+def test_a_sequence_without_labels_poses_and_times_is_written_at_10_hz(root: Path, tmp_path: Path) -> None:
     for name in ("poses.txt", "times.txt", "calib.txt"):
         (root / "sequences" / "04" / name).unlink()
     (root / "sequences" / "04" / "labels" / "000001.label").unlink()
@@ -120,7 +119,7 @@ def test_a_sequence_without_labels_poses_and_times_comes_at_ten_hertz(root: Path
     assert sorted(p.name for p in (tmp_path / "back/sequences/00").iterdir()) == ["times.txt", "velodyne"]
 
 
-def test_a_bag_of_another_origin_becomes_a_sequence_with_the_data_sets_raw_ids(tmp_path: Path) -> None:
+def test_any_bag_with_ground_truth_becomes_a_sequence_with_raw_ids(tmp_path: Path) -> None:
     found = scans(2)
     bag = record(tmp_path / "drive.bag", "ros1", {"/lidar": found})
     assert call(bag, "--output", tmp_path / "kitti", "--intensity-scale", "0.5") == 0
@@ -136,7 +135,7 @@ def test_a_bag_of_another_origin_becomes_a_sequence_with_the_data_sets_raw_ids(t
 
 
 @needs_shared
-def test_real_scans_come_back_byte_for_byte(tmp_path: Path) -> None:
+def test_real_scans_are_restored_byte_for_byte(tmp_path: Path) -> None:
     source = DATA / "semantic_kitti"
     assert call(source, "--sequence", "04", "--bag", tmp_path / "bag") == 0
     assert call(tmp_path / "bag", "--output", tmp_path / "back") == 0
@@ -146,7 +145,7 @@ def test_real_scans_come_back_byte_for_byte(tmp_path: Path) -> None:
         assert [p.read_bytes() for p in before] == [p.read_bytes() for p in after]
 
 
-def test_what_cannot_be_converted_is_refused_and_leaves_nothing(
+def test_unusable_input_is_refused_and_leaves_no_output(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = root / "sequences" / "04"
@@ -164,9 +163,9 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(
     out, back = tmp_path / "out", tmp_path / "back"
     refused("several sequences (04, 05)", root, "--bag", out)
     refused("no sequence '09'", root, "--sequence", "09", "--bag", out)
-    refused("no SemanticKITTI root", bag, "--bag", out)
-    refused("give --bag OUT", bag)
-    refused("no bag and no folder", tmp_path / "absent", "--bag", out)
+    refused("not a SemanticKITTI root", bag, "--bag", out)
+    refused("either --bag OUT", bag)
+    refused("does not exist", tmp_path / "absent", "--bag", out)
     refused("--force", root, "--sequence", "04", "--bag", bag)
     refused("cannot hold", root, "--sequence", "04", "--bag", tmp_path / "out.bag")
     refused("two digits", bag, "--output", back, "--sequence", "abc")
@@ -174,7 +173,7 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(
     refused("cloud 2 of /lidar", partly, "--output", back)
     refused("lacks labels", partly, "--output", back)
     refused("'reflectivity'", bag, "--output", back, "--intensity-field", "reflectivity")
-    refused("is there already", bag, "--output", there)
+    refused("exists already", bag, "--output", there)
     write_labels(folder / "labels" / "000001.label", np.full(7, 40))
     refused(str(folder / "labels" / "000001.label"), root, "--sequence", "04", "--bag", out)
     write_labels(folder / "labels" / "000001.label", np.full(101, 77))
@@ -186,7 +185,7 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(
     (folder / "calib.txt").unlink()
     (folder / "poses.txt").unlink()
     (folder / "times.txt").write_text("0\n1\n1\n0.5\n")
-    refused("must ascend", root, "--sequence", "04", "--bag", out)
+    refused("must increase", root, "--sequence", "04", "--bag", out)
     (folder / "times.txt").write_text("0\nnan\n1\n2\n")
     refused("expected 1 numbers", root, "--sequence", "04", "--bag", out)
     assert not out.exists()
@@ -194,13 +193,19 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(
     assert not list(back.glob("**/*.bin"))
 
 
-def test_quaternions_give_the_rotation_back_for_every_angle_and_axis() -> None:
-    generator = np.random.default_rng(0)
-    for angle in (0.0, 1e-9, 1e-4, 1.0, 3.0, math.pi - 1e-9, math.pi):
-        for axis in [*generator.normal(size=(20, 3)), *np.eye(3), *-np.eye(3)]:
-            x, y, z = axis / np.linalg.norm(axis)
-            cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-            rotation = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross  # Rodrigues
-            found = quaternion(rotation)
-            assert abs(found[3]) == pytest.approx(abs(math.cos(angle / 2)), abs=1e-12) and found[3] >= 0
-            np.testing.assert_allclose(transform_matrix((1, 2, 3), found)[:3, :3], rotation, atol=1e-9)
+def test_a_failed_rename_keeps_the_existing_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bag = record(tmp_path / "drive", "mcap", {"/lidar": scans(1)})
+    target = tmp_path / "kitti" / "sequences" / "00"
+    write_scan(target / "velodyne" / "000000.bin", np.ones((3, 4)))
+    rename, failed = Path.replace, []
+
+    def fail_once(source: Path, destination: Path) -> Path:
+        if destination == target and not failed:
+            failed.append(source)
+            raise OSError(5, "Input/output error")
+        return rename(source, destination)
+
+    monkeypatch.setattr(Path, "replace", fail_once)
+    assert call(bag, "--output", tmp_path / "kitti", "--force") == 2
+    assert failed and len(read_scan(target / "velodyne" / "000000.bin")) == 3
+    assert list(target.parent.iterdir()) == [target]

@@ -1,3 +1,5 @@
+"""Label sets: the built-in ones, configurations, and conversion between labels and raw ids."""
+
 from __future__ import annotations
 
 import json
@@ -23,20 +25,20 @@ def test_the_built_in_classes_equal_the_official_configuration() -> None:
     assert dict(official.raw_to_label) == dict(SEMANTIC_KITTI.raw_to_label)
 
 
-def test_the_multiscan_set_keeps_the_moving_classes_apart() -> None:
+def test_the_multiscan_set_has_separate_moving_classes() -> None:
     raw = np.array([252, 253, 254, 255, 256, 257, 258, 259, 10])
     assert SEMANTIC_KITTI_MULTISCAN.to_labels(raw).tolist() == [20, 21, 22, 23, 24, 24, 25, 24, 1]
     assert SEMANTIC_KITTI_MULTISCAN.to_raw(np.arange(20, 26)).tolist() == [252, 253, 254, 255, 259, 258]
     assert SEMANTIC_KITTI.to_labels(raw).tolist() == [1, 7, 6, 8, 5, 5, 4, 5, 1]
 
 
-def test_instance_bits_are_dropped_and_unknown_ids_become_unlabeled_but_can_be_listed() -> None:
+def test_instance_bits_are_ignored_and_unknown_ids_become_unlabeled_and_are_listed() -> None:
     words = np.array([(7 << 16) | 40, 40, 77, (3 << 16) | 65535], np.uint32)
     assert SEMANTIC_KITTI.to_labels(words).tolist() == [9, 9, 0, 0]
     assert SEMANTIC_KITTI.unknown_ids(words) == (77, 65535)
 
 
-def test_labels_become_the_raw_ids_of_their_classes_and_others_are_refused() -> None:
+def test_labels_become_raw_ids_and_labels_outside_the_set_are_refused() -> None:
     raw = SEMANTIC_KITTI.to_raw(np.arange(20, dtype=np.uint8))
     assert raw.dtype == np.uint32
     assert raw.tolist() == [0, 10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81]
@@ -50,7 +52,7 @@ def test_a_set_survives_json() -> None:
         assert again.classes == labels.classes and dict(again.raw_to_label) == dict(labels.raw_to_label)
 
 
-def test_a_class_that_is_not_there_is_named_with_those_that_are() -> None:
+def test_the_error_for_an_unknown_class_lists_the_classes() -> None:
     assert TINY.index("wall") == 1
     with pytest.raises(UserError, match=r"no class 'roof'.*none, wall"):
         TINY.index("roof")
@@ -68,7 +70,7 @@ def test_a_class_that_is_not_there_is_named_with_those_that_are() -> None:
         ({"content": {0: 0.5, 50: "half"}}, "malformed entry .*'half'"),
     ],
 )
-def test_a_contradictory_configuration_is_refused_by_name(change: dict, message: str) -> None:
+def test_the_error_for_a_contradictory_configuration_names_the_entry(change: dict, message: str) -> None:
     config = {
         "labels": {0: "none", 50: "wall"},
         "color_map": {0: [0, 0, 0], 50: [3, 2, 1]},
@@ -80,19 +82,19 @@ def test_a_contradictory_configuration_is_refused_by_name(change: dict, message:
         LabelSet.from_config({**config, **change})
 
 
-def test_many_classes_need_two_bytes() -> None:
+def test_more_than_256_classes_need_two_bytes() -> None:
     many = LabelSet("many", tuple(LabelClass(str(i), (0, 0, 0), i) for i in range(300)), {i: i for i in range(300)})
     assert many.dtype is np.uint16 and many.to_labels(np.array([299])).tolist() == [299]
     assert SEMANTIC_KITTI.dtype is np.uint8
 
 
-def test_a_label_file_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_configuration_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "own.yaml"
     pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
     for content, message in (
         ("a: 1", "no mapping 'labels'"),
         ("- 1", "found list"),
-        ("{", "no YAML"),
+        ("{", "not valid YAML"),
         ("", "NoneType"),
     ):
         path.write_text(content)

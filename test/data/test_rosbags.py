@@ -1,4 +1,4 @@
-"""Bags of every storage: what is read, what is refused, and that a bag is written whole or not at all."""
+"""Bags of every storage are read, or refused with the file's name, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def copied(source: Path, target: Path, storage: str) -> Path:
     return target
 
 
-def test_clouds_come_in_order_with_their_receipt_stamp_and_points(bag: Path) -> None:
+def test_clouds_are_read_in_order_with_time_of_receipt_stamp_and_points(bag: Path) -> None:
     with BagReader(bag) as reader:
         topic = reader.cloud_topic()
         assert (topic, reader.count(topic)) == ("/lidar", 3)
@@ -56,7 +56,7 @@ def test_clouds_come_in_order_with_their_receipt_stamp_and_points(bag: Path) -> 
                 np.testing.assert_array_equal(read_field(cloud, name), scan[name])
 
 
-def test_clouds_can_be_had_as_ros_2_sends_them(bag: Path) -> None:
+def test_clouds_are_available_as_cdr_from_every_storage(bag: Path) -> None:
     with BagReader(bag) as reader:
         message = next(reader.messages("/lidar"))
         cloud = ros2_types().deserialize_cdr(reader.cdr(message), CLOUD)
@@ -71,7 +71,7 @@ def test_a_single_storage_file_is_a_bag_too(tmp_path: Path) -> None:
             assert reader.count(reader.cloud_topic()) == 3
 
 
-def test_topics_that_do_not_fit_are_refused_naming_those_that_do(tmp_path: Path) -> None:
+def test_an_unusable_topic_is_refused_with_a_list_of_the_usable_ones(tmp_path: Path) -> None:
     two = record(tmp_path / "two", "mcap", {"/front": FOUND, "/rear": FOUND[:2], "/never": []})
     none = record(tmp_path / "none", "mcap", {})
     with BagReader(two) as reader:
@@ -94,9 +94,14 @@ def test_topics_that_do_not_fit_are_refused_naming_those_that_do(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("absent", "no bag"), ("absent.bag", "no bag"), ("notes.txt", "is no bag"), ("empty", "no metadata.yaml")],
+    [
+        ("absent", "does not exist"),
+        ("absent.bag", "does not exist"),
+        ("notes.txt", "is not a rosbag"),
+        ("empty", "no metadata.yaml"),
+    ],
 )
-def test_what_is_no_bag_is_said(tmp_path: Path, name: str, words: str) -> None:
+def test_a_path_that_is_not_a_bag_is_refused(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=words) as error:
@@ -116,7 +121,7 @@ def storage_file(bag: Path) -> Path:
     return bag if bag.is_file() else next(file for file in bag.iterdir() if file.suffix in (".mcap", ".db3"))
 
 
-def test_a_bag_cut_off_anywhere_is_refused_naming_it(bag: Path) -> None:
+def test_a_truncated_bag_is_refused_by_name(bag: Path) -> None:
     file = storage_file(bag)
     whole = file.read_bytes()
     for part in np.linspace(0, 0.97, 15):
@@ -126,7 +131,7 @@ def test_a_bag_cut_off_anywhere_is_refused_naming_it(bag: Path) -> None:
         assert str(bag) in str(error.value)
 
 
-def test_a_bag_with_damaged_bytes_is_read_or_refused_never_worse(bag: Path) -> None:
+def test_a_bag_with_damaged_bytes_is_read_or_refused_by_name(bag: Path) -> None:
     file = storage_file(bag)
     whole = file.read_bytes()
     generator = np.random.default_rng(1)
@@ -154,7 +159,7 @@ def test_metadata_without_its_file_is_refused(tmp_path: Path) -> None:
         read_all(bag)
 
 
-def test_bags_are_found_below_a_folder_but_not_hidden_drafts(tmp_path: Path) -> None:
+def test_bags_are_found_in_a_folder_except_hidden_drafts(tmp_path: Path) -> None:
     (tmp_path / "monday").mkdir()
     expected = [
         record(tmp_path / "monday" / "a.bag", "ros1", {"/lidar": FOUND[:1]}),
@@ -168,7 +173,7 @@ def test_bags_are_found_below_a_folder_but_not_hidden_drafts(tmp_path: Path) -> 
     assert find_bags(tmp_path) == [expected[0], loose, expected[1]]
 
 
-def test_a_copy_holds_every_message_byte_for_byte_also_of_unknown_types(bag: Path, tmp_path: Path) -> None:
+def test_a_copy_has_every_message_byte_for_byte_even_of_unknown_types(bag: Path, tmp_path: Path) -> None:
     with BagReader(bag) as reader:
         storage = reader.storage
     copy = copied(bag, named(tmp_path, storage, "copy"), storage)
@@ -212,7 +217,7 @@ def test_a_real_ros_1_bag_becomes_a_ros_2_bag_with_the_same_values(tmp_path: Pat
                 np.testing.assert_array_equal(one.data, other.data)
 
 
-def test_nothing_is_left_where_writing_breaks_off(tmp_path: Path) -> None:
+def test_an_error_while_writing_leaves_no_bag(tmp_path: Path) -> None:
     source = record(tmp_path / "drive", "mcap", {"/lidar": FOUND})
     for storage in STORAGES[1:]:
         target = tmp_path / "out" / storage
@@ -223,7 +228,7 @@ def test_nothing_is_left_where_writing_breaks_off(tmp_path: Path) -> None:
         assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_is_there_is_kept_until_the_new_bag_is_whole(tmp_path: Path) -> None:
+def test_an_existing_bag_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     source = record(tmp_path / "drive", "mcap", {"/lidar": FOUND})
     target = record(tmp_path / "old", "sqlite3", {"/lidar": FOUND[:1]})
     before = everything(target)
@@ -237,6 +242,33 @@ def test_what_is_there_is_kept_until_the_new_bag_is_whole(tmp_path: Path) -> Non
             writer.write(writer.add_like(reader, message.connection), message.time_ns, message.raw)
     assert everything(target) == everything(source)
     assert sorted(p.name for p in target.iterdir()) == ["metadata.yaml", "old.mcap"]
+
+
+@pytest.mark.parametrize("name", ["previous", "previous.mcap", "new", "new.mcap"])
+def test_a_bag_may_have_any_name(tmp_path: Path, name: str) -> None:
+    source = record(tmp_path / "drive", "mcap", {"/lidar": FOUND})
+    for _ in range(2):
+        with BagReader(source) as reader, BagWriter(tmp_path / name, "mcap", force=True) as writer:
+            for message in reader.messages():
+                writer.write(writer.add_like(reader, message.connection), message.time_ns, message.raw)
+        assert everything(tmp_path / name) == everything(source)
+
+
+def test_a_failed_rename_keeps_the_existing_bag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = record(tmp_path / "old", "sqlite3", {"/lidar": FOUND})
+    before, rename, failed = everything(target), Path.replace, []
+
+    def fail_once(source: Path, destination: Path) -> Path:
+        if destination == target and not failed:
+            failed.append(source)
+            raise OSError(5, "Input/output error")
+        return rename(source, destination)
+
+    monkeypatch.setattr(Path, "replace", fail_once)
+    with pytest.raises(UserError, match="Input/output error"), BagWriter(target, "mcap", force=True):
+        pass
+    assert failed and everything(target) == before
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_name_that_does_not_fit_the_storage_is_refused(tmp_path: Path) -> None:
@@ -259,11 +291,11 @@ except UserError as error:
 """
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(bag: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_bag(bag: Path, tmp_path: Path) -> None:
     with BagReader(bag) as reader:
         target = named(tmp_path / "full", reader.storage, "copy")
 
-    def small_disk() -> None:  # the kernel refuses to write more than that into any file
+    def small_disk() -> None:  # the kernel refuses larger files
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 
     done = subprocess.run(

@@ -1,6 +1,7 @@
+"""Files of SemanticKITTI are read as written, and refused by name."""
+
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,9 @@ import pytest
 
 from sqsegv3_ros.data.semantic_kitti import find_scans, is_dataset, read_labels, read_scan, write_labels, write_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.files import write_atomically
 
 
-def test_scans_and_labels_come_back_as_written(tmp_path: Path) -> None:
+def test_scans_and_labels_are_read_as_written(tmp_path: Path) -> None:
     points = np.arange(12, dtype=np.float32).reshape(3, 4)
     write_scan(tmp_path / "deep/er/a.bin", points)
     write_labels(tmp_path / "a.label", np.array([10, 40, 259]))
@@ -23,12 +23,13 @@ def test_scans_and_labels_come_back_as_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(b"12345", "5 bytes is not a whole number of points"), (None, "cannot read scan")]
 )
-def test_a_scan_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_an_unreadable_scan_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "broken.bin"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{message}.*|broken.bin"):
+    with pytest.raises(UserError, match=message) as error:
         read_scan(path)
+    assert str(path) in str(error.value)
 
 
 def test_labels_of_another_count_are_refused(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_labels_of_another_count_are_refused(tmp_path: Path) -> None:
         read_labels(tmp_path / "a.label", count=6)
 
 
-def test_scans_are_found_in_order_and_a_missing_sequence_is_named_with_those_there_are(tmp_path: Path) -> None:
+def test_scans_are_listed_in_order_and_a_missing_sequence_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     for sequence, stem in (("03", "000001"), ("03", "000000"), ("00", "000005")):
         write_scan(tmp_path / f"sequences/{sequence}/velodyne/{stem}.bin", np.zeros((1, 4)))
     assert is_dataset(tmp_path) and not is_dataset(tmp_path / "sequences")
@@ -53,14 +54,3 @@ def test_scans_are_found_in_order_and_a_missing_sequence_is_named_with_those_the
         find_scans(tmp_path, ["07"])
     with pytest.raises(UserError, match="no folder 'sequences'"):
         find_scans(tmp_path / "sequences/00")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="is about POSIX folders")
-def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write"):
-        write_atomically(tmp_path / "file/below.label", b"x")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="cannot write"):
-        write_atomically(tmp_path / "folder", b"x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]

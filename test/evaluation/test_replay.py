@@ -1,8 +1,7 @@
-"""Replay without ROS: the pace, on a clock of the test's own, and what can and cannot be replayed."""
+"""Replay without ROS, on a simulated clock: rate, sources and refusals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,36 +12,19 @@ from conftest import DATA, needs_shared
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.replay import Player, TimedCloud, open_source
+from sqsegv3_ros.evaluation.replay import Player, Source, TimedCloud, open_source
 from sqsegv3_ros.pointcloud2 import make_cloud, read_field
 
 START_NS = 5_000 * 10**9
 
 
-class Recording:
-    """A source of clouds at these times (seconds)."""
-
-    topic = "/lidar"
-
-    def __init__(self, *times: float) -> None:
-        self.times = times
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def __iter__(self) -> Iterator[TimedCloud]:
-        for seconds in self.times:
-            yield TimedCloud(START_NS + round(seconds * 1e9), cdr=b"")
-
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+def recording(*times_s: float) -> Source:
+    clouds = [TimedCloud(START_NS + round(seconds * 1e9), cdr=b"") for seconds in times_s]
+    return Source("/lidar", len(clouds), lambda: iter(clouds))
 
 
 class World:
-    """Time that passes only where somebody waits, or publishes for `cost_s`."""
+    """A clock that advances only by waiting, and by `cost_s` for each published cloud."""
 
     def __init__(self, cost_s: float = 0.0, stop_s: float = 1e9) -> None:
         self.now_s, self.cost_s, self.stop_s = 100.0, cost_s, stop_s
@@ -67,35 +49,35 @@ class World:
         return Player(self.publish, self.wait, now=self.now, **settings)  # type: ignore[arg-type]
 
 
-def test_clouds_go_out_at_the_recorded_pace_times_the_rate() -> None:
+def test_clouds_are_published_at_the_recorded_rate_times_the_factor() -> None:
     for rate in (1.0, 0.5, 4.0):
         world = World()
-        report = world.player(rate=rate).play(Recording(0, 0.1, 0.25, 1.0))
+        report = world.player(rate=rate).play(recording(0, 0.1, 0.25, 1.0))
         assert [at for at, _ in world.published] == pytest.approx([0, 0.1 / rate, 0.25 / rate, 1 / rate])
         assert (report.published, report.total, report.late, report.interrupted) == (4, 4, 0, False)
 
 
-def test_a_slow_machine_does_not_shift_the_clouds_behind_and_what_was_late_is_counted() -> None:
+def test_late_clouds_are_counted_and_do_not_delay_the_following_ones() -> None:
     world = World(cost_s=0.12)  # more than the period, until there is a gap
-    report = world.player().play(Recording(0, 0.1, 0.2, 0.5, 0.6))
+    report = world.player().play(recording(0, 0.1, 0.2, 0.5, 0.6))
     assert [at for at, _ in world.published] == pytest.approx([0, 0.12, 0.24, 0.5, 0.62])
     assert report.late == 3 and report.worst_s == pytest.approx(0.04)
-    assert "3 went out more than 10 ms late, at worst 40 ms" in report.text("/lidar")
+    assert "3 were more than 10 ms late, at most 40 ms" in report.text("/lidar")
 
 
-def test_a_loop_goes_on_with_the_recordings_own_period_until_it_is_stopped() -> None:
+def test_a_loop_keeps_the_recordings_period_until_it_is_stopped() -> None:
     world = World(stop_s=0.75)
-    report = world.player(loop=True).play(Recording(0, 0.1, 0.2))
+    report = world.player(loop=True).play(recording(0, 0.1, 0.2))
     assert [at for at, _ in world.published] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
     assert [recorded for _, recorded in world.published[3:5]] == pytest.approx([0, 0.1])
     assert report.interrupted and report.published == 8
     assert report.text("/lidar").endswith("interrupted")
 
 
-def test_the_clock_shows_the_recordings_time_and_never_runs_ahead_of_a_cloud() -> None:
+def test_the_clock_has_the_recordings_time_and_is_never_ahead_of_a_cloud() -> None:
     world = World()
-    world.player(rate=2.0, tick=world.tick, clock_hz=50.0).play(Recording(0, 0.1, 0.2))
-    assert world.ticks[0] == (0, 0)  # before the first cloud, so that it is not stamped with time 0
+    world.player(rate=2.0, tick=world.tick, clock_hz=50.0).play(recording(0, 0.1, 0.2))
+    assert world.ticks[0] == (0, 0)  # before the first cloud, so that it is not received at time 0
     assert len(world.ticks) >= 5 + 3
     for at, shown in world.ticks:
         assert shown == pytest.approx(2.0 * at, abs=1e-6)
@@ -104,19 +86,19 @@ def test_the_clock_shows_the_recordings_time_and_never_runs_ahead_of_a_cloud() -
         assert all(shown <= recorded + 1e-9 for t, shown in world.ticks if t <= at)
 
 
-def test_a_cloud_is_held_back_until_the_last_was_answered_and_the_pace_goes_on_from_there() -> None:
+def test_a_cloud_is_held_back_until_the_previous_one_is_answered_without_catching_up() -> None:
     world = World()
 
-    def ready() -> bool:  # the node needs 0.25 s a cloud
+    def ready() -> bool:  # the node needs 0.25 s per cloud
         return not world.published or world.now_s - 100 >= world.published[-1][0] + 0.25
 
-    report = world.player(ready=ready).play(Recording(0, 0.1, 0.2, 1.0))
+    report = world.player(ready=ready).play(recording(0, 0.1, 0.2, 1.0))
     gaps = np.diff([at for at, _ in world.published])
     np.testing.assert_allclose(gaps, [0.25, 0.25, 0.8], atol=0.005)
     assert report.late == 0
 
 
-def test_senseless_paces_are_refused() -> None:
+def test_invalid_rates_are_refused() -> None:
     for settings in ({"rate": 0.0}, {"rate": -1.0}, {"rate": float("nan")}, {"clock_hz": 0.0}):
         with pytest.raises(UserError, match="positive"):
             World().player(**settings)
@@ -137,7 +119,7 @@ def message(cloud: TimedCloud) -> PointCloud2:
     return make_cloud(cloud.points, PointCloud2, PointField, Header())  # type: ignore[no-any-return]
 
 
-def test_a_sequence_has_classes_where_there_are_labels_and_comes_at_ten_hertz(root: Path) -> None:
+def test_a_sequence_has_ground_truth_if_all_scans_have_labels_and_10_hz_without_times(root: Path) -> None:
     with open_source(root, None, None, None) as source:
         clouds = list(source)
         assert (source.topic, len(source)) == ("/velodyne_points", 2)
@@ -150,17 +132,17 @@ def test_a_sequence_has_classes_where_there_are_labels_and_comes_at_ten_hertz(ro
         clouds = list(source)
     assert clouds[1].time_ns - clouds[0].time_ns == 250_000_000
     assert "ground_truth" not in (clouds[0].points.dtype.names or ())  # type: ignore[union-attr]
-    with pytest.raises(UserError, match=r"000001\.label are missing \(1 of 2"):
-        open_source(root, None, None, True)
+    with pytest.raises(UserError, match=r"000001\.label are missing \(1 of 2"), open_source(root, None, None, True):
+        pass
 
 
-def test_labels_can_be_left_out(root: Path) -> None:
+def test_labels_can_be_omitted(root: Path) -> None:
     with open_source(root, None, None, False) as source:
         assert all(c.points is not None and "ground_truth" not in c.points.dtype.names for c in source)
 
 
 @needs_shared
-def test_real_scans_come_with_their_points_and_classes() -> None:
+def test_real_scans_have_their_points_and_classes() -> None:
     with open_source(DATA / "semantic_kitti", None, "07", True) as source:
         cloud = message(next(iter(source)))
     scan = np.fromfile(DATA / "semantic_kitti/sequences/07/velodyne/000000.bin", "<f4").reshape(-1, 4)
@@ -171,14 +153,14 @@ def test_real_scans_come_with_their_points_and_classes() -> None:
         np.testing.assert_array_equal(truth[raw == word], label)
 
 
-def test_what_cannot_be_replayed_is_refused(
+def test_an_unusable_source_is_refused(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
     pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
     from recording import record, scans
 
-    monkeypatch.setattr("sqsegv3_ros.ros.replay_node.replay", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr("sqsegv3_ros.ros.replay_node.replay", lambda *_: pytest.fail("replay has started"))
     bag = record(tmp_path / "drive", "mcap", {"/front": scans(1), "/rear": scans(1)})
     without = record(tmp_path / "without", "sqlite3", {})
     (tmp_path / "empty").mkdir()
@@ -198,5 +180,8 @@ def test_what_cannot_be_replayed_is_refused(
         assert main(["replay", *(str(a) for a in arguments)]) == 2, words
         said = capsys.readouterr().err
         assert words in said and "Traceback" not in said, said
-    with pytest.raises(UserError, match=r"000001\.label: 2 labels, but the scan has 4 points"):
-        list(open_source(root, None, None, None))  # type: ignore[arg-type]
+    with (
+        pytest.raises(UserError, match=r"000001\.label: 2 labels, but the scan has 4 points"),
+        open_source(root, None, None, None) as source,
+    ):
+        list(source)

@@ -50,6 +50,7 @@ def test_openvino_computes_what_torch_does(width: int, padding: str, tmp_path: P
     torch.testing.assert_close(found["openvino"], found["torch"], rtol=0, atol=5e-5)
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=needs_openvino)])
 def test_official_weights_give_the_softmax_of_the_release(backend: str, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_official_weights_give_the_softmax_of_the_release(backend: str, tmp_path
     network = make_backend(model, resolve_runtime(backend, "cpu", "fp32"), 64, 2048)
     with torch.inference_mode():
         softmax = network(image)[0].softmax(0).numpy()
-    # the golden itself is 1.3e-4 from the same network in float64; with AVX-512, OpenVINO is 5.3e-5 from it at one value
+    # the golden itself is 1.3e-4 from the network in float64; with AVX-512 one value of OpenVINO's is 5.3e-5 from it
     atol = {"torch": 5e-5, "openvino": 6e-5}[backend]
     np.testing.assert_allclose(softmax[:, :, 960:1088], golden["softmax_crop_0"], rtol=0, atol=atol)
     clear = golden["margin_0"].astype(np.float32) > 1e-4
@@ -96,6 +97,7 @@ def test_without_openvino_torch_runs_in_fp32_and_the_hint_says_what_to_install(m
         resolve_runtime("openvino")
 
 
+@pytest.mark.slow
 def test_the_segmenter_runs_without_openvino_installed(small_model: Path) -> None:
     program = (
         "import sys; sys.modules['openvino'] = None\n"
@@ -182,6 +184,7 @@ def test_the_whole_pipeline_labels_alike_with_both_backends(precision: str, smal
     np.testing.assert_allclose(found.confidences, expected.confidences, atol=1e-3 if precision == "fp32" else 0.2)
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_configuring_opens_no_connection(small_model: Path) -> None:
     """OpenVINO sends usage statistics when it is imported and when it converts a model, unless it is kept from it."""

@@ -9,7 +9,8 @@ from conftest import DATA, GOLDEN, needs_shared
 
 from sqsegv3_ros.data.semantic_kitti import read_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.knn import KnnConfig, _Window, inverse_gaussian, refine
+from sqsegv3_ros.inference import knn
+from sqsegv3_ros.inference.knn import KnnConfig, inverse_gaussian, refine, uniform_windows, vote
 from sqsegv3_ros.inference.range_image import ProjectionConfig, RangeImage, project
 
 CLASSES = 20
@@ -105,16 +106,36 @@ def test_labels_equal_a_plain_loop_over_the_points(mode: str, k: int, search: in
     assert [f for f, e in zip(found, expected, strict=True) if e is not None] == [e for e in expected if e is not None]
 
 
-def test_the_shortcut_of_uniform_windows_changes_no_label() -> None:
+@pytest.mark.parametrize(("mode", "cutoff_m"), [("safe", 1.0), ("official", 0.0)])
+def test_the_shortcut_of_uniform_windows_changes_no_label(mode: str, cutoff_m: float) -> None:
     image, label_image = random_scene(7)
-    config = KnnConfig("safe")
-    window = _Window(label_image, image, config, CLASSES)
-    decided = window.decided()
-    assert 0.1 < decided.float().mean() < 0.9
-    voted = window.vote(image.pixel, image.point_range)
-    own = label_image.flatten()[image.pixel]
+    config = KnnConfig(mode, cutoff_m=cutoff_m)
+    decided = uniform_windows(label_image, image, config, CLASSES)
+    assert 0.1 < decided.mean() < 0.9
+    voted = vote(image.pixel, image.point_range, label_image, image, config, CLASSES)
+    own = label_image.flatten()[image.pixel] if mode == "safe" else 1
     everyone = torch.where(image.usable, torch.where(voted > 0, voted, own), 0)
     assert torch.equal(refine(label_image, image, config, CLASSES), everyone)
+
+
+@pytest.mark.parametrize("k", [5, 7])
+def test_threads_and_devices_give_the_same_labels(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, label_image = random_scene(3, 60_000)
+    config = KnnConfig("official", k=k, search=k)
+    alone = refine(label_image, image, config, CLASSES)
+    for threads in (2, 5):
+        assert torch.equal(refine(label_image, image, config, CLASSES, threads), alone)
+        with torch.inference_mode():
+            assert torch.equal(refine(label_image, image, config, CLASSES, threads), alone)
+    monkeypatch.setattr(knn, "library", lambda tensor: torch)  # the lines that run on a device
+    monkeypatch.setattr(knn, "array", lambda tensor: tensor)
+    assert torch.equal(refine(label_image, image, config, CLASSES), alone)
+
+
+def test_more_than_256_classes_are_told_apart() -> None:
+    image, label_image = random_scene(5)
+    scaled = refine(label_image * 100, image, KnnConfig(), 2000)
+    assert torch.equal(scaled, refine(label_image, image, KnnConfig(), CLASSES) * 100)
 
 
 def test_without_a_valid_vote_safe_keeps_the_pixels_label_and_official_says_class_1() -> None:

@@ -33,6 +33,7 @@ def segmenter(small_model: Path) -> Segmenter:
 BACKENDS = ["torch", pytest.param("openvino", marks=needs_openvino)]
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_official_weights_give_the_official_labels_from_the_scan_file_on(tmp_path: Path, backend: str) -> None:
@@ -50,6 +51,7 @@ def test_official_weights_give_the_official_labels_from_the_scan_file_on(tmp_pat
         assert (labels == np.load(GOLDEN / f"knn_{name}_official21.npz")["labels"]).mean() > 0.9995, name
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize(
     ("sequence", "tied"),  # tied: points of two ranges that are equal to the bit, of which the release keeps either

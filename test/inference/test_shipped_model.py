@@ -78,12 +78,14 @@ def test_it_is_found_small_and_says_what_it_was_trained_on_and_may_be_used_for(n
         assert part in card, part
 
 
+@pytest.mark.slow
 def test_it_labels_simulated_scans_that_it_never_saw(segmenter: Segmenter, name: str, tmp_path: Path) -> None:
     pytest.importorskip("embreex", reason="needs the extra 'simulate'")
     assert main(["simulate", "--scans", "8", "--seed", "31415", "--output", str(tmp_path)]) == 0
     check(segmenter, find_scans(tmp_path), SIMULATED[name])
 
 
+@pytest.mark.slow
 @needs_shared
 def test_it_labels_real_scans(segmenter: Segmenter, name: str) -> None:
     check(segmenter, find_scans(DATA / "semantic_kitti")[::5], REAL[name])

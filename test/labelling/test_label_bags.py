@@ -1,4 +1,4 @@
-"""`sqsegv3 label` on bags: what the labelled bag holds, what is skipped, shared out and refused."""
+"""`sqsegv3 label` on bags: contents, options, shards, resuming and refusals."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def clouds(path: Path, topic: str = "/lidar") -> list[Any]:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_a_labelled_bag_holds_the_segmenters_labels_and_everything_else_as_it_was(
+def test_a_labelled_bag_has_the_segmenters_labels_and_all_other_messages_unchanged(
     small_model: Path, segmenter: Segmenter, tmp_path: Path, storage: str
 ) -> None:
     bag = record(named(tmp_path, storage), storage, {"/lidar": FOUND})
@@ -70,7 +70,7 @@ def test_a_labelled_bag_holds_the_segmenters_labels_and_everything_else_as_it_wa
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_topic_output_topic_storage_and_intensity_are_chosen(
+def test_topic_output_topic_storage_and_intensity_can_be_set(
     small_model: Path, segmenter: Segmenter, tmp_path: Path
 ) -> None:
     bag = record(tmp_path / "drive.bag", "ros1", {"/front": FOUND, "/rear": scans(1, 700)})
@@ -86,7 +86,7 @@ def test_topic_output_topic_storage_and_intensity_are_chosen(
     np.testing.assert_array_equal(read_field(clouds(labelled, "/labelled")[0], "intensity"), FOUND[0]["intensity"])
 
 
-def test_a_parameter_file_makes_it_label_like_the_node_with_that_file(small_model: Path, tmp_path: Path) -> None:
+def test_a_parameter_file_labels_as_the_node_does_with_that_file(small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
     from sqsegv3_ros.inference.knn import KnnConfig
     from sqsegv3_ros.inference.range_image import ProjectionConfig
@@ -115,7 +115,7 @@ def test_a_parameter_file_makes_it_label_like_the_node_with_that_file(small_mode
     assert not (tmp_path / "new").exists()
 
 
-def test_an_archive_is_shared_out_resumed_and_skips_what_is_done(
+def test_an_archive_is_labelled_in_shards_and_resumed(
     small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive = tmp_path / "archive"
@@ -134,19 +134,19 @@ def test_an_archive_is_shared_out_resumed_and_skips_what_is_done(
     assert "--skip-existing" in capsys.readouterr().err
     written = (out / "b.bag").stat().st_mtime_ns
     assert call(*inputs, "--skip-existing") == 0
-    assert "labelled 2 scans (2 were there already)" in capsys.readouterr().out
+    assert "labelled 2 scans (2 outputs existed already)" in capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == ["000000.label", "b.bag", "c", "monday"]
     assert (out / "b.bag").stat().st_mtime_ns == written
     assert len(read_labels(out / "000000.label")) == 2000
     assert call(*inputs, "--skip-existing") == 0
-    assert "nothing to label (4 were there already)" in capsys.readouterr().out
+    assert "nothing to label (4 outputs existed already)" in capsys.readouterr().out
     labels = {tuple(read_field(clouds(out / name)[0], "label")) for name in ("monday/a", "b.bag", "c")}
     assert len(labels) == 1
     raw = SEMANTIC_KITTI.to_raw(np.array(labels.pop()))
     np.testing.assert_array_equal(read_labels(out / "000000.label"), raw)
 
 
-def test_wrong_use_is_refused_before_anything_is_written(
+def test_wrong_arguments_are_refused_before_anything_is_written(
     small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bag = record(tmp_path / "in" / "drive", "mcap", {"/lidar": FOUND[:1]})
@@ -162,7 +162,7 @@ def test_wrong_use_is_refused_before_anything_is_written(
     for arguments, words in (
         ((many,), "/front (1 clouds), /rear (1 clouds)"),
         ((many, "--topic", "/side"), "no topic /side"),
-        ((many, "--topic", "/front", "--output-topic", "/rear"), "has a topic /rear already"),
+        ((many, "--topic", "/front", "--output-topic", "/rear"), "already has a topic /rear"),
         ((without,), "holds no clouds"),
         ((bag, tmp_path / "cut"), str(tmp_path / "cut")),
         ((tmp_path / "hollow",), "is empty"),
@@ -182,7 +182,7 @@ def test_wrong_use_is_refused_before_anything_is_written(
     assert len(messages(bag)) == 3
 
 
-def test_a_cloud_that_cannot_be_labelled_is_named_and_no_bag_is_left(
+def test_an_unusable_cloud_is_named_and_leaves_no_bag(
     small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     strange = FOUND[1][["x", "y", "ground_truth"]]
@@ -194,7 +194,7 @@ def test_a_cloud_that_cannot_be_labelled_is_named_and_no_bag_is_left(
 
 
 @needs_shared
-def test_a_real_ros_1_bag_comes_back_labelled(small_model: Path, segmenter: Segmenter, tmp_path: Path) -> None:
+def test_a_real_ros_1_bag_is_labelled(small_model: Path, segmenter: Segmenter, tmp_path: Path) -> None:
     source = DATA / "other_sensors" / "luminar_ros1.bag"
     assert call("label", "--model", small_model, source, "--output", tmp_path) == 0
     topic = "/luminar_pointcloud"

@@ -52,6 +52,7 @@ def assert_agree(model: SqueezeSegV3, exported: nn.Module, image: Tensor) -> Non
     assert (found.argmax(1) == expected.argmax(1))[clear].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [NetworkConfig.ssgv3_21(), NetworkConfig.ssgv3_53()], ids=["21", "53"])
 def test_full_size_networks_agree_with_their_training_form(config: NetworkConfig) -> None:
     model = lively(config)
@@ -145,6 +146,7 @@ def test_the_model_file_of_a_compared_network_labels_as_the_network_does(config:
     np.testing.assert_allclose(found.confidences, probability.amax(0)[image.py, image.px].numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_comes_from_a_checkpoint_of_any_block_and_from_the_name_of_a_model(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'sqsegv3_ros[onnx]'")
     pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'sqsegv3_ros[onnx]'")

@@ -98,6 +98,7 @@ def scan_image():
     return torch.from_numpy(image.astype(np.float32))[None]
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_scan_at_full_size_equals_the_release(net21):
     golden = np.load(GOLDEN / "official_21_scan000000_64x2048.npz")
@@ -113,6 +114,7 @@ def test_real_scan_at_full_size_equals_the_release(net21):
         assert (probabilities.argmax(0) == golden[f"argmax_{i}"])[clear].all()
 
 
+@pytest.mark.slow
 @needs_shared
 def test_loss_gradients_and_statistics_equal_the_release():
     golden = np.load(GOLDEN / "grads_21.npz")

@@ -149,7 +149,9 @@ def test_best_and_train_weights_are_told_apart(tmp_path, files, toy):
 
 def test_folder_with_train_weights_only_says_so(tmp_path, files):
     folder = write_folder(tmp_path / "c", files, suffix="_train")
-    with pytest.raises(UserError, match=r"lacks backbone, segmentation_decoder.*the folder holds the 'train' weights"):
+    with pytest.raises(
+        UserError, match=r"lacks backbone, segmentation_decoder.*the folder has only the 'train' weights"
+    ):
         load_official(folder)
     load_official(folder, "train")
 
@@ -217,7 +219,7 @@ def test_multi_scan_checkpoint_with_26_labels_is_read(tmp_path):
         ("backbone.name", "resnet", "backbone.name must be 'SAC'"),
         ("backbone.extra.layers", 34, "layers must be 21 or 53, found 34"),
         ("backbone.OS", 16, "OS must be 8, found 16"),
-        ("backbone.input_depth.remission", False, "input_depth turns off remission"),
+        ("backbone.input_depth.remission", False, "input_depth disables remission"),
         ("dataset.sensor.img_means", None, "has no entry 'dataset.sensor.img_means'"),
         ("dataset.sensor.img_means", [1, 2], "means must be five finite numbers"),
         ("dataset.sensor.img_stds", [1, 2, "x", 4, 5], "must be numbers"),
@@ -266,6 +268,7 @@ def test_real_legacy_file_of_the_release_is_read(tmp_path):
     assert_same_weights(found.heads[0], expected.heads[0])
 
 
+@pytest.mark.slow
 def test_verb_writes_a_model_file_that_computes_the_checkpoints_function(tmp_path, files, toy, capsys):
     folder, output = write_folder(tmp_path / "toy-21", files), tmp_path / "model.pt"
     assert cli.main(["import-official", str(folder), "--output", str(output)]) == 0
@@ -302,6 +305,7 @@ def test_model_file_does_not_tell_where_the_sources_lay(tmp_path, files):
         assert not [name for name in archive.namelist() if source in archive.read(name)]
 
 
+@pytest.mark.slow
 @needs_shared
 def test_imported_checkpoint_labels_a_scan_as_the_release_does(tmp_path):
     from sqsegv3_ros.data.semantic_kitti import read_scan

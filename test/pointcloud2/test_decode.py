@@ -1,4 +1,4 @@
-"""Messages -> columns: every layout gives what numpy's structured types read from the same bytes."""
+"""Decoding of clouds, compared with numpy's structured types on the same bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def in_form(points: np.ndarray, form: str) -> tuple[np.ndarray, int]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_decodes_to_what_numpy_reads(name, form):
+def test_every_layout_is_decoded_as_by_numpy(name, form):
     points, padding = in_form(random_points(LAYOUTS[name], 7 * 11, seed=3), form)
     decoded = decode(message(points, padding))
     np.testing.assert_array_equal(decoded.points, expected_columns(points))
@@ -62,7 +62,7 @@ def test_xyzi_is_not_copied(shape):
     assert np.shares_memory(decode(cloud).points, np.frombuffer(cloud.data, np.uint8))
 
 
-def test_what_must_change_is_copied_and_the_message_stays_as_it_was():
+def test_converted_points_are_copied_and_the_message_is_unchanged():
     cloud = message(random_points(LAYOUTS["xyzi 16"], 50))
     before = bytes(cloud.data)
     for settings in (CloudSettings(intensity_scale=0.5), CloudSettings(intensity_field="")):
@@ -79,7 +79,7 @@ def test_intensity_is_scaled(name):
     np.testing.assert_array_equal(decoded.points, expected)
 
 
-def test_intensity_comes_from_the_field_that_is_set():
+def test_intensity_is_read_from_the_configured_field():
     points = random_points(LAYOUTS["ouster 48"], 40)
     decoded = decode(message(points), CloudSettings(intensity_field="reflectivity"))
     np.testing.assert_array_equal(decoded.points, expected_columns(points, "reflectivity"))
@@ -104,7 +104,7 @@ def test_the_error_for_a_missing_intensity_names_the_fields_and_the_setting():
     )
 
 
-def test_rings_come_from_the_field_that_is_set():
+def test_rings_are_read_from_the_configured_field():
     points = random_points(LAYOUTS["autoware xyzirc 16"], 40)
     rings = decode(message(points), CloudSettings(ring_field="channel")).rings
     np.testing.assert_array_equal(rings, points["channel"].astype(np.int32))
@@ -127,13 +127,13 @@ def test_a_required_ring_that_is_missing_is_refused_with_the_likely_name():
         ("i1", [-128, 127], [-128, 127]),
     ],
 )
-def test_rings_that_no_int32_holds_become_minus_one(kind, values, expected):
+def test_rings_that_are_not_int32_become_minus_one(kind, values, expected):
     points = random_points(layout(24, **XYZ, intensity=(12, "f4"), ring=(16, kind)), len(values))
     points["ring"] = values
     assert decode(message(points)).rings.tolist() == expected
 
 
-def test_invalid_points_are_passed_on_in_place():
+def test_invalid_points_keep_their_place():
     points = random_points(LAYOUTS["pcl xyzi 32"], (4, 6))
     points["x"][1, 2], points["y"][3, 0], points["z"][0, 5] = np.nan, np.inf, -np.inf
     decoded = decode(message(points, row_padding=8, is_dense=False)).points.reshape(4, 6, 4)
@@ -143,7 +143,7 @@ def test_invalid_points_are_passed_on_in_place():
 
 @pytest.mark.parametrize("name", ["xyzi 16", "velodyne xyzirt 22", "float64 40"])
 @pytest.mark.parametrize(("scale", "exponent"), [(0.085, 0.5), (1.0, 0.5), (0.25, 2.0)])
-def test_intensity_takes_an_exponent_and_then_the_scale(name, scale, exponent, recwarn):
+def test_intensity_is_raised_to_the_exponent_then_scaled(name, scale, exponent, recwarn):
     points = random_points(LAYOUTS[name], 40)
     points["intensity"] = np.arange(-4, 36)
     cloud = message(points)
@@ -151,7 +151,7 @@ def test_intensity_takes_an_exponent_and_then_the_scale(name, scale, exponent, r
     decoded = decode(cloud, CloudSettings(intensity_scale=scale, intensity_exponent=exponent))
     with np.errstate(invalid="ignore"):
         expected = scale * np.arange(-4.0, 36.0) ** exponent
-    np.testing.assert_allclose(decoded.points[:, 3], expected, rtol=1e-6)  # NaN, which counts as 0, for roots of less
+    np.testing.assert_allclose(decoded.points[:, 3], expected, rtol=1e-6)  # NaN for roots of negative values
     np.testing.assert_array_equal(decoded.points[:, :3], expected_columns(points)[:, :3])
     assert bytes(cloud.data) == before and not recwarn.list
 
@@ -164,7 +164,7 @@ def test_float64_beyond_float32_becomes_inf_without_a_warning(recwarn):
     assert not recwarn.list
 
 
-def test_a_field_with_several_elements_gives_its_first():
+def test_the_first_element_of_a_subarray_is_read():
     dtype = layout(30, x=(0, "f4", 3), y=(12, "f4"), z=(16, "f4"), intensity=(20, "u2", 4), ring=(28, "u1", 2))
     points = random_points(dtype, 20)
     decoded = decode(message(points))
@@ -206,7 +206,7 @@ def test_any_field_can_be_read_in_its_own_type(name, form):
         assert not np.shares_memory(values, np.frombuffer(cloud.data, np.uint8))
 
 
-def test_reading_a_field_that_is_not_there_names_those_that_are():
+def test_the_error_for_a_missing_field_lists_the_fields():
     with pytest.raises(CloudError, match=r"no field 'ground_truth' \(fields: x, y, z, intensity\)"):
         read_field(message(random_points(LAYOUTS["xyzi 16"], 2)), "ground_truth")
 
@@ -249,7 +249,7 @@ def test_settings_are_checked_when_made(wrong):
 
 
 def test_the_codec_needs_neither_torch_nor_ros():
-    code = "import sys, sqsegv3_ros.pointcloud2; sys.exit(any(m in sys.modules for m in ('torch', 'rclpy', 'sensor_msgs')))"
+    code = "import sys, sqsegv3_ros.pointcloud2; sys.exit(bool({'torch', 'rclpy', 'sensor_msgs'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -259,11 +259,11 @@ def test_sensor_msgs_py_reads_the_same():
     header = pytest.importorskip("std_msgs.msg").Header()
     kinds = {"cloud_type": messages.PointCloud2, "field_type": messages.PointField, "header": header}
     for name in LAYOUTS:
-        if "normals" in name:  # they name the elements of a field with several differently
+        if "normals" in name:  # names the elements of a subarray differently
             continue
         for points in (random_points(LAYOUTS[name], (6, 5)), swapped(random_points(LAYOUTS[name], 30))):
             cloud = message(points, **kinds)
-            # theirs swaps big-endian bytes within the message: it gets one of its own
+            # sensor_msgs_py swaps big-endian bytes in place, so it gets a message of its own
             read = theirs.read_points(message(points, **kinds)).reshape(-1)
             expected = np.stack([read[n].astype(np.float32) for n in ("x", "y", "z", "intensity")], axis=1)
             np.testing.assert_array_equal(decode(cloud).points, expected)

@@ -1,4 +1,4 @@
-"""Labels -> messages: the input's bytes come first, the added fields read back by numpy, the rest stays as it came."""
+"""Encoding of labelled and filtered clouds, compared with numpy's structured types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clouds import LAYOUTS, XYZ, PointCloud2, PointField, bytes_of, layout, mess
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.pointcloud2 import CloudError, LabelledCloudWriter, encode_filtered, encode_labelled, make_cloud
+from sqsegv3_ros.pointcloud2 import OUTPUTS, CloudError, LabelledCloudWriter, encode_filtered, make_cloud
 from sqsegv3_ros.pointcloud2.layout import BLOCK_BYTES
 
 COLORS = SEMANTIC_KITTI.colors
@@ -26,6 +26,10 @@ def results(count: int, classes: int = len(COLORS), seed: int = 1) -> tuple[np.n
     rng = np.random.default_rng(seed)
     dtype = np.uint8 if classes <= 256 else np.uint16
     return rng.integers(0, classes, count).astype(dtype), rng.random(count, dtype=np.float32)
+
+
+def encode_labelled(cloud: Any, labels: Any, confidences: Any, colors: Any, outputs: Any = OUTPUTS) -> Any:
+    return LabelledCloudWriter(colors, outputs).write(cloud, labels, confidences)
 
 
 def packed(colors: np.ndarray) -> np.ndarray:
@@ -72,7 +76,7 @@ def test_a_labelled_cloud_is_the_input_plus_fields(name, form, big):
 @pytest.mark.parametrize(
     "wanted", [c for n in range(4) for c in itertools.combinations(("rgb", "confidence", "label"), n)]
 )
-def test_only_the_wanted_outputs_are_written(wanted):
+def test_only_the_selected_outputs_are_written(wanted):
     points = random_points(LAYOUTS["velodyne xyzirt 22"], 30)
     labels, confidences = results(30)
     out = LabelledCloudWriter(COLORS, wanted).write(message(points), labels, confidences)
@@ -85,15 +89,15 @@ def test_only_the_wanted_outputs_are_written(wanted):
             np.testing.assert_array_equal(read[name], values)
 
 
-def test_confidences_may_be_left_out_where_not_wanted():
+def test_confidences_are_required_only_if_they_are_an_output():
     points = random_points(LAYOUTS["xyzi 16"], 5)
     LabelledCloudWriter(COLORS, ("label",)).write(message(points), results(5)[0])
-    with pytest.raises(UserError, match="no confidences"):
+    with pytest.raises(UserError, match="needs confidences"):
         LabelledCloudWriter(COLORS).write(message(points), results(5)[0])
 
 
 @pytest.mark.parametrize(("classes", "datatype"), [(1, 2), (256, 2), (257, 4), (300, 4)])
-def test_labels_are_uint16_only_where_the_label_set_needs_it(classes, datatype):
+def test_labels_are_uint16_only_if_the_label_set_needs_it(classes, datatype):
     colors = np.random.default_rng(0).integers(0, 256, (classes, 3), dtype=np.uint8)
     labels, confidences = results(500, classes)
     out = encode_labelled(message(random_points(LAYOUTS["xyzi 16"], 500)), labels, confidences, colors)
@@ -106,7 +110,7 @@ def test_labels_are_uint16_only_where_the_label_set_needs_it(classes, datatype):
 @pytest.mark.parametrize("rgb", ["f4", "u4"])
 @pytest.mark.parametrize("confidence", ["f4", "f8"])
 @pytest.mark.parametrize("label", ["u1", "i1", "u2", "i2", "u4", "i4", "i8", "u8"])
-def test_a_field_that_is_there_already_is_replaced_in_place(rgb, confidence, label, big):
+def test_an_existing_field_is_overwritten_in_place(rgb, confidence, label, big):
     dtype = layout(41, label=(0, label), **{k: (8 + v[0], v[1]) for k, v in XYZ.items()}, rgb=(21, rgb),
                    intensity=(25, "f4"), confidence=(29, confidence))  # fmt: skip
     points = random_points(dtype, (4, 10))
@@ -137,16 +141,14 @@ def test_a_field_that_is_there_already_is_replaced_in_place(rgb, confidence, lab
         ("rgb", ("u1", 3), "float32 or uint32"),
         ("confidence", ("u1",), "float32 or float64"),
         ("confidence", ("f4", 2), "float32 or float64"),
-        ("label", ("f4",), "integer type that holds 19"),
-        ("label", ("u1", 2), "integer type that holds 19"),
+        ("label", ("f4",), "integer type with room for 19"),
+        ("label", ("u1", 2), "integer type with room for 19"),
     ],
 )
 def test_a_field_of_an_output_name_that_cannot_hold_it_is_refused(name, kind, expected):
     cloud = message(random_points(layout(32, **XYZ, intensity=(12, "f4"), **{name: (16, *kind)}), 4))
     labels, confidences = results(4)
-    with pytest.raises(
-        CloudError, match=f"field '{name}' of .* expected one .*{expected}.*switch that output off"
-    ) as e:
+    with pytest.raises(CloudError, match=f"field '{name}' of .* expected one .*{expected}.*disable that output") as e:
         encode_labelled(cloud, labels, confidences, COLORS)
     assert e.value.reason == "output_field_type"
     others = [output for output in ("rgb", "confidence", "label") if output != name]
@@ -159,11 +161,11 @@ def test_a_label_field_too_small_for_the_label_set_is_refused(kind, most):
     labels = np.full(4, most - 1, np.uint16)
     out = encode_labelled(cloud, labels, np.ones(4), np.zeros((most, 3), np.uint8))
     assert (points_of(out)["label"] == most - 1).all()
-    with pytest.raises(CloudError, match=f"holds {most}:"):
+    with pytest.raises(CloudError, match=f"room for {most}:"):
         encode_labelled(cloud, labels, np.ones(4), np.zeros((most + 1, 3), np.uint8))
 
 
-def test_a_replaced_field_never_damages_another():
+def test_an_overwritten_field_never_damages_another():
     cloud = message(random_points(layout(20, **XYZ, rgb=(12, "f4"), rgba=(12, "u4"), intensity=(16, "f4")), 4))
     with pytest.raises(CloudError, match="'rgb' shares bytes with 'rgba'") as caught:
         encode_labelled(cloud, *results(4), COLORS)
@@ -171,7 +173,7 @@ def test_a_replaced_field_never_damages_another():
 
 
 @pytest.mark.parametrize("shape", [(40_000,), (5, 8_000), (8_000, 5), (2, 20_000)])
-def test_clouds_larger_than_one_block_come_out_whole(shape):
+def test_clouds_larger_than_one_block_are_encoded_completely(shape):
     points = random_points(LAYOUTS["ouster 48"], shape)
     assert points.nbytes > 3 * BLOCK_BYTES
     cloud = message(points, row_padding=0 if len(shape) == 1 else 9)
@@ -229,7 +231,7 @@ def test_a_filtered_cloud_is_the_input_without_the_dropped_points(name, form, bi
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
-def test_a_cloud_without_points_stays_one(shape):
+def test_a_cloud_without_points_stays_empty(shape):
     cloud = message(random_points(LAYOUTS["velodyne xyzirt 22"], shape))
     out = encode_labelled(cloud, *results(0), COLORS)
     assert (out.height, out.width, len(out.data), out.point_step) == (cloud.height, cloud.width, 0, 32)
@@ -237,8 +239,8 @@ def test_a_cloud_without_points_stays_one(shape):
 
 
 @pytest.mark.parametrize(("step", "count"), [(1, 200_000_000), (2**31 - 2, 0)])
-def test_an_output_whose_sizes_no_message_holds_is_refused(step, count):
-    """No memory is touched: the data is never read, and the results are one value seen many times."""
+def test_an_output_too_large_for_a_message_is_refused(step, count):
+    """Touches no memory: the data is never read, and the results are broadcast from one value."""
     cloud = PointCloud2(
         height=1, width=count, fields=[PointField("x", 0, 2, 1)], point_step=step, row_step=step * count
     )
@@ -248,7 +250,7 @@ def test_an_output_whose_sizes_no_message_holds_is_refused(step, count):
     assert caught.value.reason == "output_too_large"
 
 
-def test_all_points_may_be_dropped():
+def test_all_points_can_be_dropped():
     out = encode_filtered(message(random_points(LAYOUTS["xyzi 16"], 10)), np.zeros(10, bool))
     assert (out.height, out.width, out.row_step, len(out.data)) == (1, 0, 0, 0)
 
@@ -262,9 +264,9 @@ def test_results_that_do_not_fit_the_cloud_are_refused():
         assert caught.value.reason == "wrong_length"
     with pytest.raises(CloudError, match="10 points"):
         encode_filtered(cloud, np.ones(9, bool))
-    with pytest.raises(UserError, match=r"labels must lie in 0\.\.19"):
+    with pytest.raises(UserError, match=r"labels must be in 0\.\.19"):
         encode_labelled(cloud, np.full(10, 20, np.uint8), confidences, COLORS)
-    with pytest.raises(UserError, match=r"labels must lie in 0\.\.19"):
+    with pytest.raises(UserError, match=r"labels must be in 0\.\.19"):
         encode_labelled(cloud, np.full(10, -1), confidences, COLORS)
     with pytest.raises(UserError, match="integers"):
         encode_labelled(cloud, confidences, confidences, COLORS)
@@ -283,12 +285,12 @@ def test_results_that_do_not_fit_the_cloud_are_refused():
         (COLORS, "label"),
     ],
 )
-def test_a_writer_refuses_colours_and_outputs_that_are_none(arguments):
+def test_a_writer_refuses_invalid_colours_and_outputs(arguments):
     with pytest.raises(UserError):
         LabelledCloudWriter(*arguments)
 
 
-def test_a_message_class_that_keeps_its_own_copy_of_the_data_gets_it_all():
+def test_a_message_class_that_copies_its_data_gets_all_of_it():
     @dataclasses.dataclass
     class Copying(PointCloud2):
         def __setattr__(self, name: str, value: Any) -> None:
@@ -334,7 +336,7 @@ def test_ros_messages_survive_serialisation():
     assert again == out and (again.height, again.width) == (3, 40)
 
 
-def test_rosbags_messages_come_out_as_rosbags_writes_them():
+def test_messages_of_rosbags_can_be_serialized_by_rosbags():
     typesys = pytest.importorskip("rosbags.typesys")
     store = typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
     kinds = {name: store.types[f"{package}/msg/{name}"] for package, name in (

@@ -1,6 +1,6 @@
-"""Any message at all -> accepted and read as plain numpy reads it, or refused with a reason; never another error.
+"""Any message is decoded as numpy decodes it, or refused with a reason; there is never another error.
 
-The evaluate of what must be accepted is `is_consistent`, written from the message's definition, not from the codec.
+`is_consistent` decides independently of the codec, by the message's definition, whether a message must be accepted.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CONTAINERS = [lambda data: array.array("B", data), bytes, bytearray, memoryview,
 
 @cache
 def one_of(*options: Any) -> st.SearchStrategy[Any]:
-    """A strategy that is made once: making one costs more than all that is tested with its value."""
+    """A cached strategy: creating one takes longer than the test of a value."""
     return st.sampled_from(options)
 
 
@@ -93,7 +93,7 @@ def sound_clouds(draw: st.DrawFn) -> PointCloud2:
 
 
 def number(draw: st.DrawFn, near: int) -> int:
-    """A uint32: a notorious one, a neighbour of the right one, or any."""
+    """A uint32: an edge case, a neighbour of the correct one, or any."""
     how = draw(one_of("odd", "near", "any"))
     if how == "any":
         return draw(up_to(2**32 - 1))
@@ -117,7 +117,7 @@ CHANGE = one_of("size", "size", "data", "field", "field", "fields", "swap", "lay
 
 @st.composite
 def malformed_clouds(draw: st.DrawFn) -> PointCloud2:
-    """Sound messages with one to three things changed, anywhere, to values that the wire can carry."""
+    """Valid messages with one to three changes, to values that can be transmitted."""
     cloud = draw(sound_clouds())
     for _ in range(draw(one_of(1, 1, 2, 3))):
         change = draw(CHANGE)
@@ -133,14 +133,14 @@ def malformed_clouds(draw: st.DrawFn) -> PointCloud2:
             cloud.fields = cloud.fields[: draw(up_to(len(cloud.fields)))] + first_field * draw(one_of(0, 0, 1, 2, 300))
         elif change == "swap":
             cloud.is_bigendian = not cloud.is_bigendian
-        elif change == "layout":  # declared sizes that fit each other, whatever the data
+        elif change == "layout":  # declared sizes that are consistent, but not with the data
             cloud.row_step = draw(one_of(0, 1)) * draw(up_to(2**31))
             cloud.height = draw(one_of(*ODD_NUMBERS))
     return cloud
 
 
 def is_consistent(cloud: Any, max_points: int | None) -> bool:
-    """Whether the header's numbers fit each other and the data, by sensor_msgs' definition."""
+    """Whether the sizes are consistent with each other and the data, by sensor_msgs' definition."""
     if any(n >= 2**31 for n in (cloud.height, cloud.width, cloud.point_step, cloud.row_step)):
         return False
     names = [f.name for f in cloud.fields if f.name != "_"]
@@ -162,7 +162,7 @@ def is_decodable(cloud: Any, chosen: CloudSettings) -> bool:
 
 
 def attempt(work: Any, *arguments: Any) -> Any:
-    """The result, or None where the cloud is refused properly."""
+    """The result, or None if the cloud is refused with a valid reason."""
     try:
         return work(*arguments)
     except CloudError as error:
@@ -173,7 +173,7 @@ def attempt(work: Any, *arguments: Any) -> Any:
 
 
 def reference(cloud: Any) -> np.ndarray:
-    """(N,) structured points by numpy; fields named '_' left out, for numpy takes a name once only."""
+    """(N,) structured points by numpy, without fields named '_', because numpy's names are unique."""
     plain = copy.copy(cloud)
     plain.fields = [f for f in cloud.fields if f.name != "_"]
     return points_of(plain).reshape(-1)
@@ -198,7 +198,7 @@ def check_decoded(cloud: Any, chosen: CloudSettings) -> None:
 def check_encoded(cloud: Any) -> None:
     count = cloud.height * cloud.width
     sound = is_consistent(cloud, None)
-    size = count if sound else 3  # a malformed message is refused before results are looked at
+    size = count if sound else 3  # a malformed message is refused before the results are checked
     labels = (np.arange(size) % CLASSES).astype(np.uint8)
     confidences = (labels / CLASSES).astype(np.float32)
     before = bytes(cloud.data)
@@ -221,7 +221,7 @@ def check_encoded(cloud: Any) -> None:
 
 
 def check(cloud: PointCloud2, chosen: CloudSettings) -> None:
-    """The whole promise for one message."""
+    """Check everything for one message."""
     check_decoded(cloud, chosen)
     if cloud.height * cloud.width <= MAX_POINTS or not is_consistent(cloud, None):
         check_encoded(cloud)
@@ -233,11 +233,12 @@ LONG = {"deadline": None, "database": None, "suppress_health_check": list(Health
 
 @settings(max_examples=600, **QUICK)
 @given(sound_clouds(), st.sampled_from(SETTINGS))
-def test_sound_clouds_are_read_and_written_as_numpy_does(cloud, chosen):
+def test_valid_clouds_are_decoded_and_encoded_as_by_numpy(cloud, chosen):
     assert is_consistent(cloud, MAX_POINTS)
     check(cloud, chosen)
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, **QUICK)
 @given(malformed_clouds(), st.sampled_from(SETTINGS))
 def test_malformed_clouds_are_refused_with_a_reason_and_nothing_else(cloud, chosen):
@@ -252,7 +253,7 @@ def test_a_hundred_thousand_malformed_clouds_are_refused_with_a_reason_and_nothi
     check(cloud, chosen)
 
 
-# --- one by one -----------------------------------------------------------------------------------------------------
+# --- single faults ---------------------------------------------------------------------------------------------------
 
 
 def velodyne(**changes: Any) -> Any:
@@ -272,7 +273,7 @@ def with_field(index: int, **changes: Any) -> Any:
 REFUSED = [
     ("no_fields", velodyne(fields=[]), "declares no fields"),
     ("too_many_fields", velodyne(fields=[PointField(f"f{i}", 0, 2, 1) for i in range(257)]), "257 fields; at most 256"),
-    ("duplicate_field", with_field(3, name="x"), r"field 'x' is there twice \(fields: x, y, z, x, ring, time\)"),
+    ("duplicate_field", with_field(3, name="x"), r"field 'x' occurs twice \(fields: x, y, z, x, ring, time\)"),
     ("unknown_datatype", with_field(5, datatype=12), r"field 'time' has datatype 12; expected 1\.\.11"),
     ("unknown_datatype", with_field(0, datatype=0), "field 'x' has datatype 0"),
     ("field_outside_point", with_field(5, offset=19), "'time' ends at byte 23 of a point, but point_step is 22"),
@@ -306,37 +307,37 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("reason", "cloud", "text"), REFUSED)
-def test_each_fault_is_refused_by_its_name(reason, cloud, text):
+def test_each_fault_is_refused_with_its_reason(reason, cloud, text):
     with pytest.raises(CloudError, match=text) as caught:
         decode(cloud)
     assert caught.value.reason == reason and str(caught.value).isascii()
 
 
-def test_every_reason_is_shown_by_a_test():
+def test_every_reason_is_tested():
     elsewhere = {
         "output_field_type",
         "output_field_overlap",
         "output_too_large",
         "wrong_length",
-    }  # test_cloud_encode.py
+    }  # see test_encode.py
     assert {reason for reason, _, _ in REFUSED} | elsewhere == set(REASONS)
 
 
-def test_names_in_errors_are_bounded_however_long_the_message_makes_them():
+def test_error_messages_are_bounded_for_long_names():
     cloud = velodyne(fields=[PointField("ä" * 100_000 + str(i), 0, 2, 1) for i in range(200)])
     with pytest.raises(CloudError) as caught:
         decode(cloud)
     assert "and 180 more" in str(caught.value) and len(str(caught.value)) < 4000
 
 
-def test_memory_does_not_follow_what_a_header_declares():
-    liars = [velodyne(height=1, width=2**31 - 1, row_step=2**31 - 1), velodyne(height=2**31 - 1),
+def test_declared_sizes_do_not_allocate_memory():
+    clouds = [velodyne(height=1, width=2**31 - 1, row_step=2**31 - 1), velodyne(height=2**31 - 1),
              velodyne(point_step=2**31 - 1, row_step=2**31 - 1, height=2**31 - 1),
              velodyne(width=9_000_000)]  # fmt: skip
     empty = velodyne(height=0, width=2**31 - 1, point_step=2**31 - 1, row_step=2**31 - 1, data=b"")
     tracemalloc.start()
     try:
-        for cloud in liars:
+        for cloud in clouds:
             for work in (
                 lambda c: decode(c, CloudSettings(max_points=2**40)),
                 lambda c: WRITER.write(c, np.zeros(10, np.uint8), np.zeros(10, np.float32)),
@@ -346,7 +347,7 @@ def test_memory_does_not_follow_what_a_header_declares():
                 with pytest.raises(CloudError):
                     work(cloud)
         with pytest.raises(CloudError):
-            decode(empty)  # a row is declared shorter than its points
+            decode(empty)  # the row is declared shorter than its points
         for width in (0, 1):
             empty.width = width
             assert len(decode(empty)) == 0 and len(encode_filtered(empty, np.zeros(0, bool)).data) == 0
@@ -357,7 +358,7 @@ def test_memory_does_not_follow_what_a_header_declares():
 
 
 def test_many_points_in_few_bytes_stay_below_max_points():
-    """One byte a point is legal; what it decodes to is 16 times as large, and max_points bounds it."""
+    """One byte per point is valid; decoded it takes 16 times as much, which max_points bounds."""
     dtype = layout(1, x=(0, "u1"), y=(0, "u1"), z=(0, "u1"), intensity=(0, "u1"))
     cloud = message(random_points(dtype, 1001))
     with pytest.raises(CloudError, match="max_points"):
@@ -366,14 +367,14 @@ def test_many_points_in_few_bytes_stay_below_max_points():
     np.testing.assert_array_equal(decode(cloud).points[:, 2], points_of(cloud)[0]["z"].astype(np.float32))
 
 
-def test_layouts_with_endless_names_are_not_kept():
+def test_layouts_with_very_long_names_are_not_cached():
     cloud = message(random_points(layout(16, **XYZ, intensity=(12, "f4")), 2))
     assert read_layout(cloud) is read_layout(cloud)
     cloud.fields.append(PointField("n" * 5000, 0, 2, 1))
     assert read_layout(cloud) is not read_layout(cloud)
 
 
-def test_odd_values_of_coordinates_pass_through():
+def test_special_coordinates_are_passed_on():
     points = random_points(LAYOUTS["velodyne xyzirt 22"], 6)
     odd = np.array([np.nan, np.inf, -np.inf, 1e30, 1e-45, -0.0], np.float32)
     for name in ("x", "y", "z", "intensity"):

@@ -1,4 +1,4 @@
-"""A million malformed clouds by a seeded mutator, at the codec: evaluated by plain numpy."""
+"""A million malformed clouds of a seeded mutator, compared with numpy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqsegv3_ros.pointcloud2 import REASONS, CloudError, decode
 
 
 def run(seed: int, count: int) -> Counter[str]:
-    """How many clouds were accepted, and refused for which reason. Each is evaluated."""
+    """Check clouds of a seed, and count how many are accepted, and refused for which reason."""
     outcome: Counter[str] = Counter()
     for number, cloud in enumerate(malformed_clouds(seed, count)):
         try:
@@ -31,7 +31,7 @@ def run(seed: int, count: int) -> Counter[str]:
             assert is_decodable(cloud, DEFAULT), (seed, number)
             np.testing.assert_array_equal(decoded.points, expected_columns(reference(cloud)), f"{seed} {number}")
             outcome["accepted"] += 1
-        # with three fields more a labelled cloud may have more than the 256 that are read
+        # a labelled cloud has up to three more fields, of at most 256
         if (
             number % 20 == 0
             and len(cloud.fields) <= 253
@@ -48,12 +48,12 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def test_thousands_of_malformed_clouds_are_read_as_numpy_does_or_refused_with_a_reason() -> None:
+def test_thousands_of_malformed_clouds_are_decoded_as_by_numpy_or_refused_with_a_reason() -> None:
     outcome = run(0, 5000)
     assert set(outcome) == EXPECTED and outcome["accepted"] > 250, outcome
 
 
-def test_the_memory_that_malformed_clouds_take_is_bounded_whatever_they_declare() -> None:
+def test_malformed_clouds_take_bounded_memory() -> None:
     clouds = list(malformed_clouds(1, 2000))
     tracemalloc.start()
     try:
@@ -66,7 +66,7 @@ def test_the_memory_that_malformed_clouds_take_is_bounded_whatever_they_declare(
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_a_million_malformed_clouds_are_read_as_numpy_does_or_refused_with_a_reason() -> None:
+def test_a_million_malformed_clouds_are_decoded_as_by_numpy_or_refused_with_a_reason() -> None:
     outcome: Counter[str] = Counter()
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
         for part in pool.map(run, range(100, 200), [10_000] * 100):

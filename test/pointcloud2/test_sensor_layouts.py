@@ -1,4 +1,4 @@
-"""Real recordings as messages -> columns and back, in the layouts in which their drivers publish them."""
+"""Real recordings, decoded and encoded in the layouts of their drivers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from clouds import LAYOUTS, bytes_of, expected_columns, message, points_of, swap
 from conftest import DATA, needs_shared
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
-from sqsegv3_ros.pointcloud2 import CloudSettings, decode, encode_filtered, encode_labelled, make_cloud
+from sqsegv3_ros.pointcloud2 import CloudSettings, LabelledCloudWriter, decode, encode_filtered, make_cloud
 
 pytestmark = needs_shared
+WRITER = LabelledCloudWriter(SEMANTIC_KITTI.colors)
 SENSORS = DATA / "other_sensors"
 VELODYNES = (
     "mrpt_vlp16_XYZIRT.npy", "mrpt_hdl32_XYZIRT.npy", "nebula_vlp16_XYZIRT.npy", "veloview_monterey_hdl32e_XYZIRT.npy",
@@ -23,7 +24,7 @@ BINS = ("000104.bin", "vel000104.bin")
 
 
 def velodyne_points(name: str, layout: str) -> np.ndarray:
-    """A decoded Velodyne sweep in a driver's layout; the fields both have are carried over."""
+    """A decoded Velodyne sweep in a driver's layout, with the fields that both have."""
     recorded = np.load(SENSORS / name)
     points = np.zeros(len(recorded), LAYOUTS[layout])
     for field in set(points.dtype.names) & set(recorded.dtype.names):
@@ -43,13 +44,13 @@ def ouster_points(name: str) -> np.ndarray:
     return points
 
 
-def check_there_and_back(cloud: Any, points: np.ndarray, intensity: str = "intensity") -> None:
-    """Columns equal the recording's, and the labelled and the filtered cloud hold its bytes."""
+def check_round_trip(cloud: Any, points: np.ndarray, intensity: str = "intensity") -> None:
+    """Decoded points equal the recording, and the labelled and the filtered cloud contain its bytes."""
     decoded = decode(cloud, CloudSettings(intensity_field=intensity))
     np.testing.assert_array_equal(decoded.points, expected_columns(points, intensity))
     labels = (np.arange(points.size) * 7 % 20).astype(np.uint8)
     confidences = np.linspace(0, 1, points.size, dtype=np.float32)
-    out = encode_labelled(cloud, labels, confidences, SEMANTIC_KITTI.colors)
+    out = WRITER.write(cloud, labels, confidences)
     assert (out.height, out.width) == (cloud.height, cloud.width)
     bytes_out = np.frombuffer(out.data, np.uint8).reshape(points.size, -1)
     assert bytes_out[:, : points.dtype.itemsize].tobytes() == points.tobytes()
@@ -63,8 +64,8 @@ def check_there_and_back(cloud: Any, points: np.ndarray, intensity: str = "inten
 @pytest.mark.parametrize("name", VELODYNES)
 def test_velodyne_sweeps(name, layout):
     points = velodyne_points(name, layout)
-    check_there_and_back(message(points), points)
-    check_there_and_back(message(swapped(points)), swapped(points))
+    check_round_trip(message(points), points)
+    check_round_trip(message(swapped(points)), swapped(points))
     if "ring" in points.dtype.names:
         rings = decode(message(points)).rings
         assert rings.max() == (31 if "hdl32" in name else 15)
@@ -74,7 +75,7 @@ def test_velodyne_sweeps(name, layout):
 @pytest.mark.parametrize("name", VELODYNES)
 def test_velodyne_sweeps_as_recorded(name):
     points = np.load(SENSORS / name)
-    check_there_and_back(message(points), points)
+    check_round_trip(message(points), points)
 
 
 @pytest.mark.parametrize("padding", [0, 64])
@@ -82,8 +83,8 @@ def test_velodyne_sweeps_as_recorded(name):
 def test_ouster_frames_organised_and_with_padded_rows(name, padding):
     points = ouster_points(name)
     cloud = message(points, padding)
-    check_there_and_back(cloud, points)
-    check_there_and_back(cloud, points, "reflectivity")
+    check_round_trip(cloud, points)
+    check_round_trip(cloud, points, "reflectivity")
     rings = decode(cloud).rings.reshape(points.shape)
     assert (rings == np.arange(len(points))[:, None]).all()
 
@@ -96,7 +97,7 @@ def test_ouster_frames_with_nan_for_no_return(name):
     for axis in "xyz":
         points[axis][nothing] = np.nan
     cloud = message(points, is_dense=False)
-    check_there_and_back(cloud, points)
+    check_round_trip(cloud, points)
     np.testing.assert_array_equal(np.isnan(decode(cloud).points[:, 0]), nothing.reshape(-1))
 
 
@@ -105,7 +106,7 @@ def test_rellis_scans(name):
     scan = np.fromfile(SENSORS / "rellis3d" / name, np.float32).reshape(-1, 4)
     points = scan.view(LAYOUTS["xyzi 16"])[:, 0]
     cloud = message(points)
-    check_there_and_back(cloud, points)
+    check_round_trip(cloud, points)
     np.testing.assert_array_equal(decode(cloud).points, scan)
 
 
@@ -117,7 +118,7 @@ def test_rellis_scans_in_autowares_layout(name):
     points["intensity"] = scan[:, 3]
     points["distance"] = np.linalg.norm(scan[:, :3], axis=1)
     points["channel"] = np.arange(len(scan)) % 64
-    check_there_and_back(message(points), points)
+    check_round_trip(message(points), points)
     rings = decode(message(points), CloudSettings(ring_field="channel")).rings
     np.testing.assert_array_equal(rings, np.arange(len(scan)) % 64)
 
@@ -140,19 +141,19 @@ def test_luminar_clouds_of_a_ros1_bag():
     for cloud in clouds:
         points = points_of(cloud).reshape(-1)
         assert len(points) > 30_000 and len(cloud.data) == points.nbytes
-        raw = np.frombuffer(bytes(cloud.data), "<f4").reshape(-1, 8)  # by the data's description: x y z - intensity
+        raw = np.frombuffer(bytes(cloud.data), "<f4").reshape(-1, 8)  # documented layout: x y z - intensity
         decoded = decode(cloud, CloudSettings(ring_field="laser_id"))
         np.testing.assert_array_equal(decoded.points, raw[:, [0, 1, 2, 4]])
         np.testing.assert_array_equal(decoded.rings, points["laser_id"])
         assert decode(cloud).rings is None
         labels = (np.arange(len(points)) % 20).astype(np.uint8)
-        out = encode_labelled(cloud, labels, np.ones(len(points), np.float32), SEMANTIC_KITTI.colors)
+        out = WRITER.write(cloud, labels, np.ones(len(points), np.float32))
         assert type(out) is type(cloud) and out.header == cloud.header and isinstance(out.data, np.ndarray)
         assert out.data.reshape(-1, out.point_step)[:, :32].tobytes() == cloud.data.tobytes()
         np.testing.assert_array_equal(points_of(out)[0]["label"], labels)
 
 
-def test_a_kitti_scan_through_a_message_is_the_scan():
+def test_a_kitti_scan_survives_a_message_without_a_copy():
     scan = np.fromfile(DATA / "semantic_kitti/sequences/00/velodyne/000000.bin", np.float32).reshape(-1, 4)
     messages = pytest.importorskip("sensor_msgs.msg")
     cloud = make_cloud(scan, messages.PointCloud2, messages.PointField)

@@ -109,4 +109,4 @@ def test_exit_code_of_ros2_launch_says_whether_every_scan_was_evaluated(small_mo
     code, text = launched(f"bag:={bag}", "rate:=1000", "quiet_s:=2")
     assert code == 1 and "not every scan was evaluated" in text, text
     code, text = launched("bag:=/nowhere")
-    assert code == 1 and "there is no bag" in text, text
+    assert code == 1 and "does not exist" in text, text

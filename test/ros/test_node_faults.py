@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,11 +221,14 @@ def test_a_model_file_may_be_deleted_damaged_and_replaced_while_the_node_runs(
     model = tmp_path / "model.pt"
     whole = models[0].read_bytes()
     model.write_bytes(whole)
+    with zipfile.ZipFile(model) as archive:
+        largest = max((e for e in archive.infolist() if "/data/" in e.filename), key=lambda entry: entry.file_size)
+    weights = largest.header_offset + 1000
     assert rig.reconfigure(model=str(model))
     rig.recovers()
     for fault, text in (
         (lambda: model.write_bytes(whole[: len(whole) // 2]), "truncated"),
-        (lambda: model.write_bytes(whole[:5000] + bytes(50_000) + whole[55_000:]), "model.pt"),
+        (lambda: model.write_bytes(whole[:weights] + bytes(50_000) + whole[weights + 50_000 :]), "model.pt"),
         (lambda: model.unlink(), "there is no model file"),
     ):
         fault()

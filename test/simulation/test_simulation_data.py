@@ -1,7 +1,8 @@
-"""`sqsegv3 simulate`: what it writes, that it is the same whenever and however it is written, and how it refuses."""
+"""`sqsegv3 simulate`: its files, that a seed always gives the same bytes, and its error messages."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,11 +15,10 @@ pytest.importorskip("embreex", reason="needs the extra 'simulate'")
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data import semantic_kitti as kitti
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+from sqsegv3_ros.data.ros2_messages import POINT_RING
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.simulation import statistics
-from sqsegv3_ros.simulation.dataset import Settings, simulate, sweeps
-from sqsegv3_ros.simulation.drive import rotations
-from sqsegv3_ros.simulation.simulated_bag import POINT, quaternion
+from sqsegv3_ros.simulation.dataset import SimulationSettings, simulate, simulate_sweeps
 
 SMALL = ("--scene", "highway", "--sensor", "vlp16")  # few triangles, few rays
 
@@ -74,7 +74,7 @@ def test_several_processes_write_the_same_bytes(independent, tmp_path):
     assert contents(tmp_path) == contents(independent)
 
 
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(independent, tmp_path):
+def test_an_interrupted_run_resumes_and_ends_with_the_same_bytes(independent, tmp_path):
     assert run(tmp_path, "--scans", "3", "--seed", "5") == 0
     folder = tmp_path / "sequences/00"
     (folder / "velodyne/000001.bin").unlink()
@@ -84,10 +84,10 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(independent, tm
     assert (folder / "velodyne/000002.bin").stat().st_mtime_ns == untouched
 
 
-def test_scans_made_otherwise_are_not_mixed_in_unless_forced(tmp_path, capsys):
+def test_scans_of_other_settings_are_not_mixed_and_overwritten_only_with_force(tmp_path, capsys):
     assert run(tmp_path, "--scans", "2", "--seed", "1") == 0
     assert run(tmp_path, "--scans", "1", "--seed", "2") == 2
-    assert "already holds" in capsys.readouterr().err
+    assert "already has" in capsys.readouterr().err
     assert run(tmp_path, "--scans", "1", "--seed", "2", "--force") == 0
     assert [scan.stem for scan in kitti.find_scans(tmp_path)] == ["000000"]
     assert run(tmp_path, "--scans", "1", "--seed", "2", "--sequence", "01") == 0
@@ -98,30 +98,30 @@ def test_scans_made_otherwise_are_not_mixed_in_unless_forced(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--scans", "0", "--output", "x"], "scans must be at least 1"),
-        (["--scans", "1"], "nowhere to write to"),
+        (["--scans", "1"], "no output"),
         (["--scans", "1", "--output", "x", "--jobs", "0"], "jobs must be at least 1"),
-        (["--scans", "1", "--output", "x", "--seed", "-1"], "seed must lie in"),
+        (["--scans", "1", "--output", "x", "--seed", "-1"], "seed must be in"),
         (["--scans", "1", "--output", "x", "--sequence", "a"], "two digits"),
         (["--scans", "1", "--output", "x", "--scene", "moon"], "invalid choice"),
         (["--scans", "1", "--output", "x", "--sensor", "radar"], "invalid choice"),
         (["--scans", "one", "--output", "x"], "invalid int"),
     ],
 )
-def test_wrong_arguments_are_refused_with_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+def test_invalid_arguments_are_refused_with_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["simulate", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path, capsys):
+def test_an_output_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert run(tmp_path / "file", "--scans", "1") == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("package", "extra"), [("embreex", "simulate"), ("rosbags", "bags")])
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(package, extra, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_named_with_its_extra(package, extra, tmp_path, monkeypatch, capsys):
     for name in [n for n in sys.modules if n.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
@@ -130,7 +130,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(package, extra
     assert not (tmp_path / "bag").exists()
 
 
-def test_poses_in_kittis_convention_bring_the_sweeps_of_a_drive_together(drive):
+def test_poses_in_kittis_convention_align_the_sweeps_of_a_drive(drive):
     folder = drive / "sequences/00"
     calibration = dict(line.split(":") for line in (folder / "calib.txt").read_text().splitlines())
     to_camera = np.vstack([np.array(calibration["Tr"].split(), float).reshape(3, 4), [0, 0, 0, 1]])
@@ -139,7 +139,7 @@ def test_poses_in_kittis_convention_bring_the_sweeps_of_a_drive_together(drive):
     np.testing.assert_allclose(poses[0], np.eye(4)[:3], atol=1e-8)
     assert np.linalg.norm(poses[3][:, 3]) > 0.8  # metres in 0.3 s
 
-    def standing(number: int) -> np.ndarray:
+    def stationary(number: int) -> np.ndarray:
         points = kitti.read_scan(folder / f"velodyne/{number:06d}.bin")
         raw = kitti.read_labels(folder / f"labels/{number:06d}.label") & 0xFFFF
         near = np.linalg.norm(points[:, :3], axis=1) < 25
@@ -153,7 +153,7 @@ def test_poses_in_kittis_convention_bring_the_sweeps_of_a_drive_together(drive):
         """Mean distance to the nearest point."""
         return float(np.mean([np.sqrt(((b - p) ** 2).sum(axis=1).min()) for p in a[:: max(len(a) // 300, 1)]]))
 
-    first, last = standing(0), standing(3)
+    first, last = stationary(0), stationary(3)
     assert len(first) > 300
     assert offset(to_first(last, 3), first) < 0.75 * offset(last, first)
 
@@ -177,7 +177,7 @@ def test_the_bag_holds_the_same_points_with_rings_and_classes_and_a_clock(drive)
         floats = [("x", 0, 7, 1), ("y", 4, 7, 1), ("z", 8, 7, 1), ("intensity", 12, 7, 1)]
         assert fields == [*floats, ("ring", 16, 4, 1), ("ground_truth", 18, 2, 1)]
         assert cloud.header.frame_id == "velodyne" and cloud.point_step == 20 and cloud.height == 1
-        points = np.frombuffer(cloud.data, dtype=POINT)
+        points = np.frombuffer(cloud.data, dtype=POINT_RING)
         scan = kitti.read_scan(drive / f"sequences/00/velodyne/{number:06d}.bin")
         assert cloud.width == len(scan) and cloud.row_step == 20 * len(scan)
         np.testing.assert_array_equal(np.stack([points[n] for n in ("x", "y", "z", "intensity")], axis=1), scan)
@@ -188,17 +188,35 @@ def test_the_bag_holds_the_same_points_with_rings_and_classes_and_a_clock(drive)
         assert (np.diff(medians) > 0).all()  # Velodyne counts from the bottom
 
 
-def test_a_bag_that_is_there_is_left_alone(drive, capsys):
+def test_an_existing_bag_is_not_overwritten(drive, capsys):
     before = contents(drive / "bag")
     assert main(["simulate", "--scans", "1", "--bag", str(drive / "bag")]) == 2
-    assert "there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert contents(drive / "bag") == before
 
 
-def test_a_bag_that_tools_would_take_for_a_ros_1_file_is_refused(tmp_path, capsys):
+def test_a_bag_with_the_ending_of_a_ros_1_bag_is_refused(tmp_path, capsys):
     assert main(["simulate", *SMALL, "--scans", "1", "--bag", str(tmp_path / "drive.bag")]) == 2
-    assert f"use --bag {tmp_path / 'drive'}" in capsys.readouterr().err
+    assert "drive.bag cannot hold a bag of storage mcap" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bag_survives_if_the_new_one_cannot_be_moved_into_place(drive, tmp_path, monkeypatch):
+    bag = tmp_path / "bag"
+    shutil.copytree(drive / "bag", bag)
+    before, rename, failed = contents(bag), Path.replace, []
+
+    def fail_once(source: Path, target: Path) -> Path:
+        if target == bag and not failed:
+            failed.append(source)
+            raise OSError(5, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", fail_once)
+    with pytest.raises(UserError, match="Input/output error"):
+        list(simulate(SimulationSettings(1, sensor="vlp16", scene="highway"), bag=bag, force=True))
+    assert failed and contents(bag) == before
+    assert list(tmp_path.iterdir()) == [bag]
 
 
 def test_a_failed_run_leaves_no_bag_behind(tmp_path, monkeypatch):
@@ -207,46 +225,35 @@ def test_a_failed_run_leaves_no_bag_behind(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("the power went out")
 
-    monkeypatch.setattr(dataset, "_worked", fail)
+    monkeypatch.setattr(dataset, "_simulate_chunk", fail)
     with pytest.raises(RuntimeError):
-        list(simulate(Settings(1, scene="highway"), bag=tmp_path / "bag"))
+        list(simulate(SimulationSettings(1, scene="highway"), bag=tmp_path / "bag"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quaternions_turn_like_their_rotation():
-    rng = np.random.default_rng(0)
-    for angles in rng.uniform(-np.pi, np.pi, (50, 3)):
-        turn = rotations(np.concatenate([np.zeros(3), angles])[None])[0]
-        x, y, z, w = quaternion(turn)
-        v = np.array([x, y, z])
-        for p in np.eye(3):
-            turned = p + 2 * w * np.cross(v, p) + 2 * np.cross(v, np.cross(v, p))
-            np.testing.assert_allclose(turned, turn @ p, atol=1e-12)
-
-
-def test_any_sweep_can_be_asked_for_alone():
-    settings = Settings(8, sensor="vlp16", scene="highway", seed=3)
-    every = list(sweeps(settings, range(8)))
-    (alone,) = sweeps(settings, [6])
+def test_a_single_sweep_equals_that_sweep_of_a_series():
+    settings = SimulationSettings(8, sensor="vlp16", scene="highway", seed=3)
+    every = list(simulate_sweeps(settings, range(8)))
+    (alone,) = simulate_sweeps(settings, [6])
     np.testing.assert_array_equal(alone.points, every[6].points)
     np.testing.assert_array_equal(alone.labels, every[6].labels)
 
 
-def test_settings_that_make_no_sense_are_refused():
+def test_invalid_settings_are_refused():
     for wrong in ({"motion": "blurred"}, {"sensor": "sonar"}, {"scene": "sea"}, {"scans": -3}):
         with pytest.raises(UserError):
-            Settings(**{"scans": 1, **wrong})
+            SimulationSettings(**{"scans": 1, **wrong})
 
 
-def test_the_shift_between_histograms_is_how_far_their_contents_lie_apart():
+def test_the_wasserstein_distance_of_histograms_is_the_distance_of_their_contents():
     bins = np.linspace(0, 10, 11)
     a, b = np.zeros(10), np.zeros(10)
     a[2], b[5] = 7.0, 3.0
-    assert statistics.shift(a, b, bins) == pytest.approx(3.0)
+    assert statistics.wasserstein_distance(a, b, bins) == pytest.approx(3.0)
     b[2] = 3.0
-    assert statistics.shift(a, b, bins) == pytest.approx(1.5)
-    assert statistics.quantile(a, bins, 0.5) == pytest.approx(2.5)
-    assert np.isnan(statistics.quantile(np.zeros(10), bins, 0.5))
+    assert statistics.wasserstein_distance(a, b, bins) == pytest.approx(1.5)
+    assert statistics.histogram_quantile(a, bins, 0.5) == pytest.approx(2.5)
+    assert np.isnan(statistics.histogram_quantile(np.zeros(10), bins, 0.5))
 
 
 def test_statistics_count_classes_and_occupied_pixels(tmp_path):
@@ -256,7 +263,7 @@ def test_statistics_count_classes_and_occupied_pixels(tmp_path):
     folder = tmp_path / "real/sequences/00"
     kitti.write_scan(folder / "velodyne/000000.bin", points)
     kitti.write_labels(folder / "labels/000000.label", np.where(np.arange(300) < 75, 50, 40))
-    counted = statistics.tally(tmp_path / "real")
+    counted = statistics.count_scans(tmp_path / "real")
     assert counted.points == 300 and counted.by_range.sum() == 300
     assert counted.by_range[SEMANTIC_KITTI.index("building")].sum() == 75
     assert counted.occupied.sum() == pytest.approx(300 / 2048)
@@ -269,19 +276,22 @@ def test_statistics_count_classes_and_occupied_pixels(tmp_path):
 
 @needs_shared
 @pytest.mark.skipif(not (DATA / "semantic_kitti").is_dir(), reason="needs the real scans in ../shared/data")
-def test_simulated_scans_look_like_real_ones():
-    real = statistics.tally(DATA / "semantic_kitti", ["00", "03", "05", "07", "10"])
-    simulated = statistics.Tally()
-    for sweep in sweeps(Settings(40, seed=77), range(0, 40, 3)):
+def test_simulated_scans_have_the_statistics_of_real_ones():
+    real = statistics.count_scans(DATA / "semantic_kitti", ["00", "03", "05", "07", "10"])
+    simulated = statistics.ScanStatistics()
+    for sweep in simulate_sweeps(SimulationSettings(40, seed=77), range(0, 40, 3)):
         simulated.add(sweep.points, SEMANTIC_KITTI.to_labels(sweep.labels))
     assert abs(simulated.points / simulated.scans / (real.points / real.scans) - 1) < 0.06
     occupied = simulated.occupied / simulated.scans - real.occupied / real.scans
     assert np.abs(occupied).mean() < 0.08
     log_bins = np.log2(statistics.RANGE_BINS)
-    moved = [statistics.shift(a, b, log_bins) for a, b in zip(real.row_range, simulated.row_range, strict=True)]
+    moved = [
+        statistics.wasserstein_distance(a, b, log_bins)
+        for a, b in zip(real.row_range, simulated.row_range, strict=True)
+    ]
     assert np.nanmean(moved) < 0.35  # octaves
     for name in ("road", "sidewalk", "building", "vegetation", "terrain", "fence"):
         label = SEMANTIC_KITTI.index(name)
         one, other = real.by_remission[label], simulated.by_remission[label]
-        assert statistics.shift(one, other, statistics.REMISSION_BINS) < 0.08, name
+        assert statistics.wasserstein_distance(one, other, statistics.REMISSION_BINS) < 0.08, name
         assert 0.3 < (other.sum() / simulated.points) / (one.sum() / real.points) < 3.0, name

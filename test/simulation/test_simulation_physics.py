@@ -1,5 +1,4 @@
-"""The simulated sensor against geometry that can be worked out by hand, and against statistics of what it is told to
-do."""
+"""The simulated sensor against geometry computed by hand and against the statistics of its settings."""
 
 from __future__ import annotations
 
@@ -11,15 +10,15 @@ import pytest
 pytest.importorskip("embreex", reason="needs the extra 'simulate'")
 
 from sqsegv3_ros.simulation import materials
-from sqsegv3_ros.simulation.drive import Drive, matrix, rotations
+from sqsegv3_ros.simulation.drive import Drive, pose_matrix, rotation_matrices
 from sqsegv3_ros.simulation.ground import KEEP, Plan, SideStreet, edge_distance, height, surface_at, to_world
 from sqsegv3_ros.simulation.meshes import EMPTY, box, quad
 from sqsegv3_ros.simulation.raycast import Hits, View, World
-from sqsegv3_ros.simulation.returns import BeamResponse, beam_response, measured
+from sqsegv3_ros.simulation.returns import BeamResponse, beam_response, simulate_returns
 from sqsegv3_ros.simulation.sensors import SENSORS, SensorModel, firing_azimuths
 from sqsegv3_ros.simulation.simulator import Simulator
 from sqsegv3_ros.simulation.street import Street
-from sqsegv3_ros.simulation.tiles import Canvas, compiled
+from sqsegv3_ros.simulation.tiles import TileBuilder
 
 EVERYWHERE = View(center=(0.0, 0.0), span_m=0.0, reach_m=1000.0, top_m=1000.0, rise=0.0)
 FLAT = Plan(
@@ -29,12 +28,12 @@ FLAT = Plan(
 
 
 def flat_world(*meshes, plan=FLAT):
-    """The flat street's middle tile with meshes at the world's origin (u = 0 lies at x = 150)."""
-    canvas = Canvas(plan, 0)
+    """The flat street with meshes at u = 25 (u = 0 is at x = 150)."""
+    builder = TileBuilder(plan, 0)
     for mesh in meshes:
-        canvas.add(mesh, 25.0, 0.0, 0.0)
-    tile = compiled(canvas)
-    others = [compiled(Canvas(plan, number)) for number in (-1, 1)]
+        builder.add(mesh, 25.0, 0.0, 0.0)
+    tile = builder.build()
+    others = [TileBuilder(plan, number).build() for number in (-1, 1)]
     return World(plan, [others[0], tile, others[1]], EVERYWHERE)
 
 
@@ -44,13 +43,13 @@ def directions(azimuth, elevation):
     ).astype(np.float32)
 
 
-def test_rays_meet_a_flat_street_where_trigonometry_says_and_get_the_surface_that_lies_there():
+def test_rays_hit_a_flat_street_at_the_computed_range_and_get_its_surface():
     elevation = np.radians(np.repeat(np.linspace(-25, -4, 22), 90))
     azimuth = np.tile(np.linspace(-np.pi, np.pi, 90, endpoint=False) + 0.01, 22)
     ray = directions(azimuth, elevation)
     start = np.tile(np.array([175.0, 0.0, 1.73], dtype=np.float32), (len(ray), 1))
     hits = flat_world().cast(start, ray, None, 200.0, np.random.default_rng(0))
-    camber = 0.08  # the crown of the road may lift the ground by so much
+    camber = 0.08  # largest height of the crown of the road
     expected = 1.73 / -np.sin(elevation)
     assert np.all(hits.range < expected + 1e-3)
     assert np.all(hits.range > expected - camber / -np.sin(elevation) - 1e-3)
@@ -76,7 +75,7 @@ def test_a_ray_stops_at_the_first_of_two_boxes_with_the_cosine_of_its_face():
     assert np.all(hits.instance == hits.instance[0]) and hits.instance[0] > 0
 
 
-def test_a_wire_fence_lets_through_the_share_of_rays_its_material_says_and_what_is_behind_answers():
+def test_a_wire_fence_passes_the_share_of_rays_of_its_material_to_the_wall_behind():
     wire = quad([(5, -20, 0), (5, 20, 0), (5, 20, 9), (5, -20, 9)], 51, materials.MESH, 0.3)
     wall = quad([(8, -40, 0), (8, 40, 0), (8, 40, 20), (8, -40, 20)], 50, materials.WALL, 0.3)
     rng = np.random.default_rng(1)
@@ -90,7 +89,7 @@ def test_a_wire_fence_lets_through_the_share_of_rays_its_material_says_and_what_
     np.testing.assert_allclose(hits.range[hits.label == 50], (8 / ray[:, 0])[hits.label == 50], rtol=1e-4)
 
 
-def test_what_lies_beyond_the_reach_changes_nothing_not_even_the_random_numbers():
+def test_objects_beyond_the_reach_change_nothing_not_even_random_numbers():
     wire = quad([(5, -20, 0), (5, 20, 0), (5, 20, 9), (5, -20, 9)], 51, materials.MESH, 0.3)
     beyond = quad([(60, -90, 0), (60, 90, 0), (60, 90, 20), (60, -90, 20)], 70, materials.LEAF, 0.3)
     rng = np.random.default_rng(2)
@@ -102,7 +101,7 @@ def test_what_lies_beyond_the_reach_changes_nothing_not_even_the_random_numbers(
         np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
 
 
-def test_leaving_out_what_cannot_be_seen_changes_no_hit():
+def test_culling_changes_no_hit():
     street = Street("city", (5, 0))
     tiles = [street.tile(number) for number in range(-2, 3)]
     x, y = (float(c) for c in to_world(street.plan, np.array(30.0), np.array(0.0)))
@@ -123,7 +122,7 @@ def test_two_roads_join_with_rounded_corners_and_keep_their_widths():
     far = edge_distance(plan, np.array([25.0 + 3.0, 25.0 - 3.0]), np.array([40.0, -40.0]))[0]
     np.testing.assert_allclose(far, 0.0, atol=1e-9)
     corner = edge_distance(plan, np.array([25.0 + 3.0]), np.array([4.0]))[0]
-    # the corner of a square crossing lies inside the arc of radius 5: sqrt(2) * 5 - 5 from it
+    # the corner of a square crossing is inside the arc of radius 5: sqrt(2) * 5 - 5 from it
     np.testing.assert_allclose(corner, -(np.sqrt(2) - 1) * 5, atol=1e-9)
     nothing = np.full(1, KEEP, dtype=np.uint8)
     assert surface_at(plan, np.array([25.0]), np.array([20.0]), nothing)[0] == 0  # road
@@ -149,9 +148,9 @@ def _even(count):
     return BeamResponse(np.ones(count, np.float32), np.zeros(count, np.float32), np.zeros(count, np.float32))
 
 
-def test_range_noise_has_the_spread_that_the_sensor_says_and_no_bias():
+def test_range_noise_has_the_spread_of_the_sensor_and_no_bias():
     sensor = SensorModel("test", (0.0,), 10, 80.0, range_noise_m=0.02, range_step_m=0.0001)
-    _, distance, _ = measured(
+    _, distance, _ = simulate_returns(
         _hits(40000, 10.0, 1.0, materials.RETRO, 0.5), _even(40000), sensor, np.random.default_rng(0)
     )
     roughness = materials.MATERIALS[materials.RETRO].roughness_m
@@ -160,36 +159,42 @@ def test_range_noise_has_the_spread_that_the_sensor_says_and_no_bias():
     assert abs(distance.std() / expected - 1) < 0.05
 
 
-def test_dark_slanting_and_distant_surfaces_answer_less_often_and_less_brightly():
+def test_dark_slanted_and_distant_surfaces_return_less_often_and_darker():
     sensor = SENSORS["hdl64e"]
 
-    def seen(distance, cosine, albedo):
+    def response(distance, cosine, albedo):
         hits = _hits(20000, distance, cosine, materials.WALL, albedo)
-        reported, _, remission = measured(hits, _even(20000), sensor, np.random.default_rng(0))
+        reported, _, remission = simulate_returns(hits, _even(20000), sensor, np.random.default_rng(0))
         return reported.mean(), remission[reported].mean()
 
-    base = seen(30.0, 0.9, 0.4)
+    base = response(30.0, 0.9, 0.4)
     assert base[0] > 0.95
     for worse in ((75.0, 0.9, 0.4), (30.0, 0.13, 0.4), (30.0, 0.9, 0.05)):
-        share, brightness = seen(*worse)
+        share, brightness = response(*worse)
         assert share <= base[0] and brightness < 0.95 * base[1]
-    assert seen(79.0, 0.13, 0.05)[0] < 0.5
+    assert response(79.0, 0.13, 0.05)[0] < 0.5
 
 
 def test_glass_mostly_gives_no_return_and_remission_is_kept_in_kittis_range():
     sensor = SENSORS["hdl64e"]
-    glass = measured(_hits(5000, 10.0, 0.7, materials.GLASS, 0.1), _even(5000), sensor, np.random.default_rng(0))
-    wall = measured(_hits(5000, 10.0, 0.7, materials.WALL, 0.4), _even(5000), sensor, np.random.default_rng(0))
+    glass = simulate_returns(
+        _hits(5000, 10.0, 0.7, materials.GLASS, 0.1), _even(5000), sensor, np.random.default_rng(0)
+    )
+    wall = simulate_returns(_hits(5000, 10.0, 0.7, materials.WALL, 0.4), _even(5000), sensor, np.random.default_rng(0))
     assert glass[0].mean() < 0.7 < 0.95 < wall[0].mean()
-    bright = measured(_hits(5000, 10.0, 1.0, materials.RETRO, 5.0), _even(5000), sensor, np.random.default_rng(0))
+    bright = simulate_returns(
+        _hits(5000, 10.0, 1.0, materials.RETRO, 5.0), _even(5000), sensor, np.random.default_rng(0)
+    )
     assert bright[2].max() <= 0.99
     np.testing.assert_allclose(bright[2] * 100, np.round(bright[2] * 100), atol=1e-4)
 
 
-def test_a_mirrors_answer_needs_a_perpendicular_hit():
+def test_a_glossy_surface_returns_most_at_a_perpendicular_hit():
     sensor = SENSORS["hdl64e"]
     straight, slanting = (
-        measured(_hits(5000, 12.0, c, materials.PAINT, 0.3), _even(5000), sensor, np.random.default_rng(0))[2].mean()
+        simulate_returns(_hits(5000, 12.0, c, materials.PAINT, 0.3), _even(5000), sensor, np.random.default_rng(0))[
+            2
+        ].mean()
         for c in (1.0, 0.6)
     )
     assert straight > 3 * slanting
@@ -212,14 +217,14 @@ def _simulator(street, sensor, speed, compensated):
     return Simulator(street, sensor, drive, (3, 0), compensated)
 
 
-def test_motion_compensation_moves_each_point_by_how_far_the_car_went_since_the_middle_of_the_sweep(highway):
+def test_motion_compensation_moves_each_point_by_the_motion_since_the_middle_of_the_sweep(highway):
     sensor = dataclasses.replace(SENSORS["vlp16"], columns=360)
     raw, compensated = (_simulator(highway, sensor, 25.0, c).sweep(0) for c in (False, True))
     assert len(raw.points) == len(compensated.points) > 1000
     azimuth = np.arctan2(raw.points[:, 1], raw.points[:, 0])
     seconds = (np.pi - azimuth) / (2 * np.pi) / sensor.rate_hz - 0.5 / sensor.rate_hz
     moved = compensated.points[:, 0] - raw.points[:, 0]
-    near = np.linalg.norm(raw.points[:, :3], axis=1) < 10.0  # small turns of the body move far points too
+    near = np.linalg.norm(raw.points[:, :3], axis=1) < 10.0  # small rotations of the body move far points too
     speed = np.polyfit(seconds[near], moved[near], 1)[0]
     assert abs(speed - 25.0 * (1 + 0.9 * 0.21)) < 1.5  # the drive's speed at time 0
 
@@ -236,11 +241,11 @@ def test_rays_of_a_sweep_are_fired_clockwise_from_the_rear_and_rings_are_counted
     assert abs(low - sensor.elevations_deg[-3]) < 0.05 and abs(high - sensor.elevations_deg[-26]) < 0.05
 
 
-def test_nothing_is_returned_from_where_the_carrying_car_stands(highway):
+def test_nothing_is_returned_from_the_vehicle_itself(highway):
     sensor = SENSORS["hdl64e"]
     blind = sensor.blind()
     assert 0.04 < blind.mean() < 0.12
-    assert not blind[:, :32].any()  # the upper block looks over the roof
+    assert not blind[:, :32].any()  # the upper block points over the roof
     sweep = _simulator(highway, sensor, 0.001, False).sweep(0)
     azimuth = np.degrees(np.arctan2(sweep.points[:, 1], sweep.points[:, 0]))
     beam = sensor.beams - 1 - sweep.rings.astype(int)
@@ -261,7 +266,7 @@ def test_every_preset_gives_a_scan_within_its_limits(highway, name):
     assert sweep.points[:, 3].min() >= 0 and sweep.points[:, 3].max() <= 0.99
 
 
-def test_firing_azimuths_go_once_around_and_look_forward_in_the_middle():
+def test_firing_azimuths_cover_one_revolution_and_point_forward_in_the_middle():
     sensor = dataclasses.replace(SENSORS["hdl64e"], azimuth_step_deg=0.0)
     azimuth = firing_azimuths(sensor)
     step = 2 * np.pi / sensor.columns
@@ -269,7 +274,7 @@ def test_firing_azimuths_go_once_around_and_look_forward_in_the_middle():
     assert abs(azimuth[sensor.columns // 2]) < step
 
 
-def test_a_pose_turns_in_the_order_roll_pitch_yaw():
+def test_a_pose_rotates_in_the_order_roll_pitch_yaw():
     def about(axis, angle):
         i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
         turn = np.eye(3)
@@ -279,12 +284,12 @@ def test_a_pose_turns_in_the_order_roll_pitch_yaw():
 
     pose = np.array([1.0, 2.0, 3.0, 0.7, -0.2, 0.1])
     expected = about("z", 0.7) @ about("y", -0.2) @ about("x", 0.1)
-    np.testing.assert_allclose(rotations(pose[None])[0], expected, atol=1e-12)
-    np.testing.assert_allclose(matrix(pose)[:3, 3], [1, 2, 3])
+    np.testing.assert_allclose(rotation_matrices(pose[None])[0], expected, atol=1e-12)
+    np.testing.assert_allclose(pose_matrix(pose)[:3, 3], [1, 2, 3])
 
 
-def test_an_empty_world_answers_with_nothing():
-    tile = compiled(Canvas(FLAT, 0))
+def test_an_empty_world_returns_nothing():
+    tile = TileBuilder(FLAT, 0).build()
     assert len(tile.objects.faces) == len(EMPTY.faces) == 0
     up = np.array([[0.0, 0.0, 1.0]], dtype=np.float32)
     hits = World(FLAT, [tile], EVERYWHERE).cast(

@@ -16,11 +16,11 @@ from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.training.augment import (
     Augmentation,
     RandomMagnitude,
-    perturb_points,
     in_sector,
     mix_sectors,
-    transform_scene,
     perturb_field_of_view,
+    perturb_points,
+    transform_scene,
 )
 from sqsegv3_ros.training.crop import CropWindow, check_crop, choose_window, set_azimuth_padding
 from sqsegv3_ros.training.objects import ObjectBank
@@ -170,11 +170,17 @@ def test_one_edge_of_the_field_of_view_moves_further():
 @pytest.mark.parametrize("seed", range(10))
 def test_every_point_keeps_its_own_label(seed):
     settings = {
-        "yaw_deg": RandomMagnitude(0.5, -180, 180), "flip_probability": 0.5, "scale": RandomMagnitude(0.5, 0.9, 1.1),
-        "shift_m": RandomMagnitude(0.5, 0, 2), "jitter_m": RandomMagnitude(0.5, 0, 0.1), "point_dropout": RandomMagnitude(0.5, 0, 0.5),
-        "beam_dropout": RandomMagnitude(0.5, 0, 0.5), "sector_dropout_deg": RandomMagnitude(0.5, 0, 90), "far_dropout": RandomMagnitude(0.5, 0, 1),
+        "yaw_deg": RandomMagnitude(0.5, -180, 180),
+        "flip_probability": 0.5,
+        "scale": RandomMagnitude(0.5, 0.9, 1.1),
+        "shift_m": RandomMagnitude(0.5, 0, 2),
+        "jitter_m": RandomMagnitude(0.5, 0, 0.1),
+        "point_dropout": RandomMagnitude(0.5, 0, 0.5),
+        "beam_dropout": RandomMagnitude(0.5, 0, 0.5),
+        "sector_dropout_deg": RandomMagnitude(0.5, 0, 90),
+        "far_dropout": RandomMagnitude(0.5, 0, 1),
         "mix_sector_deg": RandomMagnitude(0.5, 10, 180),
-    }  # fmt: skip
+    }
     config, random = Augmentation(**settings), rng(seed)
     points, labels = transform_scene(*cloud(), config, random)
     points, labels = mix_sectors(points, labels, lambda: cloud(seed=2), config, random)

@@ -16,8 +16,8 @@ from sqsegv3_ros.training.loss import (
     MultiLayerLoss,
     class_weights,
     cross_entropy_sums,
+    downsample_labels,
     lovasz_softmax,
-    narrow_labels,
     weighted_cross_entropy,
 )
 from sqsegv3_ros.training.schedule import OptimizerConfig, build_optimizer, build_schedule
@@ -56,11 +56,11 @@ def test_other_class_weights_follow_their_formula():
 
 
 @needs_shared
-def test_labels_are_narrowed_as_released(golden):
+def test_labels_are_downsampled_as_released(golden):
     labels = torch.from_numpy(golden["labels"])
     for i in range(5):
         expected = golden[f"labels_{i}"]
-        np.testing.assert_array_equal(narrow_labels(labels, expected.shape[2]).numpy(), expected)
+        np.testing.assert_array_equal(downsample_labels(labels, expected.shape[2]).numpy(), expected)
 
 
 @needs_shared

@@ -182,7 +182,7 @@ def test_wrong_settings_are_refused(root, settings, message):
 
 
 def test_a_wrong_path_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere is no SemanticKITTI root"):
+    with pytest.raises(UserError, match="nowhere is not a SemanticKITTI root"):
         make_data(tmp_path / "nowhere")
 
 
@@ -209,9 +209,13 @@ def test_without_augmentation_a_batch_is_the_projection_of_the_scans(root):
 
 
 BUSY = Augmentation(
-    mix_sector_deg=RandomMagnitude(0.5, 30, 180), paste_objects=RandomMagnitude(1.0, 1, 3), yaw_deg=RandomMagnitude(1.0, -180, 180),
-    jitter_m=RandomMagnitude(0.5, 0, 0.1), point_dropout=RandomMagnitude(0.5, 0, 0.5), fov_shift_deg=RandomMagnitude(0.5, -1, 1),
-)  # fmt: skip
+    mix_sector_deg=RandomMagnitude(0.5, 30, 180),
+    paste_objects=RandomMagnitude(1.0, 1, 3),
+    yaw_deg=RandomMagnitude(1.0, -180, 180),
+    jitter_m=RandomMagnitude(0.5, 0, 0.1),
+    point_dropout=RandomMagnitude(0.5, 0, 0.5),
+    fov_shift_deg=RandomMagnitude(0.5, -1, 1),
+)
 
 
 def stack(loader):

@@ -1,5 +1,4 @@
-"""Country roads and motorways: a frontage and a random generator in; verges, rails, fields, woods and farms set out
-along it."""
+"""Furnishing of country roads and motorways: verges, guard rails, fields, woods and farms along a frontage."""
 
 from __future__ import annotations
 
@@ -9,9 +8,9 @@ from sqsegv3_ros.simulation.buildings import fence
 from sqsegv3_ros.simulation.frontage import Frontage
 from sqsegv3_ros.simulation.furniture import gantry
 from sqsegv3_ros.simulation.ground import OTHER_GROUND, TERRAIN
-from sqsegv3_ros.simulation.library import HEDGE_M, THICKET_M, actor, pick, variant
-from sqsegv3_ros.simulation.streetside import boundary, garden_lot
-from sqsegv3_ros.simulation.tiles import Canvas
+from sqsegv3_ros.simulation.mesh_pools import HEDGE_M, THICKET_M, pick, pick_object, pick_variant
+from sqsegv3_ros.simulation.tiles import TileBuilder
+from sqsegv3_ros.simulation.town_streets import boundary, garden_lot
 from sqsegv3_ros.simulation.vehicles import CAR, OTHER_VEHICLE, TRUCK
 
 
@@ -25,21 +24,27 @@ def _along(
 
 
 def _rail(front: Frontage, start: float, end: float, o: float) -> None:
-    """A guard rail at depth o, its face to the road."""
+    """Place a guard rail at depth o, facing the road."""
     stretch = fence("guard rail", HEDGE_M, 0.75, 0.35)
     for s in np.arange(start, end - HEDGE_M * 0.99, HEDGE_M):
         front.add(stretch, float(s), o)
 
 
 def _wild(front: Frontage, o: float, name: str, share: float, rng: np.random.Generator) -> None:
-    """Growth along the whole frontage from depth o on, with gaps."""
+    """Place wild growth along the whole frontage from depth o on, with gaps."""
     for s in np.arange(0.0, front.length - THICKET_M * 0.5, THICKET_M):
         if rng.random() < share:
-            front.add(variant(name, int(rng.integers(8))), float(s), o + float(rng.normal(0, 0.5)))
+            front.add(pick_variant(name, int(rng.integers(8))), float(s), o + float(rng.normal(0, 0.5)))
 
 
 def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> None:
-    """One frontage in the country. style: a number that stays the same along a road, so that an alley goes on."""
+    """Furnish one frontage in the country.
+
+    Args:
+        front: The frontage.
+        style: Number that selects the surroundings; it stays the same over several tiles, so that an alley continues.
+        rng: Source of random numbers.
+    """
     _along(front, "guide post", 25.0, 0.8, 1.2, rng)
     _along(front, "traffic sign" if rng.random() < 0.7 else "direction board", 120.0, 0.8, 1.6, rng)
     if rng.random() < 0.5:
@@ -71,13 +76,13 @@ def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> No
             if rng.random() < 0.7:
                 garden_lot(front, s, 20.0, rng)
             s += 22.0
-    if rng.random() < 0.12 and front.length > 15:  # a lay-by
-        front.spread((2.0, 14.0), (0.0, 5.0), OTHER_GROUND if rng.random() < 0.7 else TERRAIN)
-        front.add(actor(int(rng.choice([CAR, TRUCK, OTHER_VEHICLE])), rng), 8.0, 2.5, np.pi)
+    if rng.random() < 0.12 and front.length > 15:  # lay-by
+        front.paint((2.0, 14.0), (0.0, 5.0), OTHER_GROUND if rng.random() < 0.7 else TERRAIN)
+        front.add(pick_object(int(rng.choice([CAR, TRUCK, OTHER_VEHICLE])), rng), 8.0, 2.5, np.pi)
 
 
 def furnish_highway(front: Frontage, style: int, rng: np.random.Generator) -> None:
-    """One side of a motorway."""
+    """Furnish one side of a motorway. Arguments as in `furnish_country`."""
     _along(front, "guide post", 50.0, 0.6, 0.8, rng)
     _along(front, "direction board" if rng.random() < 0.5 else "traffic sign", 90.0, 1.5, 3.0, rng)
     kind = (0, 0, 0, 1, 1, 1, 2, 3)[style % 8]
@@ -100,21 +105,21 @@ def furnish_highway(front: Frontage, style: int, rng: np.random.Generator) -> No
         _along(front, "tree", 25.0, 12.0, 40.0, rng)
 
 
-def furnish_median(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Rails, bushes or trees on the strip between the carriageways; now and then a sign bridge."""
-    plan = canvas.plan
-    start = canvas.tile * 50.0
+def furnish_median(builder: TileBuilder, rng: np.random.Generator) -> None:
+    """Place guard rails, bushes or trees between the carriageways, and sometimes a sign gantry."""
+    plan = builder.plan
+    start = builder.tile * 50.0
     if plan.kind == "highway":
         for v, yaw in ((plan.median - 0.3, np.pi), (-plan.median + 0.3, 0.0)):
             stretch = fence("guard rail", HEDGE_M, 0.75, 0.35)
             for u in np.arange(start, start + 50.0, HEDGE_M):
-                # the rail's face looks along -y of its own frame: away from the strip
-                canvas.add(stretch, float(u) + (HEDGE_M if yaw else 0.0), v, yaw)
+                # the rail faces -y in its own frame: away from the median
+                builder.add(stretch, float(u) + (HEDGE_M if yaw else 0.0), v, yaw)
         if rng.random() < 0.15:
-            canvas.add(gantry(plan.half_width + 1.5), start + 25.0, 0.0, 0.0)
+            builder.add(gantry(plan.half_width + 1.5), start + 25.0, 0.0, 0.0)
         return
     clear = plan.crossings
     for u in np.arange(start + 3.0, start + 50.0, 9.0):
         if any(abs(u - s.u) < s.half_width + s.radius for s in clear):
             continue
-        canvas.add(pick(str(rng.choice(["tree", "bush", "lamp post"])), rng), float(u), 0.0, 0.0)
+        builder.add(pick(str(rng.choice(["tree", "bush", "lamp post"])), rng), float(u), 0.0, 0.0)

@@ -1,5 +1,4 @@
-"""Town streets: a frontage and a random generator in; parked cars, lots, houses, hedges and street furniture set out
-along it."""
+"""Furnishing of town streets: parked cars, lots, houses, hedges and street furniture along a frontage."""
 
 from __future__ import annotations
 
@@ -7,15 +6,21 @@ import numpy as np
 
 from sqsegv3_ros.simulation.buildings import FENCE_KINDS, fence
 from sqsegv3_ros.simulation.frontage import Frontage
-from sqsegv3_ros.simulation.ground import BAY_M, COBBLES, OTHER_GROUND, PARKING, SIDEWALK, TERRAIN
-from sqsegv3_ros.simulation.library import HEDGE_M, THICKET_M, actor, pick, pick_within, variant
+from sqsegv3_ros.simulation.ground import BAY_M, COBBLES, OTHER_GROUND, PARKING, PARKING_BAY, SIDEWALK, TERRAIN
+from sqsegv3_ros.simulation.mesh_pools import HEDGE_M, THICKET_M, pick, pick_fitting, pick_object, pick_variant
 from sqsegv3_ros.simulation.vehicles import BICYCLE, CAR, MOTORCYCLE, OTHER_VEHICLE, TRUCK
 
 PERSON = 30
 
 
 def furnish_town(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
-    """Everything along one frontage in a town. dense: closed rows of houses at the sidewalk instead of gardens."""
+    """Furnish one frontage in a town.
+
+    Args:
+        front: The frontage.
+        dense: Closed rows of houses at the sidewalk instead of gardens.
+        rng: Source of random numbers.
+    """
     if front.parked:
         kerb_parking(
             front, rng, float(rng.uniform(0.2, 0.85)) if front.parked == BAY_M else float(rng.uniform(0.0, 0.5))
@@ -26,9 +31,9 @@ def furnish_town(front: Frontage, dense: bool, rng: np.random.Generator) -> None
 
 
 def kerb_parking(front: Frontage, rng: np.random.Generator, occupied: float) -> None:
-    """Vehicles along the kerb: in a bay, or half on the sidewalk."""
+    """Place vehicles along the kerb: in a bay, or half on the sidewalk."""
     if front.parked == BAY_M:
-        front.spread((0.0, front.length), (-front.walk - BAY_M, -front.walk), PARKING + 100)
+        front.paint((0.0, front.length), (-front.walk - BAY_M, -front.walk), PARKING_BAY)
     out = -front.walk - front.parked + 1.05
     s = float(rng.uniform(3.0, 8.0))
     while s < front.length - 6.0:
@@ -36,7 +41,7 @@ def kerb_parking(front: Frontage, rng: np.random.Generator, occupied: float) -> 
             s += float(rng.uniform(4.0, 12.0))
             continue
         label = int(rng.choice([CAR, TRUCK, OTHER_VEHICLE, MOTORCYCLE], p=[0.93, 0.02, 0.025, 0.025]))
-        mesh = actor(label, rng)
+        mesh = pick_object(label, rng)
         half = float(mesh.vertices[:, 0].max())
         yaw = (np.pi if rng.random() < 0.88 else 0.0) + float(rng.normal(0, 0.025))
         s += half
@@ -45,7 +50,7 @@ def kerb_parking(front: Frontage, rng: np.random.Generator, occupied: float) -> 
 
 
 def sidewalk_furniture(front: Frontage, rng: np.random.Generator) -> None:
-    """Lamps, signs, bins, bicycles and people on the sidewalk."""
+    """Place lamps, signs, bins, bicycles and people on the sidewalk."""
 
     def scatter(name: str, gap: float, low: float, high: float, yaw: float = np.pi, turn: float = 0.05) -> None:
         s = float(rng.uniform(0, 1.3 * gap))
@@ -67,7 +72,7 @@ def sidewalk_furniture(front: Frontage, rng: np.random.Generator) -> None:
         scatter("tree", 12.0, kerb + 0.3, kerb + 0.5, turn=3.0)
     for _ in range(int(rng.poisson(front.length / 90.0))):
         front.add(
-            actor(PERSON, rng),
+            pick_object(PERSON, rng),
             float(rng.uniform(0, front.length)),
             float(rng.uniform(-front.walk, 0.0)),
             float(rng.uniform(0, 6.28)),
@@ -78,7 +83,10 @@ def sidewalk_furniture(front: Frontage, rng: np.random.Generator) -> None:
             near_wall = rng.random() < 0.6
             yaw = float(rng.choice([0.0, np.pi])) if near_wall else float(rng.uniform(0, 6.28))
             front.add(
-                actor(label, rng).leaned(roll=lean), s, -0.4 if near_wall else float(rng.uniform(-front.walk, 0)), yaw
+                pick_object(label, rng).tilted(roll=lean),
+                s,
+                -0.4 if near_wall else float(rng.uniform(-front.walk, 0)),
+                yaw,
             )
     if front.length > 12 and rng.random() < 0.06:
         front.add(pick("shelter", rng), float(rng.uniform(2, front.length - 8)), -0.2, np.pi)
@@ -89,7 +97,7 @@ def sidewalk_furniture(front: Frontage, rng: np.random.Generator) -> None:
 
 
 def lots(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
-    """Cut the frontage into lots and furnish each."""
+    """Divide the frontage into lots and furnish each."""
     s = 0.0
     while s < front.length - 4.0:
         if dense and rng.random() < 0.85:
@@ -109,7 +117,7 @@ def lots(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
 
 
 def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Generator, across: bool = False) -> None:
-    """A fence or a hedge from s0 to s1 at depth o; across: from o = s0 to o = s1 at s = o instead (between lots)."""
+    """Place a fence or hedge from s0 to s1 at depth o; with `across`, from o = s0 to o = s1 at s = o, between lots."""
     draw = rng.random()
     shape = int(rng.integers(100))
     height = float(rng.uniform(0.7, 1.4) if rng.random() < 0.55 else rng.uniform(1.4, 2.1))
@@ -121,19 +129,19 @@ def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Gen
         a = s0 + i * HEDGE_M
         place, yaw = ((o, a), np.pi / 2) if across else ((a, o), 0.0)
         if draw < 0.4:
-            front.add(variant("low hedge" if shape % 3 == 0 else "high hedge", shape), *place, yaw)
+            front.add(pick_variant("low hedge" if shape % 3 == 0 else "high hedge", shape), *place, yaw)
         else:
             front.add(stretch, *place, yaw)
-            if draw > 0.65:  # a fence before bushes
+            if draw > 0.65:  # a fence in front of bushes
                 back = (place[0], place[1] + 0.7) if not across else (place[0] + 0.5, place[1])
-                front.add(variant("high hedge" if shape % 2 else "low hedge", shape), *back, yaw)
+                front.add(pick_variant("high hedge" if shape % 2 else "low hedge", shape), *back, yaw)
 
 
 def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator) -> None:
-    """A house behind a front garden, with a fence or a hedge, a drive, bushes and trees."""
+    """Place a house behind a front garden, with a fence or hedge, a driveway, bushes and trees."""
     setback = float(rng.uniform(1.5, 8.0))
     drive = float(rng.uniform(2.8, 3.6)) if rng.random() < 0.7 and width > 13 else 0.0
-    front.spread((s, s + width), (0.0, 34.0), TERRAIN)
+    front.paint((s, s + width), (0.0, 34.0), TERRAIN)
     gap = s + drive
     if rng.random() < 0.95:
         boundary(front, gap, s + width, 0.15, rng)
@@ -141,19 +149,19 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
         boundary(front, 1.5, 22.0, s + width - 0.2, rng, across=True)
     if drive:
         surface = int(rng.choice([PARKING, SIDEWALK, COBBLES, OTHER_GROUND], p=[0.35, 0.35, 0.2, 0.1]))
-        front.spread((s, gap), (0.0, setback + 8.0), surface)
+        front.paint((s, gap), (0.0, setback + 8.0), surface)
         if rng.random() < 0.5:
             front.add(pick("garage", rng), s, setback + 3.0)
         if rng.random() < 0.45:
             front.add(
-                actor(CAR, rng),
+                pick_object(CAR, rng),
                 s + drive / 2,
                 float(rng.uniform(2.6, setback + 2.6)),
                 float(rng.choice([1, -1])) * np.pi / 2,
             )
         elif rng.random() < 0.08:
-            front.add(actor(OTHER_VEHICLE, rng), s + drive / 2, 4.0, np.pi / 2)
-    home = pick_within("house", width - drive, rng)
+            front.add(pick_object(OTHER_VEHICLE, rng), s + drive / 2, 4.0, np.pi / 2)
+    home = pick_fitting("house", width - drive, rng)
     if home is not None:
         room = width - drive - float(home.vertices[:, 0].max())
         front.add(home, gap + float(rng.uniform(0, 1)) * room, setback, float(rng.normal(0, 0.03)))
@@ -174,24 +182,24 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
         )
     for a in np.arange(s, s + width, THICKET_M):
         if rng.random() < 0.8:
-            front.add(variant("far thicket", int(rng.integers(8))), float(a), float(rng.uniform(setback + 6, 30)))
+            front.add(pick_variant("far thicket", int(rng.integers(8))), float(a), float(rng.uniform(setback + 6, 30)))
 
 
 def closed_row(front: Frontage, s: float, rng: np.random.Generator) -> float:
-    """A town house at the sidewalk, next to the last one; returns the length it takes."""
-    block = pick_within("block", front.length - s, rng)
+    """Place a town house at the sidewalk, adjoining the last one. Returns its length along the frontage."""
+    block = pick_fitting("block", front.length - s, rng)
     if block is None:
         green(front, s, front.length - s, rng)
         return front.length - s
     front.add(block, s, float(rng.choice([0.0, 0.0, rng.uniform(0, 2.5)])))
     long = float(block.vertices[:, 0].max())
-    front.spread((s, s + long), (0.0, 3.0), SIDEWALK)
+    front.paint((s, s + long), (0.0, 3.0), SIDEWALK)
     return long + (float(rng.uniform(2.5, 6.0)) if rng.random() < 0.2 else 0.0)
 
 
 def green(front: Frontage, s: float, width: float, rng: np.random.Generator) -> None:
-    """A lawn with trees and bushes, a little park."""
-    front.spread((s, s + width), (0.0, 34.0), TERRAIN)
+    """Place a lawn with trees and bushes, like a small park."""
+    front.paint((s, s + width), (0.0, 34.0), TERRAIN)
     for _ in range(int(rng.poisson(width * 0.3))):
         name = str(rng.choice(["tree", "young tree", "bush", "conifer"], p=[0.45, 0.2, 0.25, 0.1]))
         front.add(
@@ -200,35 +208,35 @@ def green(front: Frontage, s: float, width: float, rng: np.random.Generator) -> 
     if rng.random() < 0.3:
         front.add(pick("clutter", rng), float(rng.uniform(s, s + width)), float(rng.uniform(0.5, 4)), np.pi / 2)
     for a in np.arange(s, s + width - THICKET_M, THICKET_M):
-        front.add(variant("far thicket", int(a)), float(a), float(rng.uniform(18, 30)))
+        front.add(pick_variant("far thicket", int(a)), float(a), float(rng.uniform(18, 30)))
 
 
 def overgrown(front: Frontage, s: float, width: float, rng: np.random.Generator) -> None:
-    """A lot that nobody cuts: growth close to the sidewalk, sometimes behind a fence."""
+    """Place wild growth close to the sidewalk, sometimes behind a fence."""
     o = float(rng.uniform(0.3, 3.0))
     if rng.random() < 0.4:
         boundary(front, s, s + width, 0.15, rng)
     name = "thicket" if rng.random() < 0.6 else "low thicket"
     for a in np.arange(s, s + width - THICKET_M * 0.5, THICKET_M):
-        front.add(variant(name, int(a * 7)), float(a), o)
+        front.add(pick_variant(name, int(a * 7)), float(a), o)
     for _ in range(int(rng.poisson(width * 0.15))):
         front.add(pick("tree", rng), float(rng.uniform(s, s + width)), float(rng.uniform(o, o + 10)), 0.0)
 
 
 def paved_yard(front: Frontage, s: float, width: float, surface: int, rng: np.random.Generator) -> None:
-    """A car park or the forecourt of a shop or workshop."""
+    """Place a car park or the forecourt of a shop or workshop."""
     deep = float(rng.uniform(10, 22))
-    front.spread((s, s + width), (0.0, deep), surface)
+    front.paint((s, s + width), (0.0, deep), surface)
     o = 3.0
     while o < deep - 2.5:
         for a in np.arange(s + 1.5, s + width - 1.5, 2.6):
             if rng.random() < 0.45:
                 label = int(rng.choice([CAR, TRUCK, OTHER_VEHICLE], p=[0.94, 0.03, 0.03]))
-                mesh = actor(label, rng)
+                mesh = pick_object(label, rng)
                 if label == CAR or rng.random() < 0.3:
                     front.add(mesh, float(a), o, float(rng.choice([1, -1])) * np.pi / 2 + float(rng.normal(0, 0.04)))
         o += 11.0
-    shop = pick_within("hall" if rng.random() < 0.5 else "block", front.length - s, rng)
+    shop = pick_fitting("hall" if rng.random() < 0.5 else "block", front.length - s, rng)
     if shop is not None:
         front.add(shop, s, deep + 1.0)
     if rng.random() < 0.4:

@@ -1,7 +1,7 @@
-"""Pools of ready-made meshes: a name and a random generator in, one of the pool out.
+"""Pools of ready-made meshes.
 
-Making a tree costs a hundred times what placing it costs, so every process makes each pool once, from a fixed seed, and
-streets take copies.
+Building a tree takes a hundred times longer than placing it, so every process builds each pool once, from a fixed seed,
+and streets use copies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from sqsegv3_ros.simulation import buildings, furniture, people, plants, vehicles
 from sqsegv3_ros.simulation.meshes import Mesh
 
-HEDGE_M = 2.5  # length of a stretch of hedge or fence
+HEDGE_M = 2.5  # length of a section of hedge or fence
 THICKET_M = 8.0
 
 
@@ -33,7 +33,7 @@ def _hall(rng: np.random.Generator) -> Mesh:
     )
 
 
-_MAKERS: dict[str, tuple[int, Callable[[np.random.Generator], Mesh]]] = {
+_BUILDERS: dict[str, tuple[int, Callable[[np.random.Generator], Mesh]]] = {
     "tree": (28, plants.tree),
     "young tree": (10, lambda rng: plants.tree(rng, float(rng.uniform(0.05, 0.1)))),
     "conifer": (8, plants.conifer),
@@ -71,32 +71,32 @@ _MAKERS: dict[str, tuple[int, Callable[[np.random.Generator], Mesh]]] = {
 
 @cache
 def _pool(name: str) -> tuple[Mesh, ...]:
-    count, make = _MAKERS[name]
-    rng = np.random.default_rng([2020, sorted(_MAKERS).index(name)])
-    return tuple(make(rng) for _ in range(count))
+    count, build = _BUILDERS[name]
+    rng = np.random.default_rng([2020, sorted(_BUILDERS).index(name)])
+    return tuple(build(rng) for _ in range(count))
 
 
 def pick(name: str, rng: np.random.Generator) -> Mesh:
-    """One mesh of the named pool."""
+    """Pick a random mesh of a pool."""
     pool = _pool(name)
     return pool[int(rng.integers(len(pool)))]
 
 
-def pick_within(name: str, length: float, rng: np.random.Generator) -> Mesh | None:
-    """One mesh of the named pool that is no longer (in x) than length; None where there is none."""
+def pick_fitting(name: str, length: float, rng: np.random.Generator) -> Mesh | None:
+    """Pick a random mesh of a pool that is at most `length` long (in x); None if there is none."""
     fitting = [mesh for mesh in _pool(name) if float(mesh.vertices[:, 0].max()) <= length]
     return fitting[int(rng.integers(len(fitting)))] if fitting else None
 
 
-def variant(name: str, number: int) -> Mesh:
-    """The mesh of that number in the pool (modulo its size): the same hedge again and again."""
+def pick_variant(name: str, number: int) -> Mesh:
+    """Pick the mesh with a number, modulo the size of the pool, to repeat the same hedge."""
     pool = _pool(name)
     return pool[number % len(pool)]
 
 
-_ACTORS = {30: "person", 31: "bicyclist", 32: "motorcyclist"}
+_PEOPLE = {30: "person", 31: "bicyclist", 32: "motorcyclist"}
 
 
-def actor(label: int, rng: np.random.Generator) -> Mesh:
-    """A thing that moves or stands about, by the raw id of the standing class."""
-    return pick(_ACTORS[label], rng) if label in _ACTORS else vehicles.vehicle(label, rng)
+def pick_object(label: int, rng: np.random.Generator) -> Mesh:
+    """Pick a random vehicle or person by the raw id of its stationary class."""
+    return pick(_PEOPLE[label], rng) if label in _PEOPLE else vehicles.pick_vehicle(label, rng)
