@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-NODE_STAGES = ("decode", "upload", "project", "network", "restore", "knn", "download", "encode", "publish")
-"""The stages of a cloud in the node."""
-STAGES = ("decode", "project", "network", "restore", "knn", "encode")
+STAGES = ("decode", "project", "network", "restore", "knn", "encode", "input checks")
 """The stages of a scan in the benchmark, which counts upload to project and download to restore."""
+NODE_STAGES = ("decode", "upload", "project", "network", "restore", "knn", "download", *STAGES[5:], "publish")
+"""The stages of a cloud in the node."""
 COMPARED = STAGES[1:5]
 """The stages that the reference implementation has, too."""
 
