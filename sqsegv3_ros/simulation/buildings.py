@@ -21,9 +21,9 @@ def facade(length: float, floors: int, floor_height: float, albedo: float, rng: 
     bays = max(int(length / rng.uniform(2.3, 3.6)), 1)
     bay = length / bays
     wide, tall, sill = rng.uniform(0.38, 0.6) * bay, rng.uniform(1.1, 1.6), rng.uniform(0.8, 1.2)
-    recess = float(rng.uniform(0.1, 0.4))
-    raised = float(rng.uniform(0.0, 0.9))  # ground floor above a plinth
-    door = int(rng.integers(bays))
+    recess = rng.uniform(0.1, 0.4)
+    raised = rng.uniform(0.0, 0.9)  # ground floor above a plinth
+    door = rng.integers(bays)
     walls: list[list[tuple[float, float, float]]] = []
     panes: list[list[tuple[float, float, float]]] = []
     reveals: list[list[tuple[float, float, float]]] = []
@@ -53,7 +53,7 @@ def facade(length: float, floors: int, floor_height: float, albedo: float, rng: 
     parts += _relief(length, raised, [raised + f * floor_height for f in range(1, floors + 1)], albedo, rng)
     if panes:
         parts.append(quad(panes, BUILDING, WINDOW, 0.3))
-        inside = float(rng.uniform(0.5, 3.0))  # curtains and rooms behind the glass
+        inside = rng.uniform(0.5, 3.0)  # curtains and rooms behind the glass
         parts.append(
             quad(
                 [(0.2, inside, 0), (length - 0.2, inside, 0), (length - 0.2, inside, top), (0.2, inside, top)],
@@ -69,25 +69,25 @@ def _relief(length: float, plinth: float, levels: list[float], albedo: float, rn
     """Build the relief of a front: plinth, ledges, downpipes, a canopy over the door."""
     parts = []
     if plinth > 0.3 and rng.random() < 0.7:
-        parts.append(box((0, length), (-float(rng.uniform(0.03, 0.15)), 0), (-0.5, plinth), BUILDING, WALL, albedo))
+        parts.append(box((0, length), (-rng.uniform(0.03, 0.15), 0), (-0.5, plinth), BUILDING, WALL, albedo))
     if rng.random() < 0.6:
-        out = float(rng.uniform(0.06, 0.45))
+        out = rng.uniform(0.06, 0.45)
         parts += [box((0, length), (-out, 0), (z - 0.15, z + 0.05), BUILDING, WALL, albedo) for z in levels]
-    for x in rng.uniform(0, length, int(rng.integers(0, 3))):
+    for x in rng.uniform(0, length, rng.integers(0, 3)):
         parts.append(tube((x, -0.08, 0), (x, -0.08, levels[-1]), 0.06, BUILDING, WALL, albedo, 5))
-    for at in rng.uniform(0, 0.8, int(rng.integers(0, 3))):  # porches and oriels
-        x, deep, foot = float(at) * length, float(rng.uniform(0.3, 1.3)), float(rng.uniform(-0.5, plinth + 1.0))
-        parts.append(box((x, x + 1.8), (-deep, 0), (foot, foot + float(rng.uniform(1.0, 2.6))), BUILDING, WALL, albedo))
+    for at in rng.uniform(0, 0.8, rng.integers(0, 3)):  # porches and oriels
+        x, deep, foot = float(at) * length, rng.uniform(0.3, 1.3), rng.uniform(-0.5, plinth + 1.0)
+        parts.append(box((x, x + 1.8), (-deep, 0), (foot, foot + rng.uniform(1.0, 2.6)), BUILDING, WALL, albedo))
     if rng.random() < 0.5:
-        x, deep = float(rng.uniform(0, 0.7)) * length, float(rng.uniform(0.6, 1.8))
+        x, deep = rng.uniform(0, 0.7) * length, rng.uniform(0.6, 1.8)
         parts.append(box((x, x + 2.0), (-deep, 0), (plinth + 2.2, plinth + 2.35), BUILDING, WALL, albedo))
     return parts
 
 
 def house(length: float, depth: float, floors: int, rng: np.random.Generator, flat: bool = False) -> Mesh:
     """Build a house: a detailed front, detailed or plain gables, a plain back, a roof, sometimes steps or a bay."""
-    albedo = float(rng.uniform(0.28, 0.56))
-    floor_height = float(rng.uniform(2.6, 3.1))
+    albedo = rng.uniform(0.28, 0.56)
+    floor_height = rng.uniform(2.6, 3.1)
     front = facade(length, floors, floor_height, albedo, rng)
     parts = [front]
     high = float(front.vertices[:, 2].max())
@@ -107,7 +107,7 @@ def house(length: float, depth: float, floors: int, rng: np.random.Generator, fl
             quad([(0, 0, high), (length, 0, high), (length, depth, high), (0, depth, high)], BUILDING, WALL, 0.2)
         )
     else:
-        eave, ridge = 0.5, high + depth * float(rng.uniform(0.3, 0.5))
+        eave, ridge = 0.5, high + depth * rng.uniform(0.3, 0.5)
         for y0, y1 in ((-eave, depth / 2), (depth + eave, depth / 2)):
             slope = [
                 (-eave, y0, high - 0.2),
@@ -120,19 +120,19 @@ def house(length: float, depth: float, floors: int, rng: np.random.Generator, fl
             gable = [(x, 0, high), (x, depth, high), (x, depth / 2, ridge), (x, depth / 2, ridge)]
             parts.append(quad(gable, BUILDING, WALL, albedo))
     if rng.random() < 0.5:  # steps or a porch
-        x = float(rng.uniform(0.1, 0.7)) * length
-        parts.append(box((x, x + 1.6), (-1.2, 0), (-0.5, float(rng.uniform(0.2, 0.6))), BUILDING, WALL, albedo))
+        x = rng.uniform(0.1, 0.7) * length
+        parts.append(box((x, x + 1.6), (-1.2, 0), (-0.5, rng.uniform(0.2, 0.6)), BUILDING, WALL, albedo))
     if rng.random() < 0.3 and floors > 1:  # balcony or oriel
-        x = float(rng.uniform(0.1, 0.6)) * length
-        z = high - float(rng.uniform(0.9, 1.2)) * floor_height
+        x = rng.uniform(0.1, 0.6) * length
+        z = high - rng.uniform(0.9, 1.2) * floor_height
         parts.append(box((x, x + 3.0), (-1.3, 0), (z, z + 0.9), BUILDING, WALL, albedo))
     return merge_meshes(parts)
 
 
 def garage(rng: np.random.Generator) -> Mesh:
     """Build a single or double garage with its door."""
-    length, depth, high = float(rng.choice([3.0, 3.2, 6.0])), float(rng.uniform(5.5, 6.5)), float(rng.uniform(2.3, 2.7))
-    albedo = float(rng.uniform(0.3, 0.5))
+    length, depth, high = rng.choice([3.0, 3.2, 6.0]), rng.uniform(5.5, 6.5), rng.uniform(2.3, 2.7)
+    albedo = rng.uniform(0.3, 0.5)
     shell = box((0, length), (0.15, depth), (-0.5, high), BUILDING, WALL, albedo)
     rim = [
         box((x0, x1), (0, 0.15), (-0.5, high), BUILDING, WALL, albedo)

@@ -12,8 +12,8 @@ POLE, SIGN, OTHER_OBJECT = 80, 81, 99
 
 def lamp_post(rng: np.random.Generator) -> Mesh:
     """Build a street lamp of 4 to 8 m with an arm and a door at its foot."""
-    high, radius = float(rng.uniform(4.0, 8.0)), float(rng.uniform(0.05, 0.1))
-    albedo = float(rng.uniform(0.03, 0.42))
+    high, radius = rng.uniform(4.0, 8.0), rng.uniform(0.05, 0.1)
+    albedo = rng.uniform(0.03, 0.42)
     parts = [tube((0, 0, -0.4), (0, 0, 1.0), radius * 1.5, POLE, METAL, albedo, 8)]
     parts.append(tube((0, 0, 1.0), (0, 0, high), (radius, radius * 0.7), POLE, METAL, albedo, 7))
     parts.append(tube((0, 0, high), (0, 1.2, high + 0.2), 0.05, POLE, METAL, albedo, 5))
@@ -23,16 +23,8 @@ def lamp_post(rng: np.random.Generator) -> Mesh:
 
 def utility_pole(rng: np.random.Generator) -> Mesh:
     """Build a wooden or concrete pole of 7 to 9 m."""
-    radius = float(rng.uniform(0.1, 0.16))
-    return tube(
-        (0, 0, -0.5),
-        (0, 0, float(rng.uniform(7, 9))),
-        (radius, radius * 0.7),
-        POLE,
-        WOOD,
-        float(rng.uniform(0.2, 0.45)),
-        8,
-    )
+    radius = rng.uniform(0.1, 0.16)
+    return tube((0, 0, -0.5), (0, 0, rng.uniform(7, 9)), (radius, radius * 0.7), POLE, WOOD, rng.uniform(0.2, 0.45), 8)
 
 
 def _face(kind: str, size: float, z: float, albedo: float) -> list[Mesh]:
@@ -62,13 +54,13 @@ def _face(kind: str, size: float, z: float, albedo: float) -> list[Mesh]:
 
 def traffic_sign(rng: np.random.Generator) -> Mesh:
     """Build a sign post with one to three signs facing -x, some with a second one on the back."""
-    albedo = float(rng.uniform(0.05, 0.4))
-    z = float(rng.uniform(1.9, 2.5))
+    albedo = rng.uniform(0.05, 0.4)
+    z = rng.uniform(1.9, 2.5)
     parts = [tube((0, 0, -0.3), (0, 0, z + 0.35), 0.038, POLE, METAL, albedo, 6)]
-    for i in range(int(rng.choice([1, 1, 2, 3]))):
-        kind = str(rng.choice(["round", "triangle", "square", "board"]))
-        size = 0.35 if i else float(rng.uniform(0.5, 0.75))
-        bright = float(rng.uniform(0.25, 0.7)) if rng.random() < 0.75 else 1.3
+    for i in range(rng.choice([1, 1, 2, 3])):
+        kind = rng.choice(["round", "triangle", "square", "board"])
+        size = 0.35 if i else rng.uniform(0.5, 0.75)
+        bright = rng.uniform(0.25, 0.7) if rng.random() < 0.75 else 1.3
         parts += _face(kind, size, z - 0.65 * i, bright)
         if rng.random() < 0.2:
             parts += [part.transformed(yaw=np.pi) for part in _face(kind, size, z - 0.65 * i, bright)]
@@ -77,14 +69,11 @@ def traffic_sign(rng: np.random.Generator) -> Mesh:
 
 def direction_board(rng: np.random.Generator) -> Mesh:
     """Build a large board on two posts, as at junctions and on motorways, 1 to 2 m above the ground."""
-    wide, high, low = float(rng.uniform(1.8, 4.5)), float(rng.uniform(0.8, 2.5)), float(rng.uniform(0.8, 2.0))
+    wide, high, low = rng.uniform(1.8, 4.5), rng.uniform(0.8, 2.5), rng.uniform(0.8, 2.0)
     board = np.array(
         [[(0.0, -wide / 2, low), (0.0, wide / 2, low), (0.0, wide / 2, low + high), (0.0, -wide / 2, low + high)]]
     )
-    parts = [
-        quad(board - np.array([0.08, 0, 0]), SIGN, RETRO, float(rng.uniform(0.4, 1.2))),
-        quad(board, SIGN, METAL, 0.4),
-    ]
+    parts = [quad(board - np.array([0.08, 0, 0]), SIGN, RETRO, rng.uniform(0.4, 1.2)), quad(board, SIGN, METAL, 0.4)]
     parts += [
         tube((0.06, y * wide, -0.5), (0.06, y * wide, low + high), 0.06, POLE, METAL, 0.3, 6) for y in (-0.3, 0.3)
     ]
@@ -103,7 +92,7 @@ def gantry(half_span: float) -> Mesh:
 
 def traffic_light(rng: np.random.Generator) -> Mesh:
     """Build a traffic light; the data set labels its lamps as traffic-sign."""
-    parts = [tube((0, 0, -0.3), (0, 0, 3.3), 0.06, POLE, METAL, float(rng.uniform(0.1, 0.3)), 7)]
+    parts = [tube((0, 0, -0.3), (0, 0, 3.3), 0.06, POLE, METAL, rng.uniform(0.1, 0.3), 7)]
     parts.append(box((-0.22, -0.06), (-0.13, 0.13), (2.1, 3.0), SIGN, METAL, 0.12))
     return merge_meshes(parts)
 
@@ -123,18 +112,18 @@ def guide_post() -> Mesh:
 
 def bollard(rng: np.random.Generator) -> Mesh:
     """Build a bollard; the data set labels it as pole."""
-    return tube((0, 0, -0.2), (0, 0, float(rng.uniform(0.7, 1.1))), 0.06, POLE, METAL, float(rng.uniform(0.1, 0.5)), 6)
+    return tube((0, 0, -0.2), (0, 0, rng.uniform(0.7, 1.1)), 0.06, POLE, METAL, rng.uniform(0.1, 0.5), 6)
 
 
 def clutter(rng: np.random.Generator) -> Mesh:
     """Build another object on the sidewalk: dustbins, a cabinet, a bench, an advertising pillar, a box."""
-    albedo = float(rng.uniform(0.1, 0.45))
-    kind = int(rng.integers(5))
+    albedo = rng.uniform(0.1, 0.45)
+    kind = rng.integers(5)
     if kind == 0:
         bins = [box((x, x + 0.55), (-0.35, 0.35), (0.0, 1.05), OTHER_OBJECT, METAL, albedo) for x in (-0.6, 0.1)]
-        return merge_meshes(bins[: int(rng.integers(1, 3))])
+        return merge_meshes(bins[: rng.integers(1, 3)])
     if kind == 1:
-        return box((-0.2, 0.2), (-0.6, 0.6), (0.0, float(rng.uniform(0.9, 1.5))), OTHER_OBJECT, METAL, albedo)
+        return box((-0.2, 0.2), (-0.6, 0.6), (0.0, rng.uniform(0.9, 1.5)), OTHER_OBJECT, METAL, albedo)
     if kind == 2:
         seat = box((-0.25, 0.25), (-0.8, 0.8), (0.38, 0.46), OTHER_OBJECT, WOOD, albedo)
         back = box((0.22, 0.28), (-0.8, 0.8), (0.46, 0.85), OTHER_OBJECT, WOOD, albedo)

@@ -150,10 +150,8 @@ def _sensor_rays(sensor: SensorModel) -> tuple[npt.NDArray[np.float64], npt.NDAr
 def street_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...]) -> Drive:
     """Draw a drive along the street from u = 0 at a typical speed."""
     rng = np.random.default_rng([*seed, 9])
-    speed = _SPEED_MPS[street.plan.kind] * float(rng.uniform(0.7, 1.15))
-    return Drive(
-        street.plan, 0.0, speed, ego_lane_center(street.plan), sensor.mount_height_m, sway=int(rng.integers(1000))
-    )
+    speed = _SPEED_MPS[street.plan.kind] * rng.uniform(0.7, 1.15)
+    return Drive(street.plan, 0.0, speed, ego_lane_center(street.plan), sensor.mount_height_m, sway=rng.integers(1000))
 
 
 def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], number: int) -> Drive:
@@ -164,10 +162,10 @@ def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], numb
     rng = np.random.default_rng([*seed, 10, number])
     plan = street.plan
     apart = WINDOW_M / SCANS_PER_STREET
-    u = apart * (number + float(rng.uniform(0, 1)))
+    u = apart * (number + rng.uniform(0, 1))
     near = [s for s in plan.crossings if 0 < s.u < WINDOW_M]
     if near and rng.random() < 0.4:
-        chosen = near[int(rng.integers(len(near)))]
+        chosen = near[rng.integers(len(near))]
         if rng.random() < 0.4:
             aside = _side_street_drive(plan, chosen, sensor, rng)
             if 0 < aside.u_m < WINDOW_M:
@@ -176,17 +174,17 @@ def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], numb
     toward = 1 if rng.random() < 0.5 else -1
     lane = lane_center(plan, toward)
     lane = ego_lane_center(plan) if lane is None else lane
-    speed = _SPEED_MPS[plan.kind] * float(rng.uniform(0.0, 1.2))
-    turn = float(rng.normal(0, 0.03)) if rng.random() < 0.8 else float(rng.normal(0, 0.5))
-    v = lane + float(rng.normal(0, 0.25))
-    return Drive(plan, u, toward * max(speed, 0.01), v, sensor.mount_height_m, turn, int(rng.integers(1000)))
+    speed = _SPEED_MPS[plan.kind] * rng.uniform(0.0, 1.2)
+    turn = rng.normal(0, 0.03) if rng.random() < 0.8 else rng.normal(0, 0.5)
+    v = lane + rng.normal(0, 0.25)
+    return Drive(plan, u, toward * max(speed, 0.01), v, sensor.mount_height_m, turn, rng.integers(1000))
 
 
 def _side_street_drive(plan: Plan, chosen: SideStreet, sensor: SensorModel, rng: np.random.Generator) -> Drive:
     """Draw a vehicle that stands in a side street, facing towards the main street or away from it."""
-    side = chosen.side or int(rng.choice([-1, 1]))
-    v = side * float(rng.uniform(plan.half_width + plan.sidewalk(side), SIDE_M))
-    away = int(rng.choice([-1, 1])) * side  # along +v or -v
-    turn = away * np.pi / 2 - float(np.arctan(chosen.skew)) + float(rng.normal(0, 0.05))
+    side = chosen.side or rng.choice([-1, 1])
+    v = side * rng.uniform(plan.half_width + plan.sidewalk(side), SIDE_M)
+    away = rng.choice([-1, 1]) * side  # along +v or -v
+    turn = away * np.pi / 2 - float(np.arctan(chosen.skew)) + rng.normal(0, 0.05)
     u = float(chosen.middle(v)) + away * 0.15 * chosen.half_width  # a little to the right
-    return Drive(plan, u, 0.01, v, sensor.mount_height_m, turn, int(rng.integers(1000)))
+    return Drive(plan, u, 0.01, v, sensor.mount_height_m, turn, rng.integers(1000))
