@@ -6,15 +6,14 @@ number decides what is in it. So traffic is reproducible at any time, and only t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from sqsegv3_ros.simulation.ground import Plan
 from sqsegv3_ros.simulation.mesh_pools import pick_object
-from sqsegv3_ros.simulation.meshes import Mesh, merge_meshes
+from sqsegv3_ros.simulation.meshes import Mesh
 from sqsegv3_ros.simulation.plans import lane_center
-from sqsegv3_ros.simulation.tiles import vertices_in_world
 from sqsegv3_ros.simulation.vehicles import BUS, CAR, MOVING, OTHER_VEHICLE, TRUCK
 
 PERSON, BICYCLIST, MOTORCYCLIST = 30, 31, 32
@@ -126,19 +125,3 @@ def actors_at(
             yaw = (0.0 if lane.direction > 0 else np.pi) + rng.normal(0, 0.02)
             found.append(Actor(mesh, u, v, yaw, lane.direction * lane.speed))
     return found
-
-
-def actors_mesh(plan: Plan, actors: list[Actor], times: list[float]) -> Mesh | None:
-    """Merge actors into one mesh in world coordinates, each at its own time; None if there are none.
-
-    Args:
-        plan: Plan of the street.
-        actors: The actors.
-        times: Time at which the sensor points at each actor, seconds from the middle of the sweep.
-    """
-    if not actors:
-        return None
-    mesh = merge_meshes([a.mesh for a in actors])
-    anchors = np.array([(a.u + a.speed * t, a.v, a.yaw, 0.0) for a, t in zip(actors, times, strict=True)])
-    counts = [len(a.mesh.vertices) for a in actors]
-    return replace(mesh, vertices=vertices_in_world(plan, mesh, np.repeat(anchors, counts, axis=0)))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.simulation.materials import BARK, LEAF
-from sqsegv3_ros.simulation.meshes import Mesh, merge_meshes, tube, uniform_mesh
+from sqsegv3_ros.simulation.meshes import Mesh, grid_faces, merge_meshes, tube, uniform_mesh
 
 VEGETATION, TRUNK = 70, 71
 
@@ -60,14 +60,7 @@ def clumps(centers: npt.NDArray[np.floating], radius: float, albedo: float, rng:
 
 def sheet(points: npt.NDArray[np.floating], gaps: float, albedo: float, rng: np.random.Generator) -> Mesh:
     """Build the surface through an (R, C, 3) grid of points; a share `gaps` of its triangles is missing."""
-    rows, columns = points.shape[:2]
-    corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
-    faces = np.concatenate(
-        [
-            np.stack([corner, corner + 1, corner + columns + 1], axis=1),
-            np.stack([corner, corner + columns + 1, corner + columns], axis=1),
-        ]
-    )
+    faces = grid_faces(*points.shape[:2])
     return uniform_mesh(points.reshape(-1, 3), faces[rng.random(len(faces)) >= gaps], VEGETATION, LEAF, albedo)
 
 

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.simulation.actors import Actor, actors_at, actors_mesh, traffic_lanes
+from sqsegv3_ros.simulation.actors import Actor, actors_at, traffic_lanes
 from sqsegv3_ros.simulation.drive import Drive, pose_matrix, rotation_matrices
 from sqsegv3_ros.simulation.ground import TILE_M, Plan, SideStreet, height, steepest, to_world
+from sqsegv3_ros.simulation.meshes import Mesh
 from sqsegv3_ros.simulation.plans import ego_lane_center, lane_center
 from sqsegv3_ros.simulation.raycast import View, World
 from sqsegv3_ros.simulation.returns import beam_response, simulate_returns
 from sqsegv3_ros.simulation.sensors import SensorModel, firing_azimuths
 from sqsegv3_ros.simulation.street import Street
+from sqsegv3_ros.simulation.tiles import place_meshes
 
 SCANS_PER_STREET = 4
 WINDOW_M = 60.0  # length of the drive that one world covers
@@ -109,31 +111,31 @@ class Simulator:
         ego = float(place_u), float(place_v)
         world = self.world_around(ego[0])
         actors = actors_at(self.street.plan, self.street.seed, self.lanes, stamp + traffic_s, ego, self.sight_m)
-        times = self._observation_times(actors, drive.pose(np.array([stamp]))[0])
-        moving = actors_mesh(self.street.plan, actors, times)
+        pose = drive.pose(np.array([stamp]))[0]
+        moving = self._place_actors(actors, pose)
         hits = world.cast(origins, directions, moving, sensor.max_range_m + 2.0, rng)
         reported, distance, remission = simulate_returns(hits, self._response, sensor, rng)
         kept = np.flatnonzero(reported & ~self._blind.ravel())
         column, ring = np.divmod(kept, sensor.beams)
-        pose = pose_matrix(drive.pose(np.array([stamp]))[0])
+        transform = pose_matrix(pose)
         if self.compensated:
             world_points = origins[kept] + directions[kept] * distance[kept, None]
-            xyz = (world_points - pose[:3, 3]) @ pose[:3, :3]
+            xyz = (world_points - transform[:3, 3]) @ transform[:3, :3]
         else:
             xyz = sensor_origins[column, ring] + sensor_directions[column, ring] * distance[kept, None]
         points = np.concatenate([xyz, remission[kept, None]], axis=1).astype(np.float32)
         labels = hits.label[kept] + hits.instance[kept].astype(np.uint32) * np.uint32(1 << 16)
         ring_number = sensor.beams - 1 - ring if sensor.ring_from_bottom else ring
-        return Sweep(points, labels, ring_number.astype(np.uint16), pose, stamp)
+        return Sweep(points, labels, ring_number.astype(np.uint16), transform, stamp)
 
-    def _observation_times(self, actors: list[Actor], pose: npt.NDArray[np.float64]) -> list[float]:
-        """Times from the sweep's middle, in seconds, at which the head points at each actor."""
-        times = []
-        for actor in actors:
-            x, y = to_world(self.street.plan, np.array(actor.u), np.array(actor.v))
-            bearing = np.arctan2(y - pose[1], x - pose[0]) - pose[3]
-            times.append(float(-np.angle(np.exp(1j * bearing)) / (2 * np.pi * self.sensor.rate_hz)))
-        return times
+    def _place_actors(self, actors: list[Actor], pose: npt.NDArray[np.float64]) -> Mesh:
+        """Merge actors into one mesh in world coordinates, each at the time at which the head points at it."""
+        plan = self.street.plan
+        u, v, yaw, speed = np.array([(a.u, a.v, a.yaw, a.speed) for a in actors]).reshape(-1, 4).T
+        x, y = to_world(plan, u, v)
+        bearing = np.arctan2(y - pose[1], x - pose[0]) - pose[3]
+        delay = -np.angle(np.exp(1j * bearing)) / (2 * np.pi * self.sensor.rate_hz)  # from the middle of the sweep
+        return place_meshes(plan, [a.mesh for a in actors], np.stack([u + speed * delay, v, yaw], axis=1))
 
 
 def _sensor_rays(sensor: SensorModel) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
