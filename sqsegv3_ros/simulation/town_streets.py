@@ -147,7 +147,7 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
     front.scatter(rng, 2.0, {"tree": 0.6, "conifer": 0.4}, (s, s + width), (setback + 12, 32))
     for a in np.arange(s, s + width, THICKET_M):
         if rng.random() < 0.8:
-            front.add(pick_variant("far thicket", rng.integers(8)), float(a), rng.uniform(setback + 6, 30))
+            front.add(pick_variant("far thicket", int(rng.integers(8))), float(a), rng.uniform(setback + 6, 30))
 
 
 def closed_row(front: Frontage, s: float, rng: np.random.Generator) -> float:

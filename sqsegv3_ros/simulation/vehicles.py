@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -75,7 +74,7 @@ def _greenhouse(body: CarBody, label: int, closed_rear: bool, paint: float) -> M
             parts.append(quad([belt[i], belt[j], roof[j], roof[i]], *(coat if closed_rear and i == 3 else glass)))
         else:  # only the front part of the side is glass
             a, b = (np.add(p[i], (0.68 if i == 0 else 0.32) * np.subtract(p[j], p[i])) for p in (belt, roof))
-            first, second = [belt[i], a, b, roof[i]], [a, belt[j], roof[j], b]
+            first, second = np.array([belt[i], a, b, roof[i]]), np.array([a, belt[j], roof[j], b])
             parts += [quad(first, *(coat if i == 0 else glass)), quad(second, *(glass if i == 0 else coat))]
     parts += [tube(start, end, 0.045, *coat, sides=4) for start, end in zip(belt, roof, strict=True)]
     middle = 0.5 * (roof_rear + roof_front)
@@ -224,12 +223,8 @@ def _vehicle_pool() -> dict[int, tuple[Mesh, ...]]:
     """A fixed set of vehicles of every class, built once; streets use copies."""
     rng = np.random.default_rng(19)
     coats = (0.0, 0.14, 0.3, 0.5, 0.7)
-    builders: dict[int, Callable[[], Mesh]] = {
-        TRUCK: lambda: truck(rng),
-        BUS: lambda: bus(rng),
-        OTHER_VEHICLE: lambda: other_vehicle(rng),
-    }
-    pool = {label: tuple(build() for _ in range(12)) for label, build in builders.items()}
+    builders = ((TRUCK, truck), (BUS, bus), (OTHER_VEHICLE, other_vehicle))
+    pool = {label: tuple(build(rng) for _ in range(12)) for label, build in builders}
     pool[CAR] = tuple(car(body, coat) for body in CAR_BODIES for coat in coats)
     pool[BICYCLE] = (bicycle(),)
     pool[MOTORCYCLE] = (motorcycle(), motorcycle(scooter=True))
