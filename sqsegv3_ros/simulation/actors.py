@@ -60,9 +60,8 @@ def traffic_lanes(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[L
     if plan.kind in ("city", "dense"):
         for direction in (1, -1):
             edge = plan.half_width - plan.parked[int(direction > 0)] - 0.4
-            lanes.append(
-                Lane(-direction * edge, direction, 4.5, 30.0, 0.25, ((BICYCLIST, 0.85), (MOTORCYCLIST, 0.15)), 0.2)
-            )
+            riders = ((BICYCLIST, 0.85), (MOTORCYCLIST, 0.15))
+            lanes.append(Lane(-direction * edge, direction, 4.5, 30.0, 0.25, riders, 0.2))
     for side in (1, -1):
         walk = plan.sidewalk(side)
         if walk:

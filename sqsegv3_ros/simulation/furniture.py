@@ -34,12 +34,8 @@ def _face(kind: str, size: float, z: float, albedo: float) -> list[Mesh]:
         rim = np.stack([np.zeros(10), size / 2 * np.cos(angle), z + size / 2 * np.sin(angle)], axis=1)
         quads = np.stack([np.broadcast_to([0.0, 0.0, z], (10, 3)), rim, *(np.roll(rim, -1, axis=0),) * 2], axis=1)
     elif kind == "triangle":
-        left, right, top = (
-            (0.0, -size / 2, z - 0.3 * size),
-            (0.0, size / 2, z - 0.3 * size),
-            (0.0, 0.0, z + 0.58 * size),
-        )
-        quads = np.array([left, right, top, top])
+        low, high = z - 0.3 * size, z + 0.58 * size
+        quads = np.array([(0.0, -size / 2, low), (0.0, size / 2, low), (0.0, 0.0, high), (0.0, 0.0, high)])
     else:
         w = size * (1.0 if kind == "square" else 2.2) / 2
         quads = np.array(rectangle(0.0, (-w, w), (z - size / 2, z + size / 2)))

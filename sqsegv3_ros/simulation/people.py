@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.random import Generator
 
 from sqsegv3_ros.simulation.materials import CLOTH
 from sqsegv3_ros.simulation.meshes import Mesh, Point, ball, box, merge_meshes, tube
@@ -12,13 +13,7 @@ PERSON, BICYCLIST, MOTORCYCLIST = 30, 31, 32
 
 
 def _body(
-    label: int,
-    hip: Point,
-    shoulder: Point,
-    hands: list[Point],
-    feet: list[Point],
-    knee: float,
-    rng: np.random.Generator,
+    label: int, hip: Point, shoulder: Point, hands: list[Point], feet: list[Point], bend: float, rng: Generator
 ) -> list[Mesh]:
     """Torso, head and limbs between joints in metres."""
     clothes, trousers = (float(v) for v in rng.uniform(0.28, 0.7, 2))
@@ -42,7 +37,7 @@ def _body(
     return parts
 
 
-def person(rng: np.random.Generator, label: int = PERSON) -> Mesh:
+def person(rng: Generator, label: int = PERSON) -> Mesh:
     """Build a walking, standing or sitting person, also children; some carry something."""
     pose = rng.choice(["walk", "walk", "walk", "stand", "stand", "sit"])
     stride = rng.uniform(0.18, 0.38) if pose == "walk" else rng.uniform(0.0, 0.08)
@@ -60,7 +55,7 @@ def person(rng: np.random.Generator, label: int = PERSON) -> Mesh:
     return merge_meshes(parts).transformed(scale=rng.choice([0.7, 0.95, 1.0, 1.03, 1.08]))
 
 
-def bicyclist(rng: np.random.Generator, label: int = BICYCLIST) -> Mesh:
+def bicyclist(rng: Generator, label: int = BICYCLIST) -> Mesh:
     """Build a bicycle with its rider, all of one class."""
     lean = rng.uniform(0.1, 0.32)
     pedal = rng.uniform(-0.16, 0.16)
@@ -70,7 +65,7 @@ def bicyclist(rng: np.random.Generator, label: int = BICYCLIST) -> Mesh:
     return merge_meshes([bicycle(label), *rider]).transformed(scale=rng.uniform(0.92, 1.05))
 
 
-def motorcyclist(rng: np.random.Generator, label: int = MOTORCYCLIST) -> Mesh:
+def motorcyclist(rng: Generator, label: int = MOTORCYCLIST) -> Mesh:
     """Build a motorcycle or scooter with its rider, all of one class."""
     scooter = rng.random() < 0.4
     feet = [(0.15, 0.2, 0.32), (0.15, -0.2, 0.32)]

@@ -131,13 +131,11 @@ def hedge(length: float, width: float, height: float, rng: np.random.Generator) 
     grid[..., 1:] += rng.normal(0, 0.12, grid[..., 1:].shape)
     shade = _shade(rng)
     side = rng.choice([-1.0, 1.0], 30)
-    twigs = np.stack(
-        [rng.uniform(0, length, 30), side * (width / 2 + 0.03), rng.uniform(0.1, height + 0.1, 30)], axis=1
-    )
-    ends = quad(
-        [rectangle(e, (-width / 2, width / 2), (0, height)) for e in (0.02, length - 0.02)], VEGETATION, LEAF, shade
-    )
-    return merge_meshes([sheet(grid, 0.02, shade, rng), leaves(twigs, 0.13, shade, rng), ends])
+    places = [rng.uniform(0, length, 30), side * (width / 2 + 0.03), rng.uniform(0.1, height + 0.1, 30)]
+    surface = sheet(grid, 0.02, shade, rng)
+    twigs = leaves(np.stack(places, axis=1), 0.13, shade, rng)
+    ends = [rectangle(x, (-width / 2, width / 2), (0, height)) for x in (0.02, length - 0.02)]
+    return merge_meshes([surface, twigs, quad(ends, VEGETATION, LEAF, shade)])
 
 
 def thicket(length: float, depth: float, height: float, rng: np.random.Generator, grain: float = 0.5) -> Mesh:
@@ -166,10 +164,8 @@ def thicket(length: float, depth: float, height: float, rng: np.random.Generator
         grid[..., 1] += 0.8 * grain * swell
         parts.append(sheet(grid, 0.08 + 0.05 * layer, shade, rng))
     count = int(10 * length * height / 20)
-    stray = np.stack(
-        [rng.uniform(0, length, count), rng.uniform(0, depth * 0.5, count), rng.uniform(0.1, height, count)], axis=1
-    )
-    parts.append(leaves(stray, 0.6 * grain, shade, rng))
+    stray = [rng.uniform(low, high, count) for low, high in ((0, length), (0, depth * 0.5), (0.1, height))]
+    parts.append(leaves(np.stack(stray, axis=1), 0.6 * grain, shade, rng))
     for _ in range(int(length / 5)):
         at, back = rng.uniform(0, length), depth * rng.uniform(0.0, 0.8)
         foot, top = (at, back, -0.5), (at + rng.normal(0, 0.3), back, height + 2)

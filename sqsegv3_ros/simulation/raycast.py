@@ -156,12 +156,8 @@ class World:
 
     def _ground(self, face: npt.NDArray[np.int32], bary: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], ...]:
         """Look up label, material and albedo of the ground at barycentric coordinates."""
-        corners = self._ground_uv[self.mesh.faces[face]]
-        u, v = (
-            corners[:, 0]
-            + bary[:, :1] * (corners[:, 1] - corners[:, 0])
-            + bary[:, 1:] * (corners[:, 2] - corners[:, 0])
-        ).T
+        a, b, c = np.moveaxis(self._ground_uv[self.mesh.faces[face]], 1, 0)
+        u, v = (a + bary[:, :1] * (b - a) + bary[:, 1:] * (c - a)).T
         surface = surface_at(self.plan, u, v, self._painted_surfaces(u, v))
         label, material, _ = zip(*SURFACES, strict=True)
         return np.array(label)[surface], np.array(material)[surface], albedo_at(self.plan, u, v, surface)

@@ -152,10 +152,8 @@ def _sensor_rays(sensor: SensorModel) -> tuple[npt.NDArray[np.float64], npt.NDAr
 def street_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...]) -> Drive:
     """Draw a drive along the street from u = 0 at a typical speed."""
     rng = np.random.default_rng([*seed, 9])
-    speed = _SPEED_MPS[street.plan.kind] * rng.uniform(0.7, 1.15)
-    return Drive(
-        street.plan, 0.0, speed, ego_lane_center(street.plan), sensor.mount_height_m, sway=int(rng.integers(1000))
-    )
+    plan, speed = street.plan, _SPEED_MPS[street.plan.kind] * rng.uniform(0.7, 1.15)
+    return Drive(plan, 0.0, speed, ego_lane_center(plan), sensor.mount_height_m, sway=int(rng.integers(1000)))
 
 
 def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], number: int) -> Drive:

@@ -133,9 +133,8 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
         if rng.random() < 0.5:
             front.add(pick("garage", rng), s, setback + 3.0)
         if rng.random() < 0.45:
-            front.add(
-                pick_object(CAR, rng), s + drive / 2, rng.uniform(2.6, setback + 2.6), rng.choice([1, -1]) * np.pi / 2
-            )
+            mesh, depth = pick_object(CAR, rng), rng.uniform(2.6, setback + 2.6)
+            front.add(mesh, s + drive / 2, depth, rng.choice([1, -1]) * np.pi / 2)
         elif rng.random() < 0.08:
             front.add(pick_object(OTHER_VEHICLE, rng), s + drive / 2, 4.0, np.pi / 2)
     home = pick_fitting("house", width - drive, rng)
