@@ -101,7 +101,6 @@ def class_table(real: ScanStatistics, simulated: ScanStatistics) -> str:
 
     Share of labelled points, range as median and 10th..90th percentile, remission as mean and share of zeros.
     """
-
     middle = 0.5 * (REMISSION_BINS[1:] + REMISSION_BINS[:-1])
 
     def cells(counted: ScanStatistics, label: int) -> list[str]:
