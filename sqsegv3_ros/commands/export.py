@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sqsegv3_ros.commands.options import add_output
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import refuse_existing
 
@@ -14,29 +15,18 @@ FORMATS = ("torchscript", "onnx")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CKPT",
-        help="checkpoint of `sqsegv3 train` (best.ckpt), or model file to export again",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="MODEL", help="model file to write")
+    checkpoint = "checkpoint of `sqsegv3 train` (best.ckpt), or model file to export again"
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help=checkpoint)
+    add_output(parser, "MODEL")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
     parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
     parser.add_argument("--name", help="name of the model (default: its name in training)")
     parser.add_argument("--licence", help="licence of the weights; the licence of the training data applies too")
     parser.add_argument("--note", help="anything else that users of the model must know")
     parser.add_argument("--knn", choices=("off", "safe", "official"), help="label refinement (default: as trained)")
-    parser.add_argument(
-        "--width", type=int, metavar="W", help="columns of the image at inference (default: as trained)"
-    )
-    parser.add_argument(
-        "--sensor-height-m",
-        type=float,
-        metavar="H",
-        help="height above ground of the sensor that recorded the training data (default: as configured in training)",
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: as trained)")
+    height = "height above ground of the sensor that recorded the training data (default: as configured in training)"
+    parser.add_argument("--sensor-height-m", type=float, metavar="H", help=height)
 
 
 def run(args: argparse.Namespace) -> int:
