@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.commands.options import add_label_set
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, require
 
 if TYPE_CHECKING:
     from sqsegv3_ros.evaluation.border import BorderConfig
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--border", nargs="?", type=int, const=1, metavar="PIXELS", help=border)
     connectivity = "neighbours of a pixel for --border (default: 4)"
     parser.add_argument("--border-connectivity", type=int, choices=(4, 8), help=connectivity)
-    parser.add_argument("--limit", type=_count, metavar="N", help="evaluate only the first N scans")
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate only the first N scans")
     bags = parser.add_argument_group("bags")
     bags.add_argument("--topic", metavar="T", help="topic of the labelled clouds (default: the only clouds)")
     bags.add_argument("--ground-truth-topic", metavar="T", help="topic in --dataset (default: the only clouds)")
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from sqsegv3_ros.evaluation.border import BorderConfig
     from sqsegv3_ros.evaluation.summary import format_summary, write_summary
 
+    require(args.limit is None or args.limit > 0, "--limit", "1 or more", args.limit)
     if args.border is None and args.border_connectivity is not None:
         raise UserError("--border-connectivity needs --border")
     border = None if args.border is None else BorderConfig(args.border, args.border_connectivity or 4)
@@ -79,10 +80,3 @@ def _evaluate_bags(
         raise UserError("--ground-truth-topic needs --dataset BAG")
     truth = None if args.dataset is None else Path(args.dataset)
     return evaluate_bags(args.predictions, truth, args.labels, BagFields(**bag_options), border, args.limit)
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, found '{text}'")
-    return value

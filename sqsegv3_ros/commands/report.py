@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.commands.options import add_label_set, add_output, check_output
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, require
 
 if TYPE_CHECKING:
     from sqsegv3_ros.evaluation.html_report import Sample
@@ -35,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from sqsegv3_ros.files import write_atomically
 
     check_output(args.output, ".html", args.force)
-    if args.worst < 0:
-        raise UserError(f"--worst must be 0 or more, found {args.worst}")
+    require(args.worst >= 0, "--worst", "0 or more", args.worst)
     if args.worst:
         require_pillow()  # fail before the evaluation, not after it
     summary = _summary(args)

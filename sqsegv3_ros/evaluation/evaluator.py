@@ -6,6 +6,7 @@ share it.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -124,8 +125,7 @@ class Evaluator:
         """Summarize the scans so far in plain JSON types."""
         border = None
         if self.border is not None:
-            border = {"pixels": self.border.pixels, "connectivity": self.border.connectivity}
-            border |= _numbers(self._at_border)
+            border = asdict(self.border) | _numbers(self._at_border)
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -156,24 +156,12 @@ class Evaluator:
 
 def _numbers(matrix: ConfusionMatrix) -> dict[str, Any]:
     """Official scores, strict scores and counts of a confusion matrix."""
-    classes = matrix.labels.classes
-    evaluated = matrix.labels.evaluated
-
-    def scores_of(strict: bool) -> dict[str, Any]:
-        scores = matrix.scores(strict)
-        return {
-            "miou": scores.miou,
-            "miou_present": scores.miou_present,
-            "accuracy": scores.accuracy,
-            "iou": {classes[label].name: float(scores.iou[label]) for label in evaluated},
-        }
-
-    support = matrix.support
+    labels, support = matrix.labels, matrix.support
     return {
-        **scores_of(strict=False),
-        "strict": scores_of(strict=True),
+        **matrix.scores().to_dict(labels),
+        "strict": matrix.scores(strict=True).to_dict(labels),
         "points": matrix.points,
         "evaluated_points": matrix.evaluated_points,
         "left_unlabeled": matrix.left_unlabeled,
-        "support": {classes[label].name: int(support[label]) for label in evaluated},
+        "support": {labels.names[label]: int(support[label]) for label in labels.evaluated},
     }

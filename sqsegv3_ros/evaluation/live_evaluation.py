@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sqsegv3_ros.data.label_set import LabelSet
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import require
 from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.evaluator import Evaluator
 from sqsegv3_ros.pointcloud2 import PointCloudLike
@@ -58,8 +58,7 @@ class Matcher:
     """
 
     def __init__(self, capacity: int = 32) -> None:
-        if capacity < 1:
-            raise UserError(f"capacity for unmatched clouds must be at least 1, found {capacity}")
+        require(capacity >= 1, "capacity for unmatched clouds", "at least 1", capacity)
         self.capacity = capacity
         self.scans_in = 0
         self.scans_out = 0
@@ -199,15 +198,8 @@ class LiveEvaluation:
 
     def progress(self) -> dict[str, Any]:
         """Get the live numbers and the scores so far, to publish while the evaluation runs."""
-        scores = self.evaluator.matrix.scores()
-        labels = self.evaluator.labels
-        return {
-            **self.numbers(),
-            "miou": scores.miou,
-            "miou_present": scores.miou_present,
-            "accuracy": scores.accuracy,
-            "iou": {labels.names[label]: float(scores.iou[label]) for label in labels.evaluated},
-        }
+        matrix = self.evaluator.matrix
+        return {**self.numbers(), **matrix.scores().to_dict(matrix.labels)}
 
     def summary(self) -> dict[str, Any]:
         """Summarize the evaluation.

@@ -32,6 +32,11 @@ class Scores:
     miou_present: float
     accuracy: float
 
+    def to_dict(self, labels: LabelSet) -> dict[str, Any]:
+        """Convert to plain JSON types, with the IoU of the evaluated classes by name."""
+        iou = {labels.names[label]: float(self.iou[label]) for label in labels.evaluated}
+        return {"miou": self.miou, "miou_present": self.miou_present, "accuracy": self.accuracy, "iou": iou}
+
 
 class ConfusionMatrix:
     """Counts of points by predicted label (rows) and true label (columns), as in the official release.
