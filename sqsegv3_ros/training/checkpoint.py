@@ -119,7 +119,9 @@ def load_weights(network: nn.Module, source: str | Path) -> str:
     """
     source = Path(source).expanduser()
     if source.is_dir():
-        weights = _official_weights(source)
+        from sqsegv3_ros.network.official import load_official
+
+        weights = load_official(source).model.state_dict()
     elif is_model_file(source):
         weights = read_training_state(source)
     else:
@@ -136,12 +138,6 @@ def load_weights(network: nn.Module, source: str | Path) -> str:
     network.load_state_dict({k: own[k] if k in other else v for k, v in weights.items()})
     heads = " (without the heads, whose classes differ)" if other else ""
     return f"starting from the weights of {source}{heads}"
-
-
-def _official_weights(folder: Path) -> dict[str, Tensor]:
-    from sqsegv3_ros.network.official import load_official
-
-    return dict(load_official(folder).model.state_dict())
 
 
 def _difference(key: str, own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
