@@ -181,10 +181,7 @@ class LiveEvaluation:
     def numbers(self) -> dict[str, Any]:
         """Get counts, latency percentiles (milliseconds) and output rate; None for what is not known yet."""
         matcher = self.matcher
-        percentiles: dict[str, float | None] = dict.fromkeys(("p50", "p95", "p99"))
-        if self._latencies_ms:
-            values = np.percentile(self._latencies_ms, [50, 95, 99])
-            percentiles = {name: float(value) for name, value in zip(percentiles, values, strict=True)}
+        latencies = np.percentile(self._latencies_ms, [50, 95, 99]).tolist() if self._latencies_ms else [None] * 3
         return {
             "scans_in": matcher.scans_in,
             "scans_out": matcher.scans_out,
@@ -192,7 +189,7 @@ class LiveEvaluation:
             "scans_expected": self._expected,
             "lost": self.lost,
             "complete": self.complete,
-            **{f"latency_{name}_ms": value for name, value in percentiles.items()},
+            **dict(zip(("latency_p50_ms", "latency_p95_ms", "latency_p99_ms"), latencies, strict=True)),
             "rate_hz": matcher.rate_hz,
         }
 

@@ -46,9 +46,6 @@ class ObjectBank:
             if samples:
                 self.objects[label] = samples
 
-    def __len__(self) -> int:
-        return sum(len(samples) for samples in self.objects.values())
-
     def paste(
         self,
         points: Points,
