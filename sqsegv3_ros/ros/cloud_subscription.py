@@ -70,7 +70,7 @@ class CloudSubscription:
         self._topic = topic
         self._on_cloud = on_cloud
         self._on_dropped = on_dropped
-        self._sequence_numbers: dict[bytes | None, int] = {}  # the last one of each publisher
+        self._sequence_numbers: dict[bytes | None, int] = {}  # last one per publisher; survives a new subscription
         self.topic_name = node.resolve_topic_name(topic)
         self._choice = self._declare_reliability()
         self.reliability = self._select_reliability(ReliabilityPolicy.BEST_EFFORT)
@@ -110,7 +110,6 @@ class CloudSubscription:
     def _subscribe(self) -> Subscription:
         profile = QoSProfile(depth=1, reliability=self.reliability, durability=DurabilityPolicy.VOLATILE)
         overridable = QoSOverridingOptions(policy_kinds=(QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH))
-        self._sequence_numbers = {}
         has_message_info = hasattr(Subscription, "CallbackType")  # not in Humble
         callback = self._on_numbered_cloud if has_message_info else self._on_cloud
         arguments = (PointCloud2, self._topic, callback, profile)

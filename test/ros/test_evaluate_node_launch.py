@@ -8,32 +8,21 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 from conftest import ROOT
 from installing import colcon_build, copy_source, needs_colcon, site_packages
+from launch_files import load_launch_file
 
-MODULES = ("", ".actions", ".event_handlers", ".events", ".launch_description_sources", ".substitutions")
 VALUES = {"bag": "/data/drive", "topic": "", "sequence": "", "rate": "1.0", "follow": "false", "use_sim_time": "false"}
 
 
 @pytest.fixture
-def launch_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """The launch file as a module, with mocks of launch if ROS is not installed."""
-    if importlib.util.find_spec("launch_ros") is None:
-        for name in [*(f"launch{part}" for part in MODULES), *(f"launch_ros{part}" for part in MODULES)]:
-            monkeypatch.setitem(sys.modules, name, MagicMock())
-    spec = importlib.util.spec_from_file_location("evaluate_launch", ROOT / "launch" / "evaluate.launch.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+def launch_file(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    return load_launch_file("evaluate", monkeypatch)
 
 
 def test_the_player_accepts_its_arguments(launch_file: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from programs import depends_on_discovery, running_node
 
-# a network of its own, as the RTPS client multicasts and must not be heard outside
+# a network of its own, as the RTPS client multicasts and must not reach other hosts
 NAMESPACE = """
 ip link set lo up && ip link add inside0 type veth peer name inside1 && ip addr add 10.213.0.1/24 dev inside0 &&
 ip link set inside0 up && ip link set inside1 up && ip link set inside0 multicast on &&

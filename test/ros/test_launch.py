@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 from conftest import ROOT
+from launch_files import load_launch_file
 
 from sqsegv3_ros.inference.settings import SPECS
 
@@ -21,16 +18,8 @@ FASTDDS, FASTRTPS = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_
 
 
 @pytest.fixture
-def launch_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """The launch file as a module, with mocks of launch if ROS is not installed."""
-    if importlib.util.find_spec("launch_ros") is None:
-        for name in ("launch", "launch.actions", "launch.substitutions", "launch_ros", "launch_ros.actions"):
-            monkeypatch.setitem(sys.modules, name, MagicMock())
-    spec = importlib.util.spec_from_file_location("segment_launch", ROOT / "launch" / "segment.launch.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+def launch_file(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    return load_launch_file("segment", monkeypatch)
 
 
 @pytest.fixture

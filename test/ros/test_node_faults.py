@@ -330,9 +330,9 @@ def test_nothing_is_published_after_deactivation_has_been_answered(rig: Rig) -> 
         rig.publish(good_scan())
     assert rig.client.transition("deactivate")
     time.sleep(0.2)
-    heard = len(rig.results)
+    published = len(rig.results)
     time.sleep(0.5)
-    assert len(rig.results) == heard
+    assert len(rig.results) == published
     assert rig.client.transition("activate")
     rig.recovers()
     assert isinstance(rig.labels(), PointCloud2)

@@ -100,24 +100,24 @@ def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model:
     topic = "/adapt/sqsegv3/input/points"
     reliability = f"qos_overrides.{topic}.subscription.reliability"
 
-    def says(expected: str) -> None:
+    def wait_for_reliability(expected: str) -> None:
         client.status("input", lambda s: {v.key: v.value for v in s.values}["reliability"] == expected)
 
     with running_node("-r", "__ns:=/adapt", model=small_model) as node:
         node.wait_for_log("labelling clouds of")
         results = client.collect(PointCloud2, "/adapt/sqsegv3/output/points")
         client.publisher(topic)
-        says("reliable")
+        wait_for_reliability("reliable")
         for second in range(5):  # 2 MB each: sent best-effort without shared memory, nearly all would be lost
             client.publish(message(street(130_000), stamp_s=second), topic)
             wait_until(lambda done=second + 1: len(results) == done, 20)
         client.publisher(topic, BEST_EFFORT)
-        says("best_effort")
+        wait_for_reliability("best_effort")
         client.close_publisher(topic, BEST_EFFORT)
-        says("reliable")
+        wait_for_reliability("reliable")
     with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=best_effort", model=small_model) as node:
         node.wait_for_log("labelling clouds of")
-        says("best_effort")
+        wait_for_reliability("best_effort")
         with client.targeting("/adapt/sqsegv3"):
             assert client.set_parameters(**{reliability: "reliable"})[0][0] is False  # read-only like all QoS overrides
     with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=perfect", model=small_model) as node:

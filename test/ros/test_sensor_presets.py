@@ -285,10 +285,10 @@ def stand_in_for_tf2(topic: str) -> types.ModuleType:
             def keep(transform: TransformStamped) -> None:
                 buffer.transforms[transform.header.frame_id, transform.child_frame_id] = transform
 
-            self.node, self.heard = node, node.create_subscription(TransformStamped, topic, keep, LATCHED)
+            self.node, self.subscription = node, node.create_subscription(TransformStamped, topic, keep, LATCHED)
 
         def unregister(self) -> None:
-            self.node.destroy_subscription(self.heard)
+            self.node.destroy_subscription(self.subscription)
 
     for part in (TransformException, Buffer, TransformListener):
         setattr(module, part.__name__, part)
