@@ -66,7 +66,7 @@ setup(
         # what a machine without a GPU runs the network with
         "cpu": ["openvino>=2025.0"],
         "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib"],
-        "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.27", "tensorboard", "PyYAML"],
+        "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.44", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],
         "onnx": ["onnx", "onnxruntime"],

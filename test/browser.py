@@ -1,4 +1,4 @@
-"""A real browser for tests: Chromium without a window, steered over the DevTools protocol through two pipes."""
+"""A browser for tests: headless Chromium, controlled with the DevTools protocol over two pipes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXEC_WITH_PIPES = (
 
 
 class Browser:
-    """One page in one browser. `events` holds what the browser reported on its own."""
+    """One page in one browser. `events` has the events that the browser reported."""
 
     def __init__(self) -> None:
         self.events: list[dict] = []
@@ -42,7 +42,7 @@ class Browser:
         os.close(out_write)
 
     def open(self, url: str, width: int = 1000, height: int = 800) -> None:
-        """Show a page and wait until it is there."""
+        """Open a page and wait until it is loaded."""
         if self._session is not None:
             self.call("Target.closeTarget", targetId=self._target)
         self.events.clear()
@@ -59,7 +59,7 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def js(self, expression: str):
-        """The value of an expression in the page."""
+        """Evaluate an expression in the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
@@ -67,14 +67,14 @@ class Browser:
     def wait_for(self, condition: str, seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
         while not self.js(condition):
-            assert time.monotonic() < deadline, f"waited in vain for {condition}"
+            assert time.monotonic() < deadline, f"timed out waiting for {condition}"
             time.sleep(0.05)
 
     def mouse(self, kind: str, x: float, y: float, **more) -> None:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
     def problems(self) -> list[str]:
-        """Exceptions, errors on the console, and requests for anything but the page itself and its embedded data."""
+        """List exceptions, errors on the console, and requests for anything but the page and its embedded data."""
         found = []
         for event in self.events:
             parameters = event["params"]
@@ -89,7 +89,7 @@ class Browser:
         return found
 
     def call(self, method: str, **parameters) -> dict:
-        """One command of the DevTools protocol and its answer."""
+        """Send a command of the DevTools protocol. Returns its answer."""
         self._sent += 1
         message = {"id": self._sent, "method": method, "params": parameters}
         if self._session and not method.startswith("Target."):
@@ -114,7 +114,7 @@ class Browser:
         return json.loads(message)
 
     def close(self) -> None:
-        os.close(self._write)  # the browser ends when its pipe does
+        os.close(self._write)  # the browser exits when its pipe closes
         os.close(self._read)
         try:
             self._process.wait(timeout=10)
@@ -125,7 +125,7 @@ class Browser:
 
 
 def _high_pipe() -> tuple[int, int]:
-    """A pipe whose ends are not 3 and 4, which the browser wants for itself."""
+    """Make a pipe whose ends are not 3 and 4, which the browser needs."""
     ends = os.pipe()
     high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:

@@ -80,13 +80,13 @@ class Bench:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_stress_"))
             path = self._model or Path(folder) / "random.pt"
             if self._model is None:
-                with Child("maker", {}) as maker:
+                with Child("benchmark.variants.Maker", {}) as maker:
                     maker.ask(path=str(path), network=self._network, height=64, width=self._width)
             environment = ros_environment(profile)
             parameters = {"model": path, **self._parameters}
             self.node = stack.enter_context(_running_node(parameters, environment))
-            self._publisher = stack.enter_context(Child("load", {"role": "publisher"}, environment))
-            self._receiver = stack.enter_context(Child("load", {"role": "receiver"}, environment))
+            self._publisher = stack.enter_context(Child("ros.load_nodes.Load", {"role": "publisher"}, environment))
+            self._receiver = stack.enter_context(Child("ros.load_nodes.Load", {"role": "receiver"}, environment))
             end = time.monotonic() + _START_S
             while not self._receiver.ask("connected")["connected"]:
                 if self.node.poll() is not None:

@@ -9,7 +9,8 @@ from typing import Any
 from sqsegv3_ros.benchmark.stages import STAGES
 from sqsegv3_ros.errors import missing_package
 
-COLORS = dict(zip(STAGES, ("#4e79a7", "#59a14f", "#e15759", "#edc948", "#b07aa1", "#76b7b2"), strict=True))
+_PALETTE = ("#4e79a7", "#59a14f", "#e15759", "#edc948", "#b07aa1", "#76b7b2", "#9c755f")
+COLORS = dict(zip(STAGES, _PALETTE, strict=True))
 
 
 def text(result: Mapping[str, Any]) -> str:

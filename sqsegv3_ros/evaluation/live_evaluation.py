@@ -70,7 +70,7 @@ class Matcher:
         self._last_s: float | None = None
         self._output_times: tuple[float, float] | None = None
 
-    def input(self, stamp_ns: int, cloud: Any, received_s: float) -> Pair | None:
+    def add_ground_truth(self, stamp_ns: int, cloud: Any, received_s: float) -> Pair | None:
         """Receive a cloud with ground truth. Returns the pair if its output is already here."""
         with self._lock:
             self.scans_in += 1
@@ -84,7 +84,7 @@ class Matcher:
                 self._count_output(output.received_s)
             return Pair(stamp_ns, cloud, output.cloud, 0.0)  # the output overtook it in transport
 
-    def output(self, stamp_ns: int, cloud: Any, received_s: float) -> Pair | None:
+    def add_output(self, stamp_ns: int, cloud: Any, received_s: float) -> Pair | None:
         """Receive an output. Returns the pair if its ground truth is here."""
         with self._lock:
             truth = self._inputs.pop(stamp_ns, None)
@@ -115,7 +115,7 @@ class Matcher:
             return len(self._inputs)
 
     @property
-    def quiet_since_s(self) -> float | None:
+    def last_cloud_s(self) -> float | None:
         """Time of the last counted cloud, ground truth or output; None before the first."""
         return self._last_s
 
@@ -197,7 +197,7 @@ class LiveEvaluation:
             "rate_hz": matcher.rate_hz,
         }
 
-    def brief(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
         """Get the live numbers and the scores so far, to publish while the evaluation runs."""
         scores = self.evaluator.matrix.scores()
         labels = self.evaluator.labels
@@ -221,11 +221,11 @@ class LiveEvaluation:
             **self.evaluator.summary(),
             **numbers,
             "latency_ms": [round(value, 3) for value in self._latencies_ms],
-            "live": dict(titled(numbers)),
+            "live": dict(titled_numbers(numbers)),
         }
 
 
-def titled(numbers: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def titled_numbers(numbers: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the live numbers that are known, with titles."""
     titles = {
         "scans_in": "scans in",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.inference.range_image import settings_from_dict
 
 STAGES = 5
 WIDTH_DIVISOR = 8
@@ -26,7 +27,7 @@ _POOL_REACH = 3
 class NetworkConfig:
     """Shape of a SqueezeSegV3. The defaults are the SqueezeSegV3-21 of the official release.
 
-    Args:
+    Attributes:
         blocks: Blocks of each of the five encoder stages.
         channels: Feature channels of each encoder stage; the decoder mirrors them.
         attention_kernel: Side of the attention convolution over the coordinates: 1, 3, 5 or 7 (paper and release: 7).
@@ -150,8 +151,7 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings in plain JSON types; `from_dict` is the inverse."""
-        settings = dataclasses.asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetworkConfig:
@@ -160,11 +160,4 @@ class NetworkConfig:
         Raises:
             UserError: A setting is unknown or invalid.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise UserError(f"network: unknown settings {', '.join(unknown)} (known: {', '.join(sorted(known))})")
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise UserError(f"network: invalid settings {dict(data)}: {error}") from error
+        return settings_from_dict(cls, data, "network")

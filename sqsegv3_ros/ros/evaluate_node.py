@@ -28,9 +28,8 @@ from std_msgs.msg import String
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, stamp_of, titled
-from sqsegv3_ros.evaluation.summary import format_summary
-from sqsegv3_ros.files import write_atomically
+from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, stamp_of, titled_numbers
+from sqsegv3_ros.evaluation.summary import format_summary, write_summary
 from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
 from sqsegv3_ros.ros.signals import stop_on_signals
 
@@ -120,8 +119,8 @@ class EvaluateNode(Node):
     def publish(self) -> None:
         """Publish the results so far."""
         with self._evaluation_lock:
-            brief = self.evaluation.brief()
-        self._summary.publish(String(data=json.dumps(brief)))
+            numbers = self.evaluation.progress()
+        self._summary.publish(String(data=json.dumps(numbers)))
 
     def finish(self) -> None:
         """Evaluate the pairs that are still queued, and end the worker thread."""
@@ -129,7 +128,7 @@ class EvaluateNode(Node):
         self._worker.join()
 
     def _is_over(self, now: float) -> bool:
-        last_s = self._matcher.quiet_since_s
+        last_s = self._matcher.last_cloud_s
         if last_s is None:
             timeout_s = self.settings["start_timeout_s"]
             if timeout_s and now - self._started_s > timeout_s:
@@ -157,9 +156,9 @@ class EvaluateNode(Node):
                 return
             self._discovered_s = now
             self.create_subscription(String, self._topics["input/label_set"], self._on_label_set, LATCHED)
-            subscribe_serialized(self, labelled, lambda raw: self._match(self._matcher.output, raw, labelled))
+            subscribe_serialized(self, labelled, lambda raw: self._match(self._matcher.add_output, raw, labelled))
         elif now - self._discovered_s >= SETTLE_S:
-            subscribe_serialized(self, truth, lambda raw: self._match(self._matcher.input, raw, truth))
+            subscribe_serialized(self, truth, lambda raw: self._match(self._matcher.add_ground_truth, raw, truth))
             self._subscribed = True
             self.get_logger().info(f"evaluating {labelled} against {truth}")
 
@@ -205,10 +204,10 @@ def report(evaluation: LiveEvaluation, path: str) -> None:
     """Print the evaluation, and save it as JSON if a path is given."""
     summary = evaluation.summary()
     if path:
-        write_atomically(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        write_summary(path, summary)
     if evaluation.evaluated:
         print(format_summary(summary) + "\n")
-    for title, value in titled(summary):
+    for title, value in titled_numbers(summary):
         print(f"{title:<18}{value:>8}" if isinstance(value, int) else f"{title:<18}{value:>8.1f}")
     verdict = "every scan was evaluated" if evaluation.complete else "not every scan was evaluated"
     print(f"{evaluation.evaluated} scans evaluated: {verdict}" + (f"; saved to {path}" if path else ""), flush=True)

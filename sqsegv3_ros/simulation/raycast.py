@@ -75,8 +75,8 @@ class View:
         size = np.hypot(*np.moveaxis(corners[..., :2].max(axis=1) - corners[..., :2].min(axis=1), 1, 0))
         lowest = corners[..., 2].min(axis=1)
         near_enough = distance.min(axis=1) - size < self.reach_m + self.span_m
-        seen = near_enough & (lowest < self.top_m + self.rise * (distance.max(axis=1) + self.span_m))
-        return mesh.select_faces(seen)
+        visible = near_enough & (lowest < self.top_m + self.rise * (distance.max(axis=1) + self.span_m))
+        return mesh.select_faces(visible)
 
 
 class World:

@@ -26,7 +26,7 @@ FAR_M = 50.0
 class RandomMagnitude:
     """A change applied with some probability, its magnitude drawn uniformly from a range.
 
-    Args:
+    Attributes:
         probability: Probability that the change is applied, 0..1.
         low: Smallest magnitude.
         high: Largest magnitude.
@@ -52,7 +52,7 @@ class RandomMagnitude:
 class Augmentation:
     """Augmentation settings, in the order of application.
 
-    Args:
+    Attributes:
         mix_sector_deg: Replace a sector of this width by that of another scan, as in PolarMix.
         paste_objects: Paste this many objects of rare classes onto the ground (rounded).
         yaw_deg: Rotate about the vertical axis.

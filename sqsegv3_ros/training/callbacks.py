@@ -48,10 +48,21 @@ class WeightEma(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999):
-        super().__init__(avg_fn=lambda mean, new, count: _average(mean, new, count, decay))
+        super().__init__(avg_fn=lambda mean, new, count: ema_update(mean, new, count, decay))
 
 
-def _average(mean: Tensor, new: Tensor, count: Tensor | int, decay: float) -> Tensor:
+def ema_update(mean: Tensor, new: Tensor, count: Tensor | int, decay: float) -> Tensor:
+    """Update an exponential moving average.
+
+    Args:
+        mean: The average.
+        new: The new value.
+        count: Number of earlier updates, which limits the decay to (1 + count) / (10 + count).
+        decay: Share of the average to keep.
+
+    Returns:
+        The new average; `new` itself for integers, which are counters.
+    """
     steps = float(count)
     keep = min(decay, (1.0 + steps) / (10.0 + steps))
     return mean + (new - mean) * (1.0 - keep) if mean.is_floating_point() else new

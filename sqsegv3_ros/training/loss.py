@@ -22,7 +22,7 @@ SMALLEST_PROBABILITY = 1e-8  # the release clamps the softmax at it before takin
 class LossConfig:
     """Loss settings.
 
-    Args:
+    Attributes:
         class_weights: 'release' 1 / (f + 0.001), 'paper' 1 / log(f + 1.02), 'sqrt' the square root of the release's,
             'none' 1 for every class, with f the class's share of the points. Ignored classes always weigh 0.
         heads: Factor of the cross entropy of each head, full-width head first (release: 1 each).

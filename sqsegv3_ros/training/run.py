@@ -30,7 +30,7 @@ CONFIG_NAME = "config.yaml"
 class RunSettings:
     """Output folder and checkpoints of a run.
 
-    Args:
+    Attributes:
         output: Folder for best.ckpt, last.ckpt, history.jsonl, config.yaml and TensorBoard's files.
         resume: Resume from last.ckpt of that folder.
         checkpoint_minutes: Interval of last.ckpt, which is also written after every validation and epoch.

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 class Root:
     """A data set: a folder in SemanticKITTI's layout, or a bag of labelled clouds.
 
-    Args:
+    Attributes:
         path: Folder with sequences/NN/{velodyne,labels}, or a bag, which counts as sequence 00.
         sequences: Sequences to use; all if not given.
         weight: How often its scans are drawn, relative to the other roots; its number of scans if not given.

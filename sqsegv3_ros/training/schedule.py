@@ -18,7 +18,7 @@ SCHEDULES = ("release", "one-cycle", "constant")
 class OptimizerConfig:
     """Optimiser and schedule. The defaults are those of the release's SqueezeSegV3-21.
 
-    Args:
+    Attributes:
         method: 'sgd' (release: momentum, weight decay on every parameter) or 'adamw' (weight decay on kernels only).
         schedule: 'release' (linear warm-up over warmup_epochs, then decay_per_epoch, both by step), 'one-cycle' (from
             lr / 25 up to lr within warmup_share of all steps, then by a cosine down to almost 0) or 'constant'.

@@ -89,10 +89,10 @@ BENCHMARK = ["benchmark", "--network", "1/16", "--width", "64", "--repeat", "100
 @pytest.mark.parametrize(
     ("arguments", "running"),
     [
-        (STRESS, "benchmark.child maker"),
+        (STRESS, "variants.Maker"),
         (STRESS, "sqsegv3_ros.ros.segment_node"),
-        (BENCHMARK, "benchmark.child ours"),
-        (["benchmark", "--scaling"], "benchmark.child maker"),
+        (BENCHMARK, "variants.Ours"),
+        (["benchmark", "--scaling"], "variants.Maker"),
     ],
 )
 def test_a_command_ended_by_a_signal_leaves_nothing_behind(arguments: list[str], running: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line as a user calls it."""
+"""The command line, called as a user does."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def call(*arguments: object) -> int:
     return main([str(a) for a in arguments])
 
 
-def test_scans_give_label_files_with_the_raw_ids_of_the_segmenters_labels(
-    small_model: Path, root: Path, tmp_path: Path
-) -> None:
+def test_scans_give_label_files_with_the_raw_ids_of_the_labels(small_model: Path, root: Path, tmp_path: Path) -> None:
     scans = sorted(root.glob("sequences/00/velodyne/*.bin"))
     assert call("label", "--model", small_model, *scans, "--output", tmp_path / "out", "--knn", "off") == 0
     segmenter = Segmenter(small_model, knn=KnnConfig("off"))
@@ -77,7 +75,7 @@ def test_knn_settings_change_the_labels_and_come_from_the_model_unless_given(
         np.testing.assert_array_equal(read_labels(tmp_path / name / "000000.label"), expected)
 
 
-def test_another_sensors_scan_is_scaled_and_shaped_as_told_and_what_does_not_fit_is_said(
+def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
     small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
@@ -131,7 +129,7 @@ def test_another_sensors_scan_is_scaled_and_shaped_as_told_and_what_does_not_fit
         ((), "VERB"),
     ],
 )
-def test_wrong_use_exits_with_2_and_says_why_without_a_traceback(
+def test_wrong_use_exits_with_2_and_a_message_without_a_traceback(
     small_model: Path,
     root: Path,
     tmp_path: Path,
@@ -154,7 +152,7 @@ def test_wrong_use_exits_with_2_and_says_why_without_a_traceback(
     assert not list(tmp_path.glob("out/**/*.label"))
 
 
-def test_without_a_model_the_shipped_one_is_used_or_its_absence_is_said(
+def test_without_a_model_the_shipped_one_is_used_and_a_missing_one_is_reported(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sqsegv3_ros.inference.model_file.shipped_models", dict)
@@ -162,7 +160,7 @@ def test_without_a_model_the_shipped_one_is_used_or_its_absence_is_said(
     assert "this installation has none" in capsys.readouterr().err
 
 
-def test_inspect_prints_what_the_model_says_about_itself(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_the_metadata_of_the_model(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("inspect", small_model) == 0
     text = capsys.readouterr().out
     for part in ("small-random", "random weights for tests", "traffic-sign", "fov_down_deg -25.0", "sha256"):
@@ -183,7 +181,7 @@ def test_inspect_draws_a_legend_of_the_models_classes(
     assert call("inspect", small_model, "--legend", picture, "--force") == 0
 
 
-def test_the_help_lists_every_verb_and_loads_no_heavy_library() -> None:
+def test_the_help_lists_every_verb_and_imports_no_heavy_library() -> None:
     program = (
         "import sys; from sqsegv3_ros.cli import main; code = main(['--help']); "
         "print([m for m in ('torch', 'numpy', 'rclpy', 'yaml') if m in sys.modules]); sys.exit(code)"
@@ -196,7 +194,7 @@ def test_the_help_lists_every_verb_and_loads_no_heavy_library() -> None:
         assert verb in done.stdout
 
 
-def test_every_verb_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in VERBS:
         assert main([verb, "--help"]) == 0, verb
         assert f"sqsegv3 {verb}" in capsys.readouterr().out

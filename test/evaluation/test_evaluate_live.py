@@ -37,12 +37,12 @@ def labels(*classes: int) -> Any:
 
 def test_latency_is_the_time_between_receipts_of_matching_clouds_in_any_order() -> None:
     matcher = Matcher()
-    assert matcher.input(10, "in 10", 1.0) is None
-    assert matcher.input(20, "in 20", 1.1) is None
-    pair = matcher.output(20, "out 20", 1.4)
+    assert matcher.add_ground_truth(10, "in 10", 1.0) is None
+    assert matcher.add_ground_truth(20, "in 20", 1.1) is None
+    pair = matcher.add_output(20, "out 20", 1.4)
     assert pair is not None and (pair.ground_truth, pair.output) == ("in 20", "out 20")
     assert pair.latency_ms == pytest.approx(300)
-    late = matcher.output(10, "out 10", 2.0)
+    late = matcher.add_output(10, "out 10", 2.0)
     assert late is not None and late.latency_ms == pytest.approx(1000)
     assert (matcher.scans_in, matcher.scans_out, matcher.pending) == (2, 2, 0)
     assert matcher.rate_hz == pytest.approx(1 / 0.6)
@@ -50,36 +50,36 @@ def test_latency_is_the_time_between_receipts_of_matching_clouds_in_any_order() 
 
 def test_an_output_that_overtakes_its_input_in_transport_is_matched_with_latency_0() -> None:
     matcher = Matcher()
-    assert matcher.output(10, "out", 1.0) is None
-    pair = matcher.input(10, "in", 1.01)
+    assert matcher.add_output(10, "out", 1.0) is None
+    pair = matcher.add_ground_truth(10, "in", 1.01)
     assert pair is not None and pair.latency_ms == 0
     assert (matcher.scans_in, matcher.scans_out) == (1, 1)
 
 
 def test_outputs_older_than_the_first_input_are_not_counted() -> None:
     matcher = Matcher()
-    matcher.output(10, "out", 1.0)
-    matcher.input(20, "in", 1.1)
-    matcher.output(15, "out", 1.2)
-    matcher.output(20, "out", 1.3)
-    matcher.output(30, "out", 1.4)
+    matcher.add_output(10, "out", 1.0)
+    matcher.add_ground_truth(20, "in", 1.1)
+    matcher.add_output(15, "out", 1.2)
+    matcher.add_output(20, "out", 1.3)
+    matcher.add_output(30, "out", 1.4)
     assert (matcher.scans_in, matcher.scans_out) == (1, 2)
 
 
 def test_at_most_capacity_clouds_wait_and_the_oldest_is_dropped_first() -> None:
     matcher = Matcher(capacity=3)
     for stamp in range(1000):
-        matcher.input(stamp, bytes(8), float(stamp))
+        matcher.add_ground_truth(stamp, bytes(8), float(stamp))
     assert matcher.pending == 3
-    assert matcher.output(996, b"", 2000.0) is None
-    assert matcher.output(997, b"", 2000.0) is not None
+    assert matcher.add_output(996, b"", 2000.0) is None
+    assert matcher.add_output(997, b"", 2000.0) is not None
 
 
 def test_a_restarted_recording_is_matched_again_and_the_unanswered_scan_is_lost() -> None:
     evaluation = LiveEvaluation(SEMANTIC_KITTI, matcher := Matcher())
-    matcher.input(10, "first", 1.0)
-    matcher.input(10, "second", 5.0)
-    pair = matcher.output(10, "out", 5.2)
+    matcher.add_ground_truth(10, "first", 1.0)
+    matcher.add_ground_truth(10, "second", 5.0)
+    pair = matcher.add_output(10, "out", 5.2)
     assert pair is not None and pair.ground_truth == "second" and pair.latency_ms == pytest.approx(200)
     evaluation.add(pair, truth(CAR), labels(CAR))
     assert (evaluation.lost, evaluation.complete) == (1, False)
@@ -90,9 +90,9 @@ def evaluated(expected: int | None = None) -> LiveEvaluation:
     matcher = Matcher()
     evaluation = LiveEvaluation(SEMANTIC_KITTI, matcher, expected=expected)
     for number, took_s in enumerate((0.01, 0.02, None, 0.03, 0.04)):
-        matcher.input(number, "", float(number))
+        matcher.add_ground_truth(number, "", float(number))
         if took_s is not None:
-            pair = matcher.output(number, "", number + took_s)
+            pair = matcher.add_output(number, "", number + took_s)
             assert pair is not None
             evaluation.add(pair, truth(CAR, CAR, ROAD, 0), labels(CAR, ROAD, ROAD, ROAD))
     return evaluation
@@ -126,8 +126,8 @@ def test_clouds_that_cannot_be_evaluated_are_named() -> None:
         (truth(CAR), truth(CAR), "'label'"),
     ):
         matcher = Matcher()
-        matcher.input(1_500_000_000, "", 0.0)
-        pair = matcher.output(1_500_000_000, "", 0.1)
+        matcher.add_ground_truth(1_500_000_000, "", 0.0)
+        pair = matcher.add_output(1_500_000_000, "", 0.1)
         assert pair is not None
         with pytest.raises(UserError, match=r"scan 1\.500000000: ") as error:
             LiveEvaluation(SEMANTIC_KITTI, matcher).add(pair, true, output)

@@ -80,7 +80,7 @@ def test_label_image_and_birds_eye_view_show_objects_in_their_place(root):
     azimuth = np.degrees(np.arctan2(10, 20))  # to the left of forward
     assert column == pytest.approx((0.5 - azimuth / 360) * 2048, abs=6)
     row, column = centre_of(panel(picture, 2, 1200), PERSON_COLOR)
-    assert row == pytest.approx(600 - 20 * 12, abs=3)  # 12 pixels a metre
+    assert row == pytest.approx(600 - 20 * 12, abs=3)  # 12 pixels per metre
     assert column == pytest.approx(600 - 10 * 12, abs=3)
 
 

@@ -1,4 +1,4 @@
-"""The exported form computes the function of the training network, as TorchScript and as ONNX, for every block."""
+"""The exported form agrees with the training model, as TorchScript and as ONNX, for every block."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MARGIN = 1e-4
 SMALL = NetworkConfig.ssgv3_21(attention_kernel=1).scaled(1 / 8)
 
 
-def lively(config: NetworkConfig, seed: int = 0) -> SqueezeSegV3:
-    """A network whose every layer matters: random affine BatchNorm, statistics of data, a head with an opinion."""
+def random_network(config: NetworkConfig, seed: int = 0) -> SqueezeSegV3:
+    """Make a network in which every layer matters, with random BatchNorms and a head with large weights."""
     torch.manual_seed(seed)
     model = SqueezeSegV3(config)
     for module in model.modules():
@@ -54,8 +54,8 @@ def assert_agree(model: SqueezeSegV3, exported: nn.Module, image: Tensor) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [NetworkConfig.ssgv3_21(), NetworkConfig.ssgv3_53()], ids=["21", "53"])
-def test_full_size_networks_agree_with_their_training_form(config: NetworkConfig) -> None:
-    model = lively(config)
+def test_exported_full_size_networks_agree_with_the_training_model(config: NetworkConfig) -> None:
+    model = random_network(config)
     exported = trace(model)
     assert_agree(model, exported, torch.randn(1, 5, 16, 64))
     assert_agree(model, exported, torch.randn(2, 5, 8, 96))
@@ -63,9 +63,9 @@ def test_full_size_networks_agree_with_their_training_form(config: NetworkConfig
 
 @pytest.mark.parametrize("padding", ["zero", "circular"])
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
-def test_one_traced_form_runs_any_height_width_and_batch(kernel: int, padding: str) -> None:
+def test_exported_form_runs_at_any_height_width_and_batch_size(kernel: int, padding: str) -> None:
     config = NetworkConfig.ssgv3_21(attention_kernel=kernel, azimuth_padding=padding, num_classes=7).scaled(3 / 16)
-    model = lively(config)
+    model = random_network(config)
     exported = trace(model)
     for shape in ((1, 5, 16, 64), (2, 5, 9, 128), (1, 5, 3, 72)):
         assert_agree(model, exported, torch.randn(shape))
@@ -73,19 +73,19 @@ def test_one_traced_form_runs_any_height_width_and_batch(kernel: int, padding: s
 
 @pytest.mark.parametrize("padding", ["zero", "circular"])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_block_that_the_paper_compares_is_exported_the_same_way(block: str, padding: str) -> None:
-    model = lively(NetworkConfig(block=block, azimuth_padding=padding, attention_kernel=3).scaled(1 / 8))
+def test_every_block_can_be_exported(block: str, padding: str) -> None:
+    model = random_network(NetworkConfig(block=block, azimuth_padding=padding, attention_kernel=3).scaled(1 / 8))
     assert_agree(model, trace(model), torch.randn(1, 5, 8, 128))
 
 
-def test_the_shape_of_rangenet_is_exported_too() -> None:
-    model = lively(NetworkConfig.rangenet_21().scaled(1 / 8))
+def test_rangenet_shape_can_be_exported() -> None:
+    model = random_network(NetworkConfig.rangenet_21().scaled(1 / 8))
     assert_agree(model, trace(model), torch.randn(1, 5, 8, 128))
 
 
-def test_a_network_with_large_logits_is_exported() -> None:
-    """As a 53 with random weights has: rounding in float32 is then large beside 1, and small beside the logits."""
-    model = lively(SMALL)
+def test_network_with_large_logits_can_be_exported() -> None:
+    """As of a 53 with random weights: rounding is large in absolute terms and small relative to the logits."""
+    model = random_network(SMALL)
     with torch.no_grad():
         model.heads[0].conv.weight.mul_(1e4)
     exported, image = trace(model), torch.randn(1, 5, 8, 64)
@@ -96,14 +96,14 @@ def test_a_network_with_large_logits_is_exported() -> None:
 
 
 def test_weights_that_are_not_finite_are_refused_by_name() -> None:
-    model = lively(SMALL)
+    model = random_network(SMALL)
     model.stem.conv.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match=r"not finite: stem\.conv\.weight"):
         trace(model)
 
 
-def test_exporting_leaves_the_network_as_it_was() -> None:
-    model = lively(SMALL).train()
+def test_export_does_not_change_the_network() -> None:
+    model = random_network(SMALL).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     trace(model)
     assert model.training
@@ -111,15 +111,15 @@ def test_exporting_leaves_the_network_as_it_was() -> None:
 
 
 def test_only_the_full_resolution_head_is_exported_and_no_batchnorm() -> None:
-    model = lively(SMALL)
+    model = random_network(SMALL)
     state = trace(model).state_dict()
     assert [name for name in state if "heads" in name] == ["network.heads.0.conv.weight", "network.heads.0.conv.bias"]
     assert not [name for name in state if "norm" in name]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_near_the_full_one(dtype: torch.dtype) -> None:
-    model = lively(NetworkConfig.ssgv3_21(attention_kernel=3).scaled(1 / 8))
+def test_half_precision_stays_close_to_full_precision(dtype: torch.dtype) -> None:
+    model = random_network(NetworkConfig.ssgv3_21(attention_kernel=3).scaled(1 / 8))
     exported, image = trace(model).to(dtype), torch.randn(1, 5, 8, 64)
     with torch.no_grad():
         expected, found = model(image)[0].softmax(1), exported(image.to(dtype))
@@ -130,7 +130,7 @@ def test_half_precision_stays_near_the_full_one(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "config", [NetworkConfig(block="sac-s"), NetworkConfig.rangenet_21()], ids=["sac-s", "rangenet-21"]
 )
-def test_the_model_file_of_a_compared_network_labels_as_the_network_does(config: NetworkConfig, tmp_path: Path) -> None:
+def test_model_file_labels_as_the_training_model_does(config: NetworkConfig, tmp_path: Path) -> None:
     network = write_checkpoint(tmp_path / "x.ckpt", config.scaled(1 / 8))
     assert main(["export", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "x.pt")]) == 0
 
@@ -147,7 +147,7 @@ def test_the_model_file_of_a_compared_network_labels_as_the_network_does(config:
 
 
 @pytest.mark.slow
-def test_an_onnx_file_comes_from_a_checkpoint_of_any_block_and_from_the_name_of_a_model(tmp_path: Path) -> None:
+def test_onnx_export_of_a_checkpoint_and_of_a_shipped_model(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'sqsegv3_ros[onnx]'")
     pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'sqsegv3_ros[onnx]'")
     write_checkpoint(tmp_path / "x.ckpt", NetworkConfig(block="pac").scaled(1 / 8))
@@ -157,7 +157,7 @@ def test_an_onnx_file_comes_from_a_checkpoint_of_any_block_and_from_the_name_of_
         assert [entry.key for entry in onnx.load(str(target)).metadata_props] == ["sqsegv3.json"]
 
 
-def test_a_model_file_is_exported_once_more_with_its_provenance(tmp_path: Path) -> None:
+def test_exporting_a_model_file_again_keeps_its_provenance(tmp_path: Path) -> None:
     again = tmp_path / "again.pt"
     assert main(["export", "default", "--output", str(again), "--width", "128", "--note", "narrow"]) == 0
     old, new = read_info(default_model()), read_info(again)
@@ -165,7 +165,7 @@ def test_a_model_file_is_exported_once_more_with_its_provenance(tmp_path: Path) 
     assert new.licence == old.licence and new.provenance["data"] == old.provenance["data"]
 
 
-def test_training_goes_on_from_the_state_in_a_model_file() -> None:
+def test_training_starts_from_the_state_in_a_model_file() -> None:
     path = default_model()
     assert path is not None and is_model_file(path) and not is_model_file(path.with_suffix(".md"))
     config = NetworkConfig.from_dict(read_info(path).architecture)

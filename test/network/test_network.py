@@ -1,4 +1,4 @@
-"""The network in its training form: against the numbers of the official release, and its behaviour at the edges."""
+"""The training model: against the numbers of the official release, padding at the azimuth seam, invalid input."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.network.official_keys import FILES, official_key
 
-# the goldens come from a processor with AVX2; where sums run in another order up to 2.3e-5 was seen (AVX-512)
+# the goldens come from a processor with AVX2; the other summation order of AVX-512 differs by up to 2.3e-5
 ROUNDING = 5e-5
 MARGIN = 1e-4
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As the goldens were made: more threads take sums in another order, and random weights show it."""
+    """Sum in the order of the goldens, which were made with one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +51,7 @@ def small(**changes):
 @pytest.mark.parametrize(
     ("config", "parameters"), [(NetworkConfig.ssgv3_21(), 9_247_140), (NetworkConfig.ssgv3_53(), 25_959_588)]
 )
-def test_number_of_parameters_is_the_releases(config, parameters):
+def test_number_of_parameters_equals_the_release(config, parameters):
     assert sum(p.numel() for p in SqueezeSegV3(config).parameters()) == parameters
 
 
@@ -155,7 +155,7 @@ def golden_name(key):
 
 @needs_shared
 @pytest.mark.parametrize(("layers", "config"), [(21, NetworkConfig.ssgv3_21()), (53, NetworkConfig.ssgv3_53())])
-def test_every_key_of_the_release_has_its_place_and_shape(layers, config):
+def test_every_checkpoint_key_of_the_release_maps_to_a_parameter_of_its_shape(layers, config):
     table = {}
     for line in (SHARED / "reference" / f"checkpoint_keys_{layers}.txt").read_text().splitlines():
         if not line.startswith("#"):
@@ -165,7 +165,7 @@ def test_every_key_of_the_release_has_its_place_and_shape(layers, config):
     assert found == table
 
 
-def test_53_runs():
+def test_ssgv3_53_runs():
     model = SqueezeSegV3(NetworkConfig.ssgv3_53()).eval()
     with torch.no_grad():
         outputs = model(torch.randn(1, 5, 8, 32))
@@ -174,7 +174,7 @@ def test_53_runs():
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
-def test_circular_padding_makes_a_rotated_scan_give_rotated_logits(kernel):
+def test_circular_padding_makes_the_network_equivariant_to_rotation(kernel):
     model = small(azimuth_padding="circular", attention_kernel=kernel)
     image = torch.randn(1, 5, 8, 64)
     with torch.no_grad():
@@ -183,8 +183,8 @@ def test_circular_padding_makes_a_rotated_scan_give_rotated_logits(kernel):
         torch.testing.assert_close(torch.roll(a, columns, dims=3), b, rtol=0, atol=1e-5)
 
 
-def test_zero_padding_is_blind_across_the_seam():
-    """The counterpart of the circular test: with zero padding the same rotation does change what lies at the edge."""
+def test_zero_padding_is_not_equivariant_to_rotation():
+    """Counterpart of the circular test: with zero padding the same rotation changes the logits at the edges."""
     model = small()
     image = torch.randn(1, 5, 8, 64)
     with torch.no_grad():
@@ -201,12 +201,12 @@ def test_zero_padding_is_blind_across_the_seam():
         ((5, 16, 64), r"4 dimensions .*found \(5, 16, 64\)"),
     ],
 )
-def test_unusable_input_is_refused_with_what_was_found(shape, message):
+def test_invalid_input_is_refused_with_what_was_found(shape, message):
     with pytest.raises(UserError, match=message):
         small()(torch.zeros(shape))
 
 
-def test_circular_padding_refuses_an_image_narrower_than_its_reach():
+def test_circular_padding_refuses_an_image_narrower_than_the_padding():
     with pytest.raises(UserError, match=r"at least 24.*found 16"):
         small(azimuth_padding="circular", attention_kernel=7)(torch.zeros(1, 5, 8, 16))
 
@@ -221,7 +221,7 @@ def test_a_network_traced_at_one_size_computes_the_same_at_another(padding):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
-def test_decoder_teaches_the_encoder_only_through_the_narrowest_features():
+def test_skip_connections_carry_no_gradient_to_the_encoder():
     model = small()
     image = torch.randn(1, 5, 8, 64)
     feature, skips = model.encode(image)
@@ -229,7 +229,7 @@ def test_decoder_teaches_the_encoder_only_through_the_narrowest_features():
     assert feature.requires_grad
 
 
-def test_config_survives_plain_json_types():
+def test_config_round_trips_through_json():
     import json
 
     config = NetworkConfig.ssgv3_53(attention_kernel=3, azimuth_padding="circular", num_classes=26).scaled(0.5)
@@ -251,9 +251,9 @@ def test_width_multiplier_rounds_to_multiples_of_eight_and_never_below():
         ({"channels": (8, 8, 8, 8, 16)}, "last two stages must have equally many channels"),
         ({"num_classes": 1}, "num_classes must be 2 or more"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), found 1.0"),
-        ({"depth": 3}, "unknown settings depth"),
+        ({"depth": 3}, "network: unknown setting depth"),
     ],
 )
-def test_config_names_the_setting_that_is_wrong(settings, message):
+def test_config_error_names_the_invalid_setting(settings, message):
     with pytest.raises(UserError, match=message):
         NetworkConfig.from_dict(settings)

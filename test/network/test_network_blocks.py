@@ -88,21 +88,21 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def literal(block, feature, coordinates, factors, circular):
+def reference_block(block, feature, coordinates, factors, circular):
     """The whole block for given factors A, (I, H, W, 3, 3)."""
     mixed = relu(batch_norm(adaptive_convolution(feature, block.mix.conv, factors, circular), block.mix.norm))
     return feature + relu(batch_norm(convolution(mixed, block.conv.conv, circular), block.conv.norm))
 
 
-def of_the_pixel_looked_at(factors, circular):
-    """A (I, H, W) of pixels -> (I, H, W, 3, 3): each tap has the factor of the pixel it looks at (section 4.3)."""
+def factors_of_read_pixels(factors, circular):
+    """Expand A (I, H, W) to (I, H, W, 3, 3): each tap has the factor of the pixel that it reads (section 4.3)."""
     out = np.zeros((*factors.shape, 3, 3))
     for p, q, i, j in itertools.product(range(HEIGHT), range(WIDTH), range(3), range(3)):
         out[:, p, q, i, j] = pixel(factors, p + i - 1, q + j - 1, circular)
     return out
 
 
-def computed(block, feature, coordinates):
+def run_block(block, feature, coordinates):
     with torch.no_grad():
         return block(torch.from_numpy(feature)[None], torch.from_numpy(coordinates)[None])[0].numpy()
 
@@ -114,7 +114,7 @@ def attention(module, coordinates, circular):
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("kernel", [1, 7])
 @pytest.mark.parametrize("kind", ["conv", "sac-s", "sac-is", "sac-sk", "sac-isk"])
-def test_spatially_adaptive_convolution_is_equations_3_and_4(kind, kernel, padding):
+def test_spatially_adaptive_convolution_equals_equations_3_and_4(kind, kernel, padding):
     block, circular = block_of(kind, padding, kernel), padding == "circular"
     feature, coordinates = inputs()
     if kind == "conv":
@@ -128,9 +128,9 @@ def test_spatially_adaptive_convolution_is_equations_3_and_4(kind, kernel, paddi
         if kind == "sac-sk":
             factors = found.reshape(1, 3, 3, HEIGHT, WIDTH).transpose(0, 3, 4, 1, 2)
         else:
-            factors = of_the_pixel_looked_at(found, circular)
-    expected = literal(block, feature, coordinates, factors, circular)
-    np.testing.assert_allclose(computed(block, feature, coordinates), expected, rtol=0, atol=1e-12)
+            factors = factors_of_read_pixels(found, circular)
+    expected = reference_block(block, feature, coordinates, factors, circular)
+    np.testing.assert_allclose(run_block(block, feature, coordinates), expected, rtol=0, atol=1e-12)
 
 
 def bottleneck(vector, module):
@@ -141,18 +141,18 @@ def bottleneck(vector, module):
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_squeeze_and_excitation_weighs_channels_by_their_means(padding):
+def test_squeeze_and_excitation_weights_channels_by_their_means(padding):
     feature, coordinates = inputs(channels=32)
     block = block_of("se", padding, channels=32)
     assert block.adapt.bottleneck.reduce.out_channels == 2
     found = sigmoid(bottleneck(feature.mean((1, 2)), block.adapt.bottleneck))
     factors = np.broadcast_to(found[:, None, None, None, None], (32, HEIGHT, WIDTH, 3, 3))
-    expected = literal(block, feature, coordinates, factors, padding == "circular")
-    np.testing.assert_allclose(computed(block, feature, coordinates), expected, rtol=0, atol=1e-12)
+    expected = reference_block(block, feature, coordinates, factors, padding == "circular")
+    np.testing.assert_allclose(run_block(block, feature, coordinates), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_block_attention_weighs_channels_and_then_pixels(padding):
+def test_block_attention_weights_channels_and_then_pixels(padding):
     feature, coordinates = inputs(channels=32)
     block, circular = block_of("cbam", padding, channels=32), padding == "circular"
     module = block.adapt
@@ -161,13 +161,13 @@ def test_block_attention_weighs_channels_and_then_pixels(padding):
     )
     weighed = feature * by_channel[:, None, None]
     by_pixel = sigmoid(convolution(np.stack([weighed.mean(0), weighed.max(0)]), module.conv, circular))
-    factors = of_the_pixel_looked_at(by_channel[:, None, None] * by_pixel, circular)
-    expected = literal(block, feature, coordinates, factors, circular)
-    np.testing.assert_allclose(computed(block, feature, coordinates), expected, rtol=0, atol=1e-12)
+    factors = factors_of_read_pixels(by_channel[:, None, None] * by_pixel, circular)
+    expected = reference_block(block, feature, coordinates, factors, circular)
+    np.testing.assert_allclose(run_block(block, feature, coordinates), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_context_aggregation_weighs_by_the_maximum_of_49_pixels(padding):
+def test_context_aggregation_weights_by_the_maximum_of_49_pixels(padding):
     feature, coordinates = inputs(channels=32)
     block, circular = block_of("cam", padding, channels=32, seed=1), padding == "circular"
     found = np.zeros_like(feature)
@@ -177,12 +177,12 @@ def test_context_aggregation_weighs_by_the_maximum_of_49_pixels(padding):
         most = np.max([feature[:, r, c % WIDTH] for r in rows for c in columns], axis=0)
         found[:, p, q] = sigmoid(bottleneck(most, block.adapt.bottleneck))
     assert np.ptp(found, axis=(1, 2)).max() > 1e-2  # else a dead bottleneck would hide what is pooled
-    expected = literal(block, feature, coordinates, of_the_pixel_looked_at(found, circular), circular)
-    np.testing.assert_allclose(computed(block, feature, coordinates), expected, rtol=0, atol=1e-12)
+    expected = reference_block(block, feature, coordinates, factors_of_read_pixels(found, circular), circular)
+    np.testing.assert_allclose(run_block(block, feature, coordinates), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_pixel_adaptive_convolution_weighs_taps_by_a_gaussian_of_coordinates(padding):
+def test_pixel_adaptive_convolution_weights_taps_by_a_gaussian_of_coordinates(padding):
     feature, coordinates = inputs()
     block, circular = block_of("pac", padding), padding == "circular"
     guide = coordinates * array(block.adapt.scale)[:, None, None]
@@ -190,12 +190,12 @@ def test_pixel_adaptive_convolution_weighs_taps_by_a_gaussian_of_coordinates(pad
     for p, q, i, j in itertools.product(range(HEIGHT), range(WIDTH), range(3), range(3)):
         distance = pixel(guide, p + i - 1, q + j - 1, circular) - guide[:, p, q]
         factors[0, p, q, i, j] = np.exp(-(distance @ distance) / 2)
-    expected = literal(block, feature, coordinates, factors, circular)
-    np.testing.assert_allclose(computed(block, feature, coordinates), expected, rtol=0, atol=1e-12)
+    expected = reference_block(block, feature, coordinates, factors, circular)
+    np.testing.assert_allclose(run_block(block, feature, coordinates), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_every_block_turns_with_the_scan(kind):
+def test_every_block_is_equivariant_to_rotation(kind):
     block = block_of(kind, "circular")
     feature, coordinates = (torch.from_numpy(a)[None] for a in inputs())
     with torch.no_grad():
@@ -205,12 +205,12 @@ def test_every_block_turns_with_the_scan(kind):
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_a_crop_is_not_joined_at_its_edges(kind):
+def test_a_crop_has_no_circular_padding(kind):
     circular, zero = block_of(kind, "circular"), block_of(kind, "zero")
     assert circular.state_dict().keys() == zero.state_dict().keys()
     set_azimuth_padding(nn.ModuleList([circular]), False)
     feature, coordinates = inputs()
-    np.testing.assert_array_equal(computed(circular, feature, coordinates), computed(zero, feature, coordinates))
+    np.testing.assert_array_equal(run_block(circular, feature, coordinates), run_block(zero, feature, coordinates))
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -247,7 +247,7 @@ def test_the_baseline_is_the_released_network_without_attention():
             assert parameters(SqueezeSegV3(config)) == all_of_it - attention
 
 
-def test_rangenets_shape_halves_five_times_up_to_1024_channels():
+def test_rangenet_shape_halves_the_width_five_times_up_to_1024_channels():
     config = NetworkConfig.rangenet_21()
     with torch.no_grad():
         network = SqueezeSegV3(config).eval()
@@ -256,7 +256,7 @@ def test_rangenets_shape_halves_five_times_up_to_1024_channels():
     assert tuple(feature.shape) == (1, 1024, 1, 1)
     assert [tuple(s.shape[1::2]) for s in skips] == [(32, 32), (64, 16), (128, 8), (256, 4), (512, 2)]
     assert [tuple(o.shape) for o in outputs] == [(1, 20, 1, w) for w in (32, 16, 8, 4, 2)]
-    # by hand: convolutions with bias and BatchNorm in the blocks, without a bias where the width is halved
+    # by hand: convolutions with bias and BatchNorm in the blocks, without a bias in those that halve the width
     width = (32, 64, 128, 256, 512, 1024)
     expected = 5 * 9 * 32 + 2 * 32 + sum(c * 20 + 20 for c in width[1:5]) + 9 * 32 * 20 + 20
     for blocks, c, after in zip(config.blocks, width, width[1:], strict=False):
@@ -265,7 +265,7 @@ def test_rangenets_shape_halves_five_times_up_to_1024_channels():
     assert parameters(network) == expected
 
 
-def test_rangenets_shape_turns_with_the_scan():
+def test_rangenet_shape_is_equivariant_to_rotation():
     torch.manual_seed(3)
     config = NetworkConfig.rangenet_21(azimuth_padding="circular", attention_kernel=3, block="sac-isk").scaled(1 / 8)
     network = SqueezeSegV3(config).eval()
@@ -276,7 +276,7 @@ def test_rangenets_shape_turns_with_the_scan():
         torch.testing.assert_close(torch.roll(a, columns, dims=3), b, rtol=0, atol=1e-5)
 
 
-def test_rangenets_shape_refuses_a_width_that_cannot_be_halved_five_times():
+def test_rangenet_shape_refuses_a_width_that_cannot_be_halved_five_times():
     from sqsegv3_ros.errors import UserError
 
     network = SqueezeSegV3(NetworkConfig.rangenet_21().scaled(1 / 8))

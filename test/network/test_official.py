@@ -1,4 +1,4 @@
-"""Checkpoint folders of the official release: read completely and numerically right, or refused with every reason."""
+"""Checkpoint folders of the official release: read completely and numerically correct, or refused with every reason."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def assert_same_weights(found, expected):
     assert all(torch.equal(value, expected[key]) for key, value in found.state_dict().items())
 
 
-def test_settings_come_from_the_folders_own_files(tmp_path, files, toy):
+def test_settings_are_read_from_the_files_of_the_folder(tmp_path, files, toy):
     checkpoint = load_official(write_folder(tmp_path / "c", files))
     assert_same_weights(checkpoint.model, toy)
     assert not checkpoint.model.training
@@ -131,14 +131,14 @@ def test_parity_reproduces_the_releases_mask_and_vote(tmp_path, files):
     assert load_official(folder).knn.mode == "off"
 
 
-def test_legacy_pickle_and_prefix_of_several_gpus_are_read(tmp_path, files, toy):
+def test_legacy_pickle_and_dataparallel_prefix_are_read(tmp_path, files, toy):
     wrapped = {file: {f"module.{key}": value for key, value in state.items()} for file, state in files.items()}
     folder = write_folder(tmp_path / "c", wrapped, _use_new_zipfile_serialization=False)
     assert not zipfile.is_zipfile(folder / "backbone")
     assert_same_weights(load_official(folder).model, toy)
 
 
-def test_best_and_train_weights_are_told_apart(tmp_path, files, toy):
+def test_best_and_train_weights_are_distinguished(tmp_path, files, toy):
     folder = write_folder(tmp_path / "c", files)
     torch.manual_seed(2)
     other = SqueezeSegV3(toy.config)
@@ -147,7 +147,7 @@ def test_best_and_train_weights_are_told_apart(tmp_path, files, toy):
     assert_same_weights(load_official(folder, "train").model, other)
 
 
-def test_folder_with_train_weights_only_says_so(tmp_path, files):
+def test_error_mentions_that_only_train_weights_are_there(tmp_path, files):
     folder = write_folder(tmp_path / "c", files, suffix="_train")
     with pytest.raises(
         UserError, match=r"lacks backbone, segmentation_decoder.*the folder has only the 'train' weights"
@@ -169,7 +169,7 @@ def test_every_missing_file_is_named(tmp_path, files):
         load_official(folder)
 
 
-def test_missing_unexpected_misshapen_and_infinite_weights_are_all_named(tmp_path, files):
+def test_missing_unexpected_misshapen_and_non_finite_weights_are_all_named(tmp_path, files):
     del files["backbone"]["enc2.bn.running_var"]
     files["segmentation_decoder"]["dec9.conv.weight"] = torch.zeros(1)
     files["backbone"]["conv1.weight"] = torch.zeros(32, 4, 3, 3)
@@ -183,7 +183,7 @@ def test_missing_unexpected_misshapen_and_infinite_weights_are_all_named(tmp_pat
     assert "not finite segmentation_head5: 1.bias" in message
 
 
-def test_long_list_of_problems_is_cut_and_counted(tmp_path, files):
+def test_long_list_of_problems_is_truncated_with_a_count(tmp_path, files):
     arch = changed(ARCH, "backbone.extra.layers", 53)
     with pytest.raises(UserError, match=r"missing backbone: enc2\.residual_1[\s\S]*and 326 more"):
         load_official(write_folder(tmp_path / "c", files, arch=arch))  # 507 - 171 keys are missing, 10 of them listed
@@ -235,7 +235,7 @@ def test_unsupported_architecture_is_refused_naming_the_entry(tmp_path, path, va
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 broken zip", "code", "list"])
-def test_unreadable_weights_are_refused_and_nothing_in_them_runs(tmp_path, files, content):
+def test_unreadable_weights_are_refused_without_running_code(tmp_path, files, content):
     folder = write_folder(tmp_path / "c", files)
     victim = folder / "segmentation_head2"
     if content == "code":
@@ -269,7 +269,7 @@ def test_real_legacy_file_of_the_release_is_read(tmp_path):
 
 
 @pytest.mark.slow
-def test_verb_writes_a_model_file_that_computes_the_checkpoints_function(tmp_path, files, toy, capsys):
+def test_imported_model_file_computes_the_same_as_the_checkpoint(tmp_path, files, toy, capsys):
     folder, output = write_folder(tmp_path / "toy-21", files), tmp_path / "model.pt"
     assert cli.main(["import-official", str(folder), "--output", str(output)]) == 0
     info = read_info(output)
@@ -287,7 +287,7 @@ def test_verb_writes_a_model_file_that_computes_the_checkpoints_function(tmp_pat
     assert read_info(output).weights_dtype == "float16"
 
 
-def test_verb_leaves_no_file_behind_when_the_folder_is_unusable(tmp_path, files, capsys):
+def test_failed_import_leaves_no_file_behind(tmp_path, files, capsys):
     del files["backbone"]["conv1.weight"]
     folder, output = write_folder(tmp_path / "c", files), tmp_path / "model.pt"
     assert cli.main(["import-official", str(folder), "--output", str(output)]) == 2
@@ -295,7 +295,7 @@ def test_verb_leaves_no_file_behind_when_the_folder_is_unusable(tmp_path, files,
     assert not output.exists()
 
 
-def test_model_file_does_not_tell_where_the_sources_lay(tmp_path, files):
+def test_model_file_contains_no_source_paths(tmp_path, files):
     import sqsegv3_ros
 
     folder, output = write_folder(tmp_path / "c", files), tmp_path / "model.pt"

@@ -1,4 +1,4 @@
-"""Augmentations, mixing, pasting and crops, on clouds whose right answer is known."""
+"""Augmentation, mixing, pasting and crops, on clouds with a known result."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def disturbed(seed=0, **settings):
     return points, *perturb_points(points.copy(), labels, Augmentation(**settings), IMAGE, rng(seed))
 
 
-def test_nothing_happens_by_default():
+def test_augmentation_is_off_by_default():
     points, labels = cloud()
     for seed in range(5):
         after, after_labels = transform_scene(points, labels, Augmentation(), rng(seed))
@@ -79,7 +79,7 @@ def test_nothing_happens_by_default():
     assert perturb_field_of_view(IMAGE, Augmentation(), rng()) == IMAGE
 
 
-def test_a_change_happens_as_often_as_its_probability_and_within_its_range():
+def test_magnitudes_follow_probability_and_range():
     random, vary = rng(), RandomMagnitude(0.3, 2.0, 3.0)
     drawn = [vary.draw(random) for _ in range(4000)]
     strengths = [d for d in drawn if d is not None]
@@ -88,7 +88,7 @@ def test_a_change_happens_as_often_as_its_probability_and_within_its_range():
     assert 2.95 < max(strengths) <= 3.0
 
 
-def test_yaw_turns_every_point_by_the_same_angle():
+def test_yaw_rotates_every_point_by_the_same_angle():
     before, after = moved(yaw_deg=always(30))
     turn = np.angle(np.exp(1j * (azimuths(after) - azimuths(before))))
     np.testing.assert_allclose(turn, math.radians(30), atol=1e-5)
@@ -119,7 +119,7 @@ def test_jitter_moves_points_along_their_rays():
     assert np.std(ranges(after) - ranges(before)) == pytest.approx(0.05, rel=0.03)
 
 
-def test_point_dropout_loses_its_share():
+def test_point_dropout_drops_its_share():
     before, after, _ = disturbed(point_dropout=always(0.25))
     assert len(after) / len(before) == pytest.approx(0.75, abs=0.02)
 
@@ -131,7 +131,7 @@ def test_far_dropout_grows_with_the_range():
         assert 1 - of_band[1] / of_band[0] == pytest.approx(0.8 / 50 * (low + high) / 2, abs=0.05)
 
 
-def test_beam_dropout_loses_whole_rows_of_the_image():
+def test_beam_dropout_drops_whole_rows_of_the_image():
     before, after, _ = disturbed(beam_dropout=always(0.3))
     rows = [np.bincount(project(torch.from_numpy(p), IMAGE).py.numpy(), minlength=32) for p in (before, after)]
     lost = rows[1] < 0.05 * rows[0]  # a point at the very edge may count to either row
@@ -152,7 +152,7 @@ def test_remission_changes():
     assert not disturbed(remission_drop_probability=1.0)[1][:, 3].any()
 
 
-def test_field_of_view_edges_move():
+def test_field_of_view_edges_shift():
     varied = perturb_field_of_view(IMAGE, Augmentation(fov_shift_deg=RandomMagnitude(1.0, -1.0, 1.0)), rng())
     assert varied.fov_up_deg != IMAGE.fov_up_deg
     assert abs(varied.fov_up_deg - IMAGE.fov_up_deg) <= 1
@@ -160,7 +160,7 @@ def test_field_of_view_edges_move():
     assert dataclasses.replace(varied, fov_up_deg=3.0, fov_down_deg=-25.0) == IMAGE
 
 
-def test_one_edge_of_the_field_of_view_moves_further():
+def test_one_edge_of_the_field_of_view_shifts_further():
     raised = perturb_field_of_view(IMAGE, Augmentation(fov_up_shift_deg=RandomMagnitude(1.0, 18.0, 19.0)), rng())
     assert 21 <= raised.fov_up_deg <= 22 and raised.fov_down_deg == IMAGE.fov_down_deg
     lowered = perturb_field_of_view(IMAGE, Augmentation(fov_down_shift_deg=RandomMagnitude(1.0, -7.0, -6.0)), rng())
@@ -242,7 +242,7 @@ def test_a_pasted_object_stands_on_free_ground_at_its_own_distance(seed):
     assert np.hypot(*(centre - (10, 0))) > 0.5  # not in the other person
 
 
-def test_objects_are_pasted_into_the_window_that_is_seen():
+def test_objects_are_pasted_into_the_crop_window():
     points, labels, _ = street()
     window = CropWindow(300, 64, 512)
     count = 0
@@ -287,7 +287,7 @@ def test_windows_cover_the_whole_turn():
     assert choose_window(512, None, rng()) == CropWindow(0, 512, 512)
 
 
-def test_the_middle_of_a_crop_is_seen_as_in_the_whole_turn():
+def test_the_centre_of_a_crop_gives_the_logits_of_the_whole_turn():
     torch.manual_seed(0)
     config = NetworkConfig(
         blocks=(1, 1, 1, 1, 1), channels=(8, 8, 8, 8, 8), attention_kernel=1, azimuth_padding="circular"
@@ -321,6 +321,6 @@ def test_a_crop_that_does_not_fit_is_refused(width):
         lambda: Augmentation(scale=RandomMagnitude(1.0, 0.0, 1.0)),
     ],
 )
-def test_settings_that_cannot_be_are_refused(make):
+def test_invalid_settings_are_refused(make):
     with pytest.raises(UserError, match="augmentation: "):
         make()

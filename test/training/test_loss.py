@@ -80,14 +80,14 @@ def test_each_heads_term_equals_the_release(golden, head):
     assert float(release_loss(heads=factors)(logits, labels)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_certain_wrong_answer_costs_what_the_release_clamps_it_to():
+def test_probability_is_clamped_as_in_the_release():
     logits = torch.zeros(1, 20, 1, 8)
     logits[:, 3] = 1000.0
     labels = torch.full((1, 1, 8), 9)
     assert float(weighted_cross_entropy(logits, labels, release_loss().weights)) == pytest.approx(-math.log(1e-8))
 
 
-def test_a_batch_without_labels_costs_nothing_and_moves_nothing():
+def test_a_batch_without_labels_has_zero_loss_and_gradient():
     logits = [torch.randn(1, 20, 4, w, requires_grad=True) for w in (32, 16, 8, 4, 4)]
     loss = release_loss(lovasz=1.0)(logits, torch.zeros(1, 4, 32, dtype=torch.long))
     loss.backward()
@@ -164,7 +164,7 @@ def test_one_cycle_rises_to_the_given_rate_and_ends_near_zero():
     assert found[-1] < 1e-6
 
 
-def test_one_cycle_without_an_end_is_refused():
+def test_one_cycle_without_a_number_of_steps_is_refused():
     config = OptimizerConfig(method="adamw", schedule="one-cycle")
     with pytest.raises(UserError, match=r"set trainer\.max_steps or trainer\.max_epochs"):
         rates(config, 1, 10)
@@ -188,6 +188,6 @@ def test_adamw_decays_kernels_only_and_sgd_everything():
         (lambda: OptimizerConfig(lr=0), "lr must be above 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(make, message):
+def test_invalid_settings_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""What training does with folders of scans: what it finds, what it refuses, and what it makes of them."""
+"""Training data: checks of data sets, bad files, reproducible batches."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_data(root, **settings):
     return data
 
 
-def test_finds_what_is_there_and_says_so(root):
+def test_summary_of_a_split(root):
     data = make_data(root)
     assert (data.train_store.summary.scans, data.val_store.summary.scans) == (6, 3)
     text = describe(data.train_store.summary, data.label_set, "training")
@@ -108,7 +108,7 @@ def test_a_bad_file_is_named(root, spoil):
 
 
 @pytest.mark.parametrize("spoil", FAULTS)
-def test_a_bad_file_is_skipped_and_counted_where_asked(root, spoil):
+def test_a_bad_file_is_skipped_and_counted_if_requested(root, spoil):
     spoil(root / "sequences/01")
     data = make_data(root, invalid="skip")
     assert len(data.train_store) == 5
@@ -118,7 +118,7 @@ def test_a_bad_file_is_skipped_and_counted_where_asked(root, spoil):
 
 
 @pytest.mark.parametrize("spoil", FAULTS)
-def test_a_bad_file_that_does_not_fit_into_memory_is_named_too(root, spoil):
+def test_a_bad_file_outside_the_cache_is_named_too(root, spoil):
     spoil(root / "sequences/01")
     with pytest.raises(UserError, match=r"sequences/01/.*/000001"):
         list(make_data(root, cache_gb=0, samples_per_epoch=20).train_dataloader())
@@ -222,7 +222,7 @@ def stack(loader):
     return [torch.cat([b.channels.flatten(1), b.labels.flatten(1)], 1) for b in loader]
 
 
-def test_crops_depend_on_seed_and_number_alone_whoever_prepares_them(root):
+def test_crops_depend_on_seed_and_item_number_only(root):
     settings = {"augmentation": BUSY, "crop_width": 64, "samples_per_epoch": 8, "paste_classes": ["car"]}
     here = stack(make_data(root, **settings).train_dataloader())
     workers = stack(make_data(root, workers=2, **settings).train_dataloader())
@@ -232,7 +232,7 @@ def test_crops_depend_on_seed_and_number_alone_whoever_prepares_them(root):
     assert not any(torch.equal(a, b) for a, b in zip(here, other, strict=True))
 
 
-def test_epochs_differ_and_a_loader_goes_on_in_the_middle_of_one(root):
+def test_epochs_differ_and_a_loader_resumes_in_the_middle_of_one(root):
     data = make_data(root, augmentation=BUSY, samples_per_epoch=8)
     first = stack(data.train_dataloader())
     loader = data.train_dataloader()

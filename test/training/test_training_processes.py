@@ -1,4 +1,4 @@
-"""Two processes training together give what one process gives with all their data."""
+"""Two training processes give the result of one process with all the data."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_global_batch(tmp_p
             torch.testing.assert_close(found[name], gradient, **tolerance, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_validating_a_scan_waits_for_no_other_process(tmp_path, monkeypatch):
+def test_validation_step_does_not_wait_for_other_processes(tmp_path, monkeypatch):
     """Processes validate unequally many scans: one that waited for the others would wait forever."""
     data = make_data(write_data_set(tmp_path), projection=IMAGE)
     config = NetworkConfig(blocks=(1, 1, 1, 1, 1), channels=(8, 8, 8, 8, 8), attention_kernel=1)
@@ -118,6 +118,7 @@ def test_two_processes_train_and_validate_on_uneven_shares(tmp_path):
     assert json.loads(line)["val/miou"] == pytest.approx(scores.miou_present, abs=1e-5)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="synchronised BatchNorm needs two CUDA devices")
 def test_synchronised_batchnorm_sees_the_global_batch(tmp_path):
     with socket.socket() as free:

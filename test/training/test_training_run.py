@@ -1,4 +1,4 @@
-"""Whole training runs on a tiny data set: the curve, resuming, stopping, checkpoints, export, and what users see."""
+"""Whole training runs on a tiny data set: curve, resuming, stopping, checkpoints, export, messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sqsegv3_ros.inference.range_image import Normalization, normalize, project,
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.training import run as run_module
-from sqsegv3_ros.training.callbacks import _average
+from sqsegv3_ros.training.callbacks import ema_update
 from sqsegv3_ros.training.checkpoint import load_network, load_weights, read_checkpoint
 from sqsegv3_ros.training.module import SegmentationModule
 
@@ -173,7 +173,7 @@ def image(root):
     return normalize(project(torch.from_numpy(scan.points), IMAGE), Normalization())
 
 
-def test_an_exported_model_computes_what_was_trained(finished, tmp_path, image, capsys):
+def test_exported_model_agrees_with_the_trained_network(finished, tmp_path, image, capsys):
     checkpoint, model = finished[0] / "best.ckpt", tmp_path / "model.pt"
     command = ["export", str(checkpoint), "--output", str(model), "--licence", "for tests", "--name", "tiny", "--half"]
     command += ["--sensor-height-m", "1.9"]
@@ -201,7 +201,7 @@ def onnx_logits(path, image):
     return torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
 
 
-def test_an_exported_onnx_file_computes_what_was_trained(finished, tmp_path, image, capsys):
+def test_exported_onnx_file_agrees_with_the_trained_network(finished, tmp_path, image, capsys):
     onnx = pytest.importorskip("onnx")
     checkpoint, path = finished[0] / "best.ckpt", tmp_path / "model.onnx"
     assert main(["export", str(checkpoint), "--output", str(path), "--format", "onnx"]) == 0
@@ -228,7 +228,7 @@ def test_onnx_labels_as_torch_does_with_any_kernel_and_padding(tmp_path, padding
     assert export_onnx(network, tmp_path / "tiny.onnx", info) < 1e-5
 
 
-def test_a_file_that_onnx_runtime_labels_otherwise_is_not_written(finished, tmp_path, monkeypatch, capsys):
+def test_onnx_file_that_labels_differently_is_not_written(finished, tmp_path, monkeypatch, capsys):
     from sqsegv3_ros.network import export
 
     pytest.importorskip("onnx")
@@ -255,8 +255,8 @@ def test_training_can_start_from_an_official_checkpoint():
         load_weights(narrow, GOLDEN / "official_21")
 
 
-def test_training_goes_on_from_an_exported_model_file(finished, root, tmp_path, monkeypatch):
-    """From the training state in the file, BatchNorms and auxiliary heads included: the loss goes on where it was."""
+def test_training_continues_from_an_exported_model_file(finished, root, tmp_path, monkeypatch):
+    """The file has the training state with BatchNorms and auxiliary heads, so the loss continues at its level."""
     model = tmp_path / "model.pt"
     assert main(["export", str(finished[0] / "best.ckpt"), "--output", str(model), "--name", "tiny"]) == 0
     changes = {"model__start_from": model, "trainer__max_epochs": 1, "model__optimizer__lr": 1e-5}
@@ -277,10 +277,10 @@ def test_training_can_start_from_a_checkpoint_with_other_classes(finished):
     assert torch.equal(network.stem.conv.weight, weights["stem.conv.weight"])
 
 
-def test_an_average_starts_at_the_weights_and_then_moves_by_the_decay():
-    assert _average(torch.tensor(0.0), torch.tensor(1.0), 0, 0.999).item() == pytest.approx(0.9)
-    assert _average(torch.tensor(0.0), torch.tensor(1.0), 10**6, 0.999).item() == pytest.approx(0.001)
-    assert _average(torch.tensor(3), torch.tensor(8), 10, 0.999).item() == 8  # a counter is no average
+def test_weight_average_warms_up_to_the_decay():
+    assert ema_update(torch.tensor(0.0), torch.tensor(1.0), 0, 0.999).item() == pytest.approx(0.9)
+    assert ema_update(torch.tensor(0.0), torch.tensor(1.0), 10**6, 0.999).item() == pytest.approx(0.001)
+    assert ema_update(torch.tensor(3), torch.tensor(8), 10, 0.999).item() == 8  # a counter is no average
 
 
 def test_early_stopping_ends_a_run_that_does_not_improve(root, tmp_path, monkeypatch):
@@ -303,7 +303,7 @@ def test_a_run_that_ends_before_a_validation_keeps_its_weights(root, tmp_path, m
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4])
-def test_a_run_that_ended_early_goes_on_to_the_curve_of_one_that_did_not(root, tmp_path, monkeypatch, steps):
+def test_a_resumed_run_follows_the_curve_of_an_uninterrupted_one(root, tmp_path, monkeypatch, steps):
     constant = {"model__optimizer": '{"method": "adamw", "schedule": "constant", "lr": 0.01}'}
     _, whole = train(monkeypatch, options(root, tmp_path / "whole", **constant))
     changes = {**constant, "trainer__max_steps": steps}
@@ -325,7 +325,7 @@ def refused(capsys, arguments, code=2):
     return text
 
 
-def test_wrong_use_is_refused_with_one_message(finished, root, tmp_path, capsys):
+def test_invalid_use_is_refused_with_one_message(finished, root, tmp_path, capsys):
     output, _ = finished
     assert "already holds a run (last.ckpt); resume it with --run.resume true" in refused(capsys, options(root, output))
     wrong = options(root, output, run__resume="true", model__network__attention_kernel=3)
@@ -360,13 +360,13 @@ class KilledWorker(Callback):
         (KilledWorker, "a process that prepares training data was killed, probably out of memory"),
     ],
 )
-def test_a_failure_from_outside_is_explained(root, tmp_path, monkeypatch, capsys, fault, message):
+def test_external_failures_are_explained(root, tmp_path, monkeypatch, capsys, fault, message):
     original = run_module.run_callbacks
     monkeypatch.setattr(run_module, "run_callbacks", lambda *a, **k: [fault(), *original(*a, **k)])
     assert message in refused(capsys, options(root, tmp_path, data__workers=1), code=1)
 
 
-def test_an_exported_model_may_be_run_at_another_width_than_it_was_trained_at(finished, tmp_path, capsys):
+def test_export_at_another_width(finished, tmp_path, capsys):
     checkpoint, model = str(finished[0] / "best.ckpt"), tmp_path / "wide.pt"
     trained = read_checkpoint(checkpoint)[0]["projection"]["width"]
     assert main(["export", checkpoint, "--output", str(model), "--width", str(2 * trained)]) == 0
@@ -378,7 +378,7 @@ def test_an_exported_model_may_be_run_at_another_width_than_it_was_trained_at(fi
     assert not (tmp_path / "x.pt").exists()
 
 
-def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
+def test_export_refuses_files_that_are_not_checkpoints(tmp_path, capsys):
     (tmp_path / "x.ckpt").write_bytes(b"nothing")
     for name, message in (("x.ckpt", "cannot be read"), ("y.ckpt", "there is no checkpoint")):
         assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "m.pt")]) == 2
