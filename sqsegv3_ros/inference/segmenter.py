@@ -74,7 +74,7 @@ class Segmenter:
             cuda_graph: Record the network's kernels on a CUDA device once and replay them.
             projection: Instead of the model's own; its height and width hold from now on.
             knn: Instead of the model's own.
-            mount: Levels the points of a tilted sensor.
+            extrinsics: Levels the points of a tilted sensor.
             sha256: Digest that the model file must have.
 
         Raises:

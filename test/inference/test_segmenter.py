@@ -177,7 +177,7 @@ def test_cuda_where_there_is_none_is_refused(small_model: Path) -> None:
         Segmenter(small_model, device="cuda")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_cuda_gives_nearly_the_labels_of_the_cpu(small_model: Path, segmenter: Segmenter, precision: str) -> None:
     points = random_points()
