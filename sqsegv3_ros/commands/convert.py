@@ -6,7 +6,11 @@ import argparse
 from pathlib import Path
 
 from sqsegv3_ros.commands.options import add_cloud_options, add_label_set, intensity_settings
+from sqsegv3_ros.data.conversion import BagImport, bag_to_sequence, sequence_to_bag
+from sqsegv3_ros.data.ros2_messages import TOPIC
+from sqsegv3_ros.data.rosbag_writer import default_storage
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.pointcloud2 import CloudSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +44,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _to_bag(args: argparse.Namespace) -> str:
-    from sqsegv3_ros.data.conversion import sequence_to_bag
-    from sqsegv3_ros.data.ros2_messages import TOPIC
-    from sqsegv3_ros.data.rosbag_writer import default_storage
 
     storage = args.storage or default_storage(args.bag)
     contents = sequence_to_bag(
@@ -52,8 +53,6 @@ def _to_bag(args: argparse.Namespace) -> str:
 
 
 def _to_sequence(args: argparse.Namespace) -> str:
-    from sqsegv3_ros.data.conversion import BagImport, bag_to_sequence
-    from sqsegv3_ros.pointcloud2 import CloudSettings
 
     settings = BagImport(
         topic=args.topic,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqsegv3_ros.commands.options import add_label_set
 from sqsegv3_ros.errors import UserError, require
-
-if TYPE_CHECKING:
-    from sqsegv3_ros.evaluation.border import BorderConfig
+from sqsegv3_ros.evaluation.bag_evaluation import BagFields, contains_bags, evaluate_bags
+from sqsegv3_ros.evaluation.border import BorderConfig
+from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
+from sqsegv3_ros.evaluation.summary import format_summary, write_summary
 
 _BAG_OPTIONS = ("topic", "ground_truth_topic", "label_field", "ground_truth_field")
 
@@ -40,10 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print and write. Returns the exit code."""
-    from sqsegv3_ros.evaluation.bag_evaluation import contains_bags
-    from sqsegv3_ros.evaluation.border import BorderConfig
-    from sqsegv3_ros.evaluation.summary import format_summary, write_summary
-
     require(args.limit is None or args.limit > 0, "--limit", "1 or more", args.limit)
     if args.border is None and args.border_connectivity is not None:
         raise UserError("--border-connectivity needs --border")
@@ -60,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate_folders(
     args: argparse.Namespace, bag_options: dict[str, str], border: BorderConfig | None
 ) -> dict[str, Any]:
-    from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
 
     if args.dataset is None:
         raise UserError(f"pass --dataset ROOT with the ground truth: {args.predictions} is not a bag and contains none")
@@ -72,7 +68,6 @@ def _evaluate_folders(
 def _evaluate_bags(
     args: argparse.Namespace, bag_options: dict[str, str], border: BorderConfig | None
 ) -> dict[str, Any]:
-    from sqsegv3_ros.evaluation.bag_evaluation import BagFields, evaluate_bags
 
     if args.sequences is not None:
         raise UserError(f"--sequences is for SemanticKITTI data sets, but {args.predictions} contains bags")

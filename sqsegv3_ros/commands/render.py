@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sqsegv3_ros.commands.options import add_label_set, add_output, check_output
+from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_known_labels, read_scan
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.evaluation.pictures import encode_png
+from sqsegv3_ros.evaluation.scan_picture import draw_scan
 from sqsegv3_ros.files import write_atomically
-
-if TYPE_CHECKING:
-    from sqsegv3_ros.data.semantic_kitti import ScanFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw the scan. Returns the exit code."""
-    from sqsegv3_ros.data.semantic_kitti import read_known_labels, read_scan
-    from sqsegv3_ros.evaluation.pictures import encode_png
-    from sqsegv3_ros.evaluation.scan_picture import draw_scan
     from sqsegv3_ros.inference.range_image import ProjectionConfig
 
     check_output(args.output, ".png", args.force)
@@ -56,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_scan(source: str, name: str | None) -> ScanFile:
-    from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans
 
     path = Path(source)
     if not path.is_dir():

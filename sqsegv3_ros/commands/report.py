@@ -6,14 +6,17 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqsegv3_ros.commands.options import add_label_set, add_output, check_output
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.errors import UserError, require
-
-if TYPE_CHECKING:
-    from sqsegv3_ros.evaluation.html_report import Sample
+from sqsegv3_ros.evaluation.border import BorderConfig
+from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
+from sqsegv3_ros.evaluation.html_report import Sample, build_report, worst_samples
+from sqsegv3_ros.evaluation.pictures import require_pillow
+from sqsegv3_ros.evaluation.summary import read_summary
+from sqsegv3_ros.files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate if there is no evaluation yet, and write the page. Returns the exit code."""
-    from sqsegv3_ros.evaluation.html_report import build_report, worst_samples
-    from sqsegv3_ros.evaluation.pictures import require_pillow
-    from sqsegv3_ros.files import write_atomically
-
     check_output(args.output, ".html", args.force)
     require(args.worst >= 0, "--worst", "0 or more", args.worst)
     if args.worst:
@@ -58,9 +57,6 @@ def _are_folders(*folders: str | None) -> bool:
 
 
 def _summary(args: argparse.Namespace) -> dict[str, Any]:
-    from sqsegv3_ros.evaluation.border import BorderConfig
-    from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
-    from sqsegv3_ros.evaluation.summary import read_summary
 
     if args.evaluation is not None:
         if args.sequences or args.labels is not SEMANTIC_KITTI:
