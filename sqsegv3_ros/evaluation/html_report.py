@@ -22,6 +22,7 @@ from sqsegv3_ros.evaluation.summary import band_title, percent
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+FOLDER = Path(__file__).parent
 CLOUD_POINTS = 30_000
 MAX_COORDINATE_M = 300.0  # fits 16 bits in centimetres
 PICTURE_RADIUS_M, PICTURE_SIZE = 50.0, 640
@@ -107,10 +108,9 @@ def build_report(summary: Mapping[str, Any], samples: Iterable[Sample] = (), not
     colors = pictures.display_colors(label_set).tolist()
     scans = [_scan(sample, label_set) for sample in samples]
     counts = np.array(summary["confusion"]["counts"], dtype=np.int64)
-    page = Path(__file__)
     return (
         _environment()
-        .from_string(page.with_suffix(".html").read_text(encoding="utf-8"))
+        .get_template("html_report.html")
         .render(
             summary=summary,
             note=note,
@@ -128,19 +128,25 @@ def build_report(summary: Mapping[str, Any], samples: Iterable[Sample] = (), not
                 "scans": [{"name": scan["name"], "points": scan["points"]} for scan in scans],
             },
             error_names=pictures.ERROR_NAMES,
-            style=page.with_suffix(".css").read_text(encoding="utf-8"),
-            code=page.with_suffix(".js").read_text(encoding="utf-8"),
+            style=(FOLDER / "html_report.css").read_text(encoding="utf-8"),
+            code=(FOLDER / "html_report.js").read_text(encoding="utf-8"),
         )
     )
 
 
 def _environment() -> Environment:
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
         raise missing_package("Jinja2", "the report", "tools") from error
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"percent": percent, "band_title": band_title, "thousands": "{:,}".format}
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"percent": percent, "band_title": band_title, "thousands": "{:,}".format, "png": _png}
     return environment
 
 
@@ -177,20 +183,18 @@ def _scan(sample: Sample, label_set: LabelSet) -> dict[str, Any]:
     index = project(torch.from_numpy(sample.points), ProjectionConfig()).index.numpy()
     layers = pictures.label_layers(label_set, sample.prediction, sample.ground_truth, ("predicted", "true"))
     background = np.full((PICTURE_SIZE, PICTURE_SIZE, 3), pictures.BACKGROUND, dtype=np.uint8)
-    strips = (pictures.image_of_points(layer.colors, index) for layer in layers)
-    views = (pictures.birds_eye_picture(sample.points, layer.colors, PICTURE_RADIUS_M, background) for layer in layers)
+    points, radius_m = sample.points, PICTURE_RADIUS_M
     return {
         "name": sample.name,
         "scores": sample.scores(label_set),
         "points": _encode_points(sample),
-        **{
-            key: [
-                {"caption": layer.caption, "png": _base64(pictures.encode_png(picture))}
-                for layer, picture in zip(layers, drawn, strict=True)
-            ]
-            for key, drawn in (("strips", strips), ("views", views))
-        },
+        "strips": [(p.caption, pictures.image_of_points(p.colors, index)) for p in layers],
+        "views": [(p.caption, pictures.birds_eye_picture(points, p.colors, radius_m, background)) for p in layers],
     }
+
+
+def _png(picture: pictures.Picture) -> str:
+    return _base64(pictures.encode_png(picture))
 
 
 def _encode_points(sample: Sample) -> str:

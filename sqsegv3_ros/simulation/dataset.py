@@ -124,15 +124,15 @@ def simulate(
     if not (len(sequence) == 2 and sequence.isdigit()):
         raise UserError(f"sequence must be two digits ('00'), found '{sequence}'")
     folder = None if output is None else output / "sequences" / sequence
-    from sqsegv3_ros.simulation.simulated_bag import SimulatedBag
+    from sqsegv3_ros.simulation.simulated_bag import simulated_bag
 
     rate_hz = sensor_named(settings.sensor).rate_hz
-    with nullcontext() if bag is None else SimulatedBag(bag, rate_hz, poses=settings.drive, force=force) as writer:
-        resume = folder is not None and _prepare_folder(folder, settings, force) and writer is None
-        for chunk, sweeps in _simulate_chunks(settings, folder, resume, writer is not None, jobs):
-            if writer is not None:
+    with nullcontext() if bag is None else simulated_bag(bag, rate_hz, poses=settings.drive, force=force) as write:
+        resume = folder is not None and _prepare_folder(folder, settings, force) and write is None
+        for chunk, sweeps in _simulate_chunks(settings, folder, resume, write is not None, jobs):
+            if write is not None:
                 for number, sweep in zip(chunk, sweeps, strict=True):
-                    writer.write(sweep, number)
+                    write(sweep, number)
             yield from chunk
     if folder is not None and settings.drive:
         _write_trajectory(folder, settings)

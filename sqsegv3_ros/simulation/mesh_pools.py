@@ -19,16 +19,16 @@ THICKET_M = 8.0
 
 
 def _house(rng: np.random.Generator) -> Mesh:
-    return buildings.house(rng.uniform(8, 14), rng.uniform(8, 12), rng.integers(1, 4), rng)
+    return buildings.house(rng.uniform(8, 14), rng.uniform(8, 12), int(rng.integers(1, 4)), rng)
 
 
 def _block(rng: np.random.Generator) -> Mesh:
     length, depth = rng.uniform(11, 24), rng.uniform(10, 14)
-    return buildings.house(length, depth, rng.integers(2, 5), rng, flat=rng.random() < 0.4)
+    return buildings.house(length, depth, int(rng.integers(2, 5)), rng, flat=rng.random() < 0.4)
 
 
 def _hall(rng: np.random.Generator) -> Mesh:
-    return buildings.house(rng.uniform(25, 40), rng.uniform(15, 25), rng.integers(1, 3), rng, flat=True)
+    return buildings.house(rng.uniform(25, 40), rng.uniform(15, 25), int(rng.integers(1, 3)), rng, flat=True)
 
 
 _BUILDERS: dict[str, tuple[int, Callable[[np.random.Generator], Mesh]]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sqsegv3_ros.simulation.materials import CLOTH
-from sqsegv3_ros.simulation.meshes import Mesh, ball, box, merge_meshes, tube
+from sqsegv3_ros.simulation.meshes import Mesh, Point, ball, box, merge_meshes, tube
 from sqsegv3_ros.simulation.vehicles import bicycle, motorcycle
 
 PERSON, BICYCLIST, MOTORCYCLIST = 30, 31, 32
@@ -13,11 +13,11 @@ PERSON, BICYCLIST, MOTORCYCLIST = 30, 31, 32
 
 def _body(
     label: int,
-    hip: tuple[float, float, float],
-    shoulder: tuple[float, float, float],
-    hands: list[tuple[float, float, float]],
-    feet: list[tuple[float, float, float]],
-    knees_forward: float,
+    hip: Point,
+    shoulder: Point,
+    hands: list[Point],
+    feet: list[Point],
+    knee: float,
     rng: np.random.Generator,
 ) -> list[Mesh]:
     """Torso, head and limbs between joints in metres."""
@@ -34,7 +34,7 @@ def _body(
         parts.append(tube(joint, elbow, 0.06 * girth, label, CLOTH, clothes, sides=5))
         parts.append(tube(elbow, hand, 0.045, label, CLOTH, clothes, sides=5))
         start = h + np.array([0, side * 0.09, 0])
-        knee = (start + np.array(foot)) / 2 + np.array([knees_forward, 0, 0.02])
+        knee = (start + np.array(foot)) / 2 + np.array([bend, 0, 0.02])
         parts.append(tube(start, knee, (0.1 * girth, 0.075), label, CLOTH, trousers, sides=5))
         parts.append(tube(knee, foot, (0.075, 0.055), label, CLOTH, trousers, sides=5))
         x, y, z = foot

@@ -10,8 +10,6 @@ from sqsegv3_ros.simulation.ground import BAY_M, SURFACES, Plan, SideStreet
 SCENES = ("city", "highway", "country", "mixed")
 """Kinds of scenes; 'mixed' draws one of the others for every street."""
 
-_MIX = (("city", 0.82), ("country", 0.13), ("highway", 0.05))
-
 
 def random_plan(scene: str, seed: tuple[int, ...], length: tuple[float, float]) -> Plan:
     """Draw a plan for a street.
@@ -28,12 +26,12 @@ def random_plan(scene: str, seed: tuple[int, ...], length: tuple[float, float]) 
         raise UserError(f"no scene '{scene}' (scenes: {', '.join(SCENES)})")
     rng = np.random.default_rng([*seed, 1])
     if scene == "mixed":
-        scene = rng.choice([name for name, _ in _MIX], p=[share for _, share in _MIX])
+        scene = rng.choice(["city", "country", "highway"], p=[0.82, 0.13, 0.05])
     return {"city": _city, "country": _country, "highway": _highway}[scene](rng, length)
 
 
 def _tone(rng: np.random.Generator) -> tuple[float, ...]:
-    return tuple(float(t) for t in rng.normal(1.0, 0.06, len(SURFACES)))
+    return tuple(rng.normal(1.0, 0.06, len(SURFACES)).tolist())
 
 
 def _crossings(
@@ -57,28 +55,32 @@ def _crossings(
     return tuple(found)
 
 
+def _wave(rng: np.random.Generator, height: float, shortest: float, longest: float) -> tuple[float, float, float]:
+    """Draw wavelength and phase of a wave, and keep its height."""
+    return height, rng.uniform(shortest, longest), rng.uniform(0, 6.28)
+
+
 def _city(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
     dense = rng.random() < 0.3
     avenue = rng.random() < 0.08
-    parked = tuple(rng.choice([0.0, 1.2, BAY_M], p=[0.42, 0.23, 0.35]) for _ in range(2))
-    half = rng.uniform(3.0, 4.6) + 0.5 * sum(parked) * rng.choice([0.6, 1.0]) + 3.5 * avenue
+    left, right = (float(rng.choice([0.0, 1.2, BAY_M], p=[0.42, 0.23, 0.35])) for _ in range(2))
+    half = rng.uniform(3.0, 4.6) + 0.5 * (left + right) * rng.choice([0.6, 1.0]) + 3.5 * avenue
     walks = rng.uniform(1.8, 4.2 + dense, 2)
     tight = rng.choice([0.0, 1 / 600, 1 / 250, 1 / 140])
     return Plan(
         kind="dense" if dense else "city",
         half_width=half,
-        sidewalks=(float(walks[0]), float(walks[1] if rng.random() < 0.85 else 0.0)),
+        sidewalks=(walks[0], walks[1] if rng.random() < 0.85 else 0.0),
         kerb=rng.uniform(0.02, 0.14),
         median=rng.uniform(1.0, 2.5) if avenue else 0.0,
         lanes=2 if avenue else 1,
-        ditch=0.0,
-        hill=(rng.uniform(0.0, 0.9), rng.uniform(120, 300), rng.uniform(0, 6.28)),
+        hill=_wave(rng, rng.uniform(0.0, 0.9), 120, 300),
         slope=(rng.normal(0.2, 0.6), rng.normal(0.2, 0.6), rng.uniform(8, 25), rng.uniform(60, 160)),
-        bend=(tight, rng.uniform(150, 400), rng.uniform(0, 6.28)),
+        bend=_wave(rng, tight, 150, 400),
         bump=0.03,
         tone=_tone(rng),
         crossings=_crossings(rng, length, (45.0, 120.0), 1.0),
-        parked=(parked[0], parked[1]),
+        parked=(left, right),
         length=length,
     )
 
@@ -90,12 +92,10 @@ def _country(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
         half_width=rng.uniform(2.6, 3.8),
         sidewalks=(0.0, rng.uniform(1.6, 2.6) if path else 0.0),
         kerb=rng.choice([0.0, 0.08]),
-        median=0.0,
-        lanes=1,
         ditch=rng.choice([0.0, 0.25, 0.5]),
-        hill=(rng.uniform(0.2, 2.0), rng.uniform(150, 400), rng.uniform(0, 6.28)),
+        hill=_wave(rng, rng.uniform(0.2, 2.0), 150, 400),
         slope=(rng.normal(0.3, 1.8), rng.normal(0.3, 1.8), rng.uniform(6, 30), rng.uniform(60, 200)),
-        bend=(rng.choice([1 / 900, 1 / 300, 1 / 130]), rng.uniform(150, 400), rng.uniform(0, 6.28)),
+        bend=_wave(rng, rng.choice([1 / 900, 1 / 300, 1 / 130]), 150, 400),
         bump=rng.uniform(0.03, 0.07),
         tone=_tone(rng),
         crossings=_crossings(rng, length, (90.0, 250.0), 0.0),
@@ -109,14 +109,11 @@ def _highway(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
     return Plan(
         kind="highway",
         half_width=median + 3.6 * lanes + rng.uniform(1.0, 3.2),
-        sidewalks=(0.0, 0.0),
-        kerb=0.0,
         median=median,
         lanes=lanes,
-        ditch=0.0,
-        hill=(rng.uniform(0.0, 1.5), rng.uniform(300, 600), rng.uniform(0, 6.28)),
+        hill=_wave(rng, rng.uniform(0.0, 1.5), 300, 600),
         slope=(rng.normal(0.5, 2.5), rng.normal(0.5, 2.5), rng.uniform(8, 20), rng.uniform(100, 300)),
-        bend=(rng.choice([1 / 2000, 1 / 700, 1 / 350]), rng.uniform(300, 700), rng.uniform(0, 6.28)),
+        bend=_wave(rng, rng.choice([1 / 2000, 1 / 700, 1 / 350]), 300, 700),
         bump=0.05,
         tone=_tone(rng),
         length=length,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.simulation.materials import BARK, LEAF
-from sqsegv3_ros.simulation.meshes import Mesh, grid_faces, merge_meshes, tube, uniform_mesh
+from sqsegv3_ros.simulation.meshes import Mesh, grid_faces, merge_meshes, quad, rectangle, tube, uniform_mesh
 
 VEGETATION, TRUNK = 70, 71
 
@@ -134,12 +134,10 @@ def hedge(length: float, width: float, height: float, rng: np.random.Generator) 
     twigs = np.stack(
         [rng.uniform(0, length, 30), side * (width / 2 + 0.03), rng.uniform(0.1, height + 0.1, 30)], axis=1
     )
-    ends = [
-        [(e, -width / 2, 0), (e, width / 2, 0), (e, width / 2, height), (e, -width / 2, height)]
-        for e in (0.02, length - 0.02)
-    ]
-    caps = [uniform_mesh(end, [[0, 1, 2], [0, 2, 3]], VEGETATION, LEAF, shade) for end in ends]
-    return merge_meshes([sheet(grid, 0.02, shade, rng), leaves(twigs, 0.13, shade, rng), *caps])
+    ends = quad(
+        [rectangle(e, (-width / 2, width / 2), (0, height)) for e in (0.02, length - 0.02)], VEGETATION, LEAF, shade
+    )
+    return merge_meshes([sheet(grid, 0.02, shade, rng), leaves(twigs, 0.13, shade, rng), ends])
 
 
 def thicket(length: float, depth: float, height: float, rng: np.random.Generator, grain: float = 0.5) -> Mesh:
@@ -174,9 +172,6 @@ def thicket(length: float, depth: float, height: float, rng: np.random.Generator
     parts.append(leaves(stray, 0.6 * grain, shade, rng))
     for _ in range(int(length / 5)):
         at, back = rng.uniform(0, length), depth * rng.uniform(0.0, 0.8)
-        parts.append(
-            tube(
-                (at, back, -0.5), (at + rng.normal(0, 0.3), back, height + 2), (0.12, 0.07), TRUNK, BARK, 0.35, sides=5
-            )
-        )
+        foot, top = (at, back, -0.5), (at + rng.normal(0, 0.3), back, height + 2)
+        parts.append(tube(foot, top, (0.12, 0.07), TRUNK, BARK, 0.35, sides=5))
     return merge_meshes(parts)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sqsegv3_ros.errors import missing_package
 from sqsegv3_ros.simulation import materials
 from sqsegv3_ros.simulation.ground import CELL_M, HALF_DEPTH_M, SURFACES, TILE_M, Plan, albedo_at, surface_at
-from sqsegv3_ros.simulation.meshes import FACE_PROPERTIES, Mesh, merge_meshes
+from sqsegv3_ros.simulation.meshes import FACE_PROPERTIES, Floats, Mesh, merge_meshes
 from sqsegv3_ros.simulation.tiles import Tile
 
 MAX_CROSSINGS = 12  # after this many leaves or panes the next one stops the ray
@@ -101,14 +101,7 @@ class World:
         self._first_tile = tiles[0].number
         self._scene = _embree_scene(self.mesh)
 
-    def cast(
-        self,
-        origins: npt.NDArray[np.float32],
-        directions: npt.NDArray[np.float32],
-        actors: Mesh,
-        reach_m: float,
-        rng: np.random.Generator,
-    ) -> Hits:
+    def cast(self, origins: Floats, directions: Floats, actors: Mesh, reach_m: float, rng: np.random.Generator) -> Hits:
         """Cast rays.
 
         A random number decides at every crossing whether a material lets the ray pass. Hits beyond `reach_m` are

@@ -34,7 +34,7 @@ def _wild(front: Frontage, o: float, name: str, share: float, rng: np.random.Gen
     """Place wild growth along the whole frontage from depth o on, with gaps."""
     for s in np.arange(0.0, front.length - THICKET_M * 0.5, THICKET_M):
         if rng.random() < share:
-            front.add(pick_variant(name, rng.integers(8)), float(s), o + rng.normal(0, 0.5))
+            front.add(pick_variant(name, int(rng.integers(8))), float(s), o + rng.normal(0, 0.5))
 
 
 def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> None:

@@ -64,7 +64,7 @@ class Simulator:
         self.compensated = compensated
         self.sight_m = sensor.max_range_m + 5.0
         self.lanes = traffic_lanes(street.plan, street.seed, drive.speed_mps)
-        self._response = beam_response(sensor, np.random.default_rng([*street.seed, 7])).tiled(sensor.columns)
+        self._response = beam_response(sensor, np.random.default_rng([*street.seed, 7]))
         self._blind = sensor.blind()
         self._directions, self._origins = _sensor_rays(sensor)
         self._world: tuple[int, World] | None = None
@@ -153,7 +153,9 @@ def street_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...]) -> 
     """Draw a drive along the street from u = 0 at a typical speed."""
     rng = np.random.default_rng([*seed, 9])
     speed = _SPEED_MPS[street.plan.kind] * rng.uniform(0.7, 1.15)
-    return Drive(street.plan, 0.0, speed, ego_lane_center(street.plan), sensor.mount_height_m, sway=rng.integers(1000))
+    return Drive(
+        street.plan, 0.0, speed, ego_lane_center(street.plan), sensor.mount_height_m, sway=int(rng.integers(1000))
+    )
 
 
 def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], number: int) -> Drive:
@@ -179,7 +181,7 @@ def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], numb
     speed = _SPEED_MPS[plan.kind] * rng.uniform(0.0, 1.2)
     turn = rng.normal(0, 0.03) if rng.random() < 0.8 else rng.normal(0, 0.5)
     v = lane + rng.normal(0, 0.25)
-    return Drive(plan, u, toward * max(speed, 0.01), v, sensor.mount_height_m, turn, rng.integers(1000))
+    return Drive(plan, u, toward * max(speed, 0.01), v, sensor.mount_height_m, turn, int(rng.integers(1000)))
 
 
 def _side_street_drive(plan: Plan, chosen: SideStreet, sensor: SensorModel, rng: np.random.Generator) -> Drive:
@@ -189,4 +191,4 @@ def _side_street_drive(plan: Plan, chosen: SideStreet, sensor: SensorModel, rng:
     away = rng.choice([-1, 1]) * side  # along +v or -v
     turn = away * np.pi / 2 - float(np.arctan(chosen.skew)) + rng.normal(0, 0.05)
     u = float(chosen.middle(v)) + away * 0.15 * chosen.half_width  # a little to the right
-    return Drive(plan, u, 0.01, v, sensor.mount_height_m, turn, rng.integers(1000))
+    return Drive(plan, u, 0.01, v, sensor.mount_height_m, turn, int(rng.integers(1000)))

@@ -10,8 +10,6 @@ from sqsegv3_ros.simulation.ground import BAY_M, COBBLES, OTHER_GROUND, PARKING,
 from sqsegv3_ros.simulation.mesh_pools import HEDGE_M, THICKET_M, pick, pick_fitting, pick_object, pick_variant
 from sqsegv3_ros.simulation.vehicles import BICYCLE, CAR, MOTORCYCLE, OTHER_VEHICLE, TRUCK
 
-PERSON = 30
-
 
 def furnish_town(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
     """Furnish one frontage in a town.
@@ -57,29 +55,23 @@ def sidewalk_furniture(front: Frontage, rng: np.random.Generator) -> None:
             s += gap * rng.uniform(0.5, 1.5)
 
     kerb, inner = -front.walk + 0.35, -0.25
-    at_kerb = rng.random() < 0.5
-    lamp = kerb if at_kerb else inner
-    scatter(
-        "lamp post" if rng.random() < 0.8 else "utility pole", 30.0, lamp, lamp + 0.1, yaw=0.0 if not at_kerb else np.pi
-    )
+    lamp, yaw = (kerb, np.pi) if rng.random() < 0.5 else (inner, 0.0)
+    scatter("lamp post" if rng.random() < 0.8 else "utility pole", 30.0, lamp, lamp + 0.1, yaw)
     scatter("traffic sign", 120.0, kerb - 0.1, kerb + 0.2)
     if rng.random() < 0.12:
         scatter("bollard", 5.0, kerb, kerb + 0.05)
     scatter("clutter", 40.0, inner - 0.3, inner + 0.1, yaw=np.pi / 2, turn=0.1)
     if front.walk > 2.2 and rng.random() < 0.25:
         scatter("tree", 12.0, kerb + 0.3, kerb + 0.5, turn=3.0)
-    for _ in range(rng.poisson(front.length / 90.0)):
-        front.add(
-            pick_object(PERSON, rng), rng.uniform(0, front.length), rng.uniform(-front.walk, 0.0), rng.uniform(0, 6.28)
-        )
+    whole = (0, front.length)
+    front.scatter(rng, front.length / 90.0, {"person": 1}, whole, (-front.walk, 0.0), 6.28)
     for label, gap in ((BICYCLE, 60.0), (MOTORCYCLE, 160.0)):
         for _ in range(rng.poisson(front.length / gap)):
             s, lean = rng.uniform(0, front.length), rng.uniform(-0.2, 0.2)
             near_wall = rng.random() < 0.6
             yaw = rng.choice([0.0, np.pi]) if near_wall else rng.uniform(0, 6.28)
-            front.add(
-                pick_object(label, rng).tilted(roll=lean), s, -0.4 if near_wall else rng.uniform(-front.walk, 0), yaw
-            )
+            mesh = pick_object(label, rng).tilted(roll=lean)
+            front.add(mesh, s, -0.4 if near_wall else rng.uniform(-front.walk, 0), yaw)
     if front.length > 12 and rng.random() < 0.06:
         front.add(pick("shelter", rng), rng.uniform(2, front.length - 8), -0.2, np.pi)
     if front.main:
@@ -111,22 +103,18 @@ def lots(front: Frontage, dense: bool, rng: np.random.Generator) -> None:
 def boundary(front: Frontage, s0: float, s1: float, o: float, rng: np.random.Generator, across: bool = False) -> None:
     """Place a fence or hedge from s0 to s1 at depth o; with `across`, from o = s0 to o = s1 at s = o, between lots."""
     draw = rng.random()
-    shape = rng.integers(100)
-    height = float(rng.uniform(0.7, 1.4) if rng.random() < 0.55 else rng.uniform(1.4, 2.1))
+    shape = int(rng.integers(100))
+    height = rng.uniform(0.7, 1.4) if rng.random() < 0.55 else rng.uniform(1.4, 2.1)
     kind = rng.choice(FENCE_KINDS, p=[0.14, 0.2, 0.12, 0.15, 0.25, 0.09, 0.05])
-    albedo = rng.uniform(0.25, 0.5)
-    stretch = fence(kind, HEDGE_M, height, albedo)
-    steps = int((s1 - s0) / HEDGE_M)
-    for i in range(steps):
-        a = s0 + i * HEDGE_M
-        place, yaw = ((o, a), np.pi / 2) if across else ((a, o), 0.0)
-        if draw < 0.4:
-            front.add(pick_variant("low hedge" if shape % 3 == 0 else "high hedge", shape), *place, yaw)
-        else:
-            front.add(stretch, *place, yaw)
-            if draw > 0.65:  # a fence in front of bushes
-                back = (place[0], place[1] + 0.7) if not across else (place[0] + 0.5, place[1])
-                front.add(pick_variant("high hedge" if shape % 2 else "low hedge", shape), *back, yaw)
+    stretch = fence(kind, HEDGE_M, height, rng.uniform(0.25, 0.5))
+    if draw < 0.4:
+        stretch = pick_variant("low hedge" if shape % 3 == 0 else "high hedge", shape)
+    for a in s0 + HEDGE_M * np.arange(int((s1 - s0) / HEDGE_M)):
+        s, depth, yaw = (o, a, np.pi / 2) if across else (a, o, 0.0)
+        front.add(stretch, s, depth, yaw)
+        if draw > 0.65:  # a fence in front of bushes
+            bushes = pick_variant("high hedge" if shape % 2 else "low hedge", shape)
+            front.add(bushes, s + 0.5 * across, depth + 0.7 * (not across), yaw)
 
 
 def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator) -> None:
@@ -154,19 +142,12 @@ def garden_lot(front: Frontage, s: float, width: float, rng: np.random.Generator
     if home is not None:
         room = width - drive - float(home.vertices[:, 0].max())
         front.add(home, gap + rng.uniform(0, 1) * room, setback, rng.normal(0, 0.03))
-    for _ in range(rng.poisson(width * 0.95)):
-        name = rng.choice(["bush", "small bush", "young tree", "tree", "conifer"], p=[0.5, 0.28, 0.05, 0.09, 0.08])
-        front.add(pick(name, rng), rng.uniform(gap + 0.3, s + width), rng.uniform(0.8, setback), rng.uniform(0, 6))
-    for _ in range(rng.poisson(2.0)):
-        front.add(
-            pick("tree" if rng.random() < 0.6 else "conifer", rng),
-            rng.uniform(s, s + width),
-            rng.uniform(setback + 12, 32),
-            0.0,
-        )
+    shares = {"bush": 0.5, "small bush": 0.28, "young tree": 0.05, "tree": 0.09, "conifer": 0.08}
+    front.scatter(rng, width * 0.95, shares, (gap + 0.3, s + width), (0.8, setback), 6)
+    front.scatter(rng, 2.0, {"tree": 0.6, "conifer": 0.4}, (s, s + width), (setback + 12, 32))
     for a in np.arange(s, s + width, THICKET_M):
         if rng.random() < 0.8:
-            front.add(pick_variant("far thicket", rng.integers(8)), float(a), rng.uniform(setback + 6, 30))
+            front.add(pick_variant("far thicket", int(rng.integers(8))), float(a), rng.uniform(setback + 6, 30))
 
 
 def closed_row(front: Frontage, s: float, rng: np.random.Generator) -> float:
@@ -184,9 +165,8 @@ def closed_row(front: Frontage, s: float, rng: np.random.Generator) -> float:
 def green(front: Frontage, s: float, width: float, rng: np.random.Generator) -> None:
     """Place a lawn with trees and bushes, like a small park."""
     front.paint((s, s + width), (0.0, 34.0), TERRAIN)
-    for _ in range(rng.poisson(width * 0.3)):
-        name = rng.choice(["tree", "young tree", "bush", "conifer"], p=[0.45, 0.2, 0.25, 0.1])
-        front.add(pick(name, rng), rng.uniform(s, s + width), rng.uniform(1.0, 26.0), rng.uniform(0, 6))
+    shares = {"tree": 0.45, "young tree": 0.2, "bush": 0.25, "conifer": 0.1}
+    front.scatter(rng, width * 0.3, shares, (s, s + width), (1.0, 26.0), 6)
     if rng.random() < 0.3:
         front.add(pick("clutter", rng), rng.uniform(s, s + width), rng.uniform(0.5, 4), np.pi / 2)
     for a in np.arange(s, s + width - THICKET_M, THICKET_M):
@@ -201,8 +181,7 @@ def overgrown(front: Frontage, s: float, width: float, rng: np.random.Generator)
     name = "thicket" if rng.random() < 0.6 else "low thicket"
     for a in np.arange(s, s + width - THICKET_M * 0.5, THICKET_M):
         front.add(pick_variant(name, int(a * 7)), float(a), o)
-    for _ in range(rng.poisson(width * 0.15)):
-        front.add(pick("tree", rng), rng.uniform(s, s + width), rng.uniform(o, o + 10), 0.0)
+    front.scatter(rng, width * 0.15, {"tree": 1}, (s, s + width), (o, o + 10))
 
 
 def paved_yard(front: Frontage, s: float, width: float, surface: int, rng: np.random.Generator) -> None:
@@ -223,5 +202,4 @@ def paved_yard(front: Frontage, s: float, width: float, surface: int, rng: np.ra
         front.add(shop, s, deep + 1.0)
     if rng.random() < 0.4:
         boundary(front, s + 4.0, s + width, 0.15, rng)
-    for _ in range(rng.poisson(1.0)):
-        front.add(pick("clutter", rng), rng.uniform(s, s + width), rng.uniform(0.5, deep), 0.0)
+    front.scatter(rng, 1.0, {"clutter": 1}, (s, s + width), (0.5, deep))
