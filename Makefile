@@ -12,7 +12,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-fast test-long demo model model-kitti lint format install clean
+.PHONY: test test-fast test-long test-cuda demo model model-kitti lint format install clean
 
 # two at a time, as many tests wait for other processes; the tests of a file share what they set up
 test: lint
@@ -24,6 +24,11 @@ test-fast: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	$(RUN) pytest -m long
+
+# on a machine with a GPU: all CUDA tests, and what a scan costs there; fails on others
+CUDA_TABLE ?= build/performance_cuda.md
+test-cuda: $(INSTALLED)
+	$(VENV)/bin/python test/cuda.py $(CUDA_TABLE)
 
 # the node, a player and an evaluator on a simulated drive; MODEL=... takes another model than `default`
 demo: $(INSTALLED)

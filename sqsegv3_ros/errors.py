@@ -12,3 +12,9 @@ class OperationError(Exception):
 def missing_package(package: str, purpose: str, extra: str) -> UserError:
     """The error for an optional package that is not installed, with the command that installs it."""
     return UserError(f"{purpose} needs the Python package '{package}': pip install 'sqsegv3_ros[{extra}]'")
+
+
+def require(valid: bool, name: str, expected: str, found: object) -> None:
+    """Raise UserError unless a setting is valid."""
+    if not valid:
+        raise UserError(f"{name} must be {expected}, found {found!r}")

@@ -1,12 +1,14 @@
 """Child processes that measure: a JSON command a line in, a JSON answer a line out.
 
-Run as `python -m sqsegv3_ros.benchmark.child KIND SETTINGS`. Whatever runs in one process shares memory, threads and
-the state of the C library, so each variant gets a process of its own. Each answers one command at a time, so that
-variants can take turns. `Child` is the parent's side.
+Run as `python -m sqsegv3_ros.benchmark.child CLASS SETTINGS`: the class by its name below sqsegv3_ros, its arguments as
+JSON. A command names a method and its arguments. Whatever runs in one process shares memory, threads and the state of
+the C library, so each variant gets a process of its own. Each answers one command at a time, so that variants can take
+turns. `Child` is the parent's side.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -25,7 +27,7 @@ from sqsegv3_ros.errors import OperationError, UserError
 
 
 class Child:
-    """A child process that runs one kind of variant; use it with `with`.
+    """A child process with an object of one class; use it with `with`.
 
     Every method raises OperationError, with the last line of its standard error, if the child failed.
     """
@@ -121,17 +123,6 @@ def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in changed.items() if value or name not in changes}
 
 
-def peak_rss_mb() -> float:
-    """Peak resident memory of this process, in 10**6 bytes."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return 1.024e-3 * float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-    except (OSError, StopIteration):  # no Linux
-        import resource
-
-        return 1.024e-3 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def main(arguments: list[str]) -> int:
     """Answer commands until the input ends."""
     kind, settings = arguments[0], json.loads(arguments[1])
@@ -140,10 +131,9 @@ def main(arguments: list[str]) -> int:
     def answer(content: dict[str, Any]) -> None:
         print(json.dumps(content), file=out, flush=True)
 
-    from sqsegv3_ros.benchmark.variants import make_variant
-
+    module, _, name = kind.rpartition(".")
     try:
-        variant = make_variant(kind, settings)
+        variant = getattr(importlib.import_module(f"sqsegv3_ros.{module}"), name)(**settings)
         answer({"ready": True})
         for line in sys.stdin:
             command = json.loads(line)

@@ -20,7 +20,11 @@ from sqsegv3_ros.benchmark.scene import synthetic_scene
 from sqsegv3_ros.benchmark.stages import COMPARED, OtherWork, median, stage_statistics
 from sqsegv3_ros.errors import UserError
 
-COMPARABLE = ("reference", "onnxruntime", "openvino")
+COMPARABLE = {
+    "reference": "benchmark.variants.Reference",
+    "onnxruntime": "benchmark.variants.OnnxRuntime",
+    "openvino": "benchmark.variants.OpenVino",
+}
 CODEC_POINTS = 130_000
 EDGE = 1e-3  # pixels at 2048 columns, in proportion at more; float32 positions are right to half of it
 KNN_SIZES = (5, 7)  # RangeNet++'s and the release's: as many neighbours as the window has columns
@@ -118,13 +122,17 @@ def _measure(options: Options, folder: Path) -> dict[str, Any]:
     scan, clear_scan = folder / "scan.npy", folder / "clear.npy"
     np.save(scan, points)
     with ExitStack() as stack:
-        maker = stack.enter_context(Child("maker", {}))
+        maker = stack.enter_context(Child("benchmark.variants.Maker", {}))
         model = options.model or folder / "random.pt"
         if options.model is None:
             height, width = options.height or 64, options.width or 2048
             maker.ask(path=str(model), network=options.network, height=height, width=width)
         settings = {"scan": str(scan), "model": str(model)}
-        children = {"ours": stack.enter_context(Child("ours", {**settings, "parameters": options.parameters}))}
+        children = {
+            "ours": stack.enter_context(
+                Child("benchmark.variants.Ours", {**settings, "parameters": options.parameters})
+            )
+        }
         about = children["ours"].ask("describe")
         work = maker.ask("work", **{name: about[name] for name in ("architecture", "height", "width")})
         clear_points = off_the_edges(points, about["projection"])
@@ -143,7 +151,7 @@ def _measure(options: Options, folder: Path) -> dict[str, Any]:
                 "openvino": {**network, "precision": about["precision"]},
             }
             for name in options.compare:
-                children[name] = stack.enter_context(Child(name, settings_of[name]))
+                children[name] = stack.enter_context(Child(COMPARABLE[name], settings_of[name]))
 
         samples: dict[str, list[dict[str, Any]]] = {name: [] for name in children}
         for _ in range(options.repeat):
@@ -153,7 +161,7 @@ def _measure(options: Options, folder: Path) -> dict[str, Any]:
         knn = {}
         if "reference" in options.compare and labels is not None:
             knn = _compare_knn(children, folder, points, labels, about, options.repeat)
-    with Child("codec", {"points": CODEC_POINTS}) as codec:
+    with Child("benchmark.codec.Codec", {"points": CODEC_POINTS}) as codec:
         layouts = [codec.ask()["layouts"] for _ in range(options.repeat + 2)][2:]
 
     result = summarize(about, work, samples, ends)

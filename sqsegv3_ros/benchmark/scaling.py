@@ -55,7 +55,7 @@ def _measure(
     with (
         leaving_on_sigterm(),
         tempfile.TemporaryDirectory(prefix="sqsegv3_benchmark_") as folder,
-        Child("maker", {}) as maker,
+        Child("benchmark.variants.Maker", {}) as maker,
     ):
         bench = _Bench(Path(folder), maker, runtime, repeat)
         model = bench.model(network)
@@ -98,7 +98,7 @@ class _Bench:
 
     def child(self, model: str, **parameters: Any) -> Child:
         settings = {"scan": self._usual_scan, "model": model, "parameters": self._parameters | parameters}
-        return Child("ours", settings)
+        return Child("benchmark.variants.Ours", settings)
 
     def sample(self, child: Child, x: float, scan: str = "") -> dict[str, Any]:
         runs = [child.ask(scan=scan or self._usual_scan) for _ in range(self._repeat)]

@@ -1,4 +1,4 @@
-"""The stages of a scan, statistics of their times, and the work that other processes did meanwhile."""
+"""The stages of a scan, statistics of their times, memory, and the work that other processes did meanwhile."""
 
 from __future__ import annotations
 
@@ -52,6 +52,17 @@ def stage_statistics(
     columns["total"] = [sample["wall_ms"] for sample in samples]
     statistics = {name: distribution(values) for name, values in columns.items()}
     return {name: {f"{key}_ms": s[key] for key in ("min", "median", "p95")} for name, s in statistics.items()}
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process, in 10**6 bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1.024e-3 * float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):  # no Linux
+        import resource
+
+        return 1.024e-3 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class OtherWork:

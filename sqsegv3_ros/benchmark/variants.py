@@ -7,7 +7,6 @@ Each runs in a child process (`child.py`), so heavy modules are imported where a
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros import process
-from sqsegv3_ros.benchmark.child import peak_rss_mb
-from sqsegv3_ros.benchmark.codec import Codec, PointCloud2, PointField
-from sqsegv3_ros.benchmark.stages import STAGES, timed
+from sqsegv3_ros.benchmark.codec import PointCloud2, PointField
+from sqsegv3_ros.benchmark.stages import STAGES, peak_rss_mb, timed
 from sqsegv3_ros.errors import OperationError, missing_package
 
 MARGIN = 1e-4
 """Where the two best softmax probabilities of a pixel are closer than this, rounding decides which is best."""
 _BELONGS_TO = {"upload": "project", "download": "restore", "input checks": "decode"}
 _OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
-
-
-def make_variant(kind: str, settings: dict[str, Any]) -> Any:
-    """The variant of that kind; its methods take the arguments of commands."""
-    if kind == "load":
-        from sqsegv3_ros.ros.load_nodes import Load
-
-        return Load(**settings)
-    return _VARIANTS[kind](**settings)
 
 
 class Ours:
@@ -329,13 +318,3 @@ class Maker:
 
 def _write(folder: str, name: str, **arrays: Any) -> None:
     np.savez(Path(folder) / f"{name}.npz", **arrays)
-
-
-_VARIANTS: Mapping[str, Callable[..., Any]] = {
-    "ours": Ours,
-    "reference": Reference,
-    "onnxruntime": OnnxRuntime,
-    "openvino": OpenVino,
-    "codec": Codec,
-    "maker": Maker,
-}

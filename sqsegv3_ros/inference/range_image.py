@@ -98,7 +98,12 @@ class ProjectionConfig:
 
 @dataclass(frozen=True)
 class Normalization:
-    """Mean and standard deviation of each channel: range, x, y, z (metres), remission."""
+    """Statistics that normalise the image's channels: range, x, y, z (metres), remission.
+
+    Attributes:
+        means: Mean of each channel.
+        stds: Standard deviation of each channel.
+    """
 
     means: tuple[float, float, float, float, float] = (12.12, 10.88, 0.23, -1.04, 0.21)
     stds: tuple[float, float, float, float, float] = (12.32, 11.47, 6.91, 0.86, 0.16)

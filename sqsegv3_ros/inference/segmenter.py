@@ -74,7 +74,7 @@ class Segmenter:
             cuda_graph: Record the network's kernels on a CUDA device once and replay them.
             projection: Instead of the model's own; its height and width hold from now on.
             knn: Instead of the model's own.
-            mount: Levels the points of a tilted sensor.
+            extrinsics: Levels the points of a tilted sensor.
             sha256: Digest that the model file must have.
 
         Raises:
@@ -82,13 +82,14 @@ class Segmenter:
         """
         self.runtime = resolve_runtime(backend, device, precision, threads, cuda_graph=cuda_graph)
         self.device = self.runtime.device
-        self.model = model if isinstance(model, ModelFile) else load_model(find_model(model), sha256)
-        self.info = self.model.info
+        if not isinstance(model, ModelFile):
+            model = load_model(find_model(model), sha256)
+        self.info, self.model_path, self.model_sha256 = model.info, model.path, model.sha256
         self.projection = projection or self.info.projection
         self.knn = knn or self.info.knn
         self.extrinsics = extrinsics or Extrinsics()
         with self._on_device():
-            self._network = make_backend(self.model, self.runtime, self.projection.height, self.projection.width)
+            self._network = make_backend(model, self.runtime, self.projection.height, self.projection.width)
 
     def segment(
         self, points: npt.NDArray[np.float32] | Tensor, rings: npt.NDArray[Any] | Tensor | None = None
@@ -178,19 +179,19 @@ class Segmenter:
                 shape, finite = tuple(logits.shape), bool(logits.isfinite().all())
             if shape != (1, len(self.info.labels), height, width):
                 raise UserError(
-                    f"model {self.model.path} gives logits {shape} for a {height} x {width} image and "
+                    f"model {self.model_path} gives logits {shape} for a {height} x {width} image and "
                     f"{len(self.info.labels)} classes"
                 )
             if not finite:
                 raise UserError(
-                    f"model {self.model.path} gives logits that are not finite ({self.runtime}); use precision fp32, "
+                    f"model {self.model_path} gives logits that are not finite ({self.runtime}); use precision fp32, "
                     "or export a model whose training did not diverge"
                 )
             for _ in range(1 if self.device.type == "cpu" else 3):
                 self.segment(scan, rings)
         except RuntimeError as error:  # torch: out of memory, an operation without a kernel for the type, ...
             message = str(error).strip().splitlines()[-1]
-            raise UserError(f"model {self.model.path} does not run ({self.runtime}): {message}") from error
+            raise UserError(f"model {self.model_path} does not run ({self.runtime}): {message}") from error
 
     def _upload(self, values: npt.NDArray[Any] | Tensor) -> Tensor:
         if isinstance(values, np.ndarray):

@@ -132,7 +132,7 @@ class SegmentNode(LifecycleNode):
         self._configure_error = ""
         segmenter = cloud_segmenter.segmenter
         self.get_logger().info(
-            f"model {segmenter.info.name} ({segmenter.model.path}), {segmenter.runtime}, "
+            f"model {segmenter.info.name} ({segmenter.model_path}), {segmenter.runtime}, "
             f"{segmenter.projection.height} x {segmenter.projection.width} pixels, "
             f"ready in {cloud_segmenter.startup_s:.2f} s; licence of the weights: {segmenter.info.licence}"
         )

@@ -332,11 +332,14 @@ def test_children_start_with_the_environment_that_was_there_before_this_packages
 
 
 def test_a_child_that_fails_says_why() -> None:
-    with pytest.raises(OperationError, match=r"'codec'.*no_such_argument"), Child("codec", {"no_such_argument": 1}):
+    with (
+        pytest.raises(OperationError, match=r"Codec'.*no_such_argument"),
+        Child("benchmark.codec.Codec", {"no_such_argument": 1}),
+    ):
         pass
     with (
         pytest.raises(UserError, match="there is no model file"),
-        Child("ours", {"scan": "", "model": "/no/such.pt", "parameters": {}}),
+        Child("benchmark.variants.Ours", {"scan": "", "model": "/no/such.pt", "parameters": {}}),
     ):
         pass
 

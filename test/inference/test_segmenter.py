@@ -83,7 +83,7 @@ def test_confidence_is_the_softmax_of_the_label_at_the_points_own_pixel(segmente
     result = segmenter.segment(points)
     network_input = normalize(result.image, segmenter.info.normalization)
     with torch.inference_mode():
-        softmax = segmenter.model.network(network_input)[0].double().softmax(0)
+        softmax = load_model(segmenter.model_path).network(network_input)[0].double().softmax(0)
     rows, columns = result.image.py, result.image.px
     expected = softmax[torch.from_numpy(result.labels).long(), rows, columns]
     np.testing.assert_allclose(result.confidences, expected, atol=1e-5)
@@ -177,7 +177,7 @@ def test_cuda_where_there_is_none_is_refused(small_model: Path) -> None:
         Segmenter(small_model, device="cuda")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_cuda_gives_nearly_the_labels_of_the_cpu(small_model: Path, segmenter: Segmenter, precision: str) -> None:
     points = random_points()

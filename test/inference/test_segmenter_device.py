@@ -13,12 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sqsegv3_ros.inference.backends import TorchBackend
 from sqsegv3_ros.inference.knn import MODES, KnnConfig
+from sqsegv3_ros.inference.model_file import load_model
 from sqsegv3_ros.inference.segmenter import Segmenter, _StageClock
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.export import ExportedNetwork
 from sqsegv3_ros.network.model import SqueezeSegV3
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 class CopiesBetweenDevices(TorchDispatchMode):
@@ -41,7 +40,7 @@ def test_between_upload_and_download_no_value_is_looked_at_and_none_comes_from_t
     on_meta = replace(segmenter.runtime, device=torch.device("meta"))
     segmenter.device = on_meta.device
     network = ExportedNetwork(SqueezeSegV3(NetworkConfig.ssgv3_21().scaled(0.125))).to("meta")
-    model = replace(segmenter.model, network=cast(torch.jit.ScriptModule, network))
+    model = replace(load_model(small_model), network=cast(torch.jit.ScriptModule, network))
     segmenter._network = TorchBackend(model, on_meta)
     points = torch.empty(5000, 4, device="meta")
 
@@ -57,7 +56,7 @@ def test_between_upload_and_download_no_value_is_looked_at_and_none_comes_from_t
     assert {t.device.type for t in (labels, confidences, image.channels, label_image)} == {"meta"}
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_cuda_graph_gives_the_same_labels_scan_after_scan(small_model: Path, precision: str) -> None:
     plain = Segmenter(small_model, device="cuda", precision=precision)
@@ -68,7 +67,7 @@ def test_a_cuda_graph_gives_the_same_labels_scan_after_scan(small_model: Path, p
         assert (graphed.segment(points).labels == plain.segment(points).labels).mean() > 0.999
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_labelling_on_cuda_never_waits_for_the_device(small_model: Path) -> None:
     segmenter = Segmenter(small_model, device="cuda")
     segmenter.warm_up()
@@ -81,6 +80,7 @@ def test_labelling_on_cuda_never_waits_for_the_device(small_model: Path) -> None
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_second_gpu_does_all_of_the_work_of_its_segmenter(small_model: Path) -> None:
     points = (np.random.default_rng(0).normal(size=(3000, 4)) * [15, 15, 1, 0.2]).astype(np.float32)

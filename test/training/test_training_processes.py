@@ -118,6 +118,7 @@ def test_two_processes_train_and_validate_on_uneven_shares(tmp_path):
     assert json.loads(line)["val/miou"] == pytest.approx(scores.miou_present, abs=1e-5)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="synchronised BatchNorm needs two CUDA devices")
 def test_synchronised_batchnorm_sees_the_global_batch(tmp_path):
     with socket.socket() as free:

@@ -77,16 +77,16 @@ class Bench:
     def running(self, profile: bool = True) -> Iterator[Bench]:
         """Start all three, and stop them. profile: whether they use the shipped Fast DDS profile."""
         with leaving_on_sigterm(), ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_stress_"))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_load_"))
             path = self._model or Path(folder) / "random.pt"
             if self._model is None:
-                with Child("maker", {}) as maker:
+                with Child("benchmark.variants.Maker", {}) as maker:
                     maker.ask(path=str(path), network=self._network, height=64, width=self._width)
             environment = ros_environment(profile)
             parameters = {"model": path, **self._parameters}
             self.node = stack.enter_context(_running_node(parameters, environment))
-            self._publisher = stack.enter_context(Child("load", {"role": "publisher"}, environment))
-            self._receiver = stack.enter_context(Child("load", {"role": "receiver"}, environment))
+            self._publisher = stack.enter_context(Child("ros.load_nodes.Load", {"role": "publisher"}, environment))
+            self._receiver = stack.enter_context(Child("ros.load_nodes.Load", {"role": "receiver"}, environment))
             end = time.monotonic() + _START_S
             while not self._receiver.ask("connected")["connected"]:
                 if self.node.poll() is not None:
