@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -162,6 +163,17 @@ def make_backend(model: ModelFile, runtime: Runtime, height: int, width: int) ->
     return GraphedBackend(network) if runtime.cuda_graph else network
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use this many CPU threads for an operation, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class TorchBackend:
     """The network run by torch."""
 
@@ -169,14 +181,15 @@ class TorchBackend:
         self.precision = runtime.precision
         self._dtype = _DTYPES[runtime.precision]
         self._network = model.network.to(device=runtime.device, dtype=self._dtype)
-        self._on_cpu = runtime.device.type == "cpu"
+        self._on_cpu, self._threads = runtime.device.type == "cpu", runtime.threads
 
     def __call__(self, image: Tensor) -> Tensor:
         """(1, 5, H, W) float32 on the device -> logits (1, C, H, W) float32."""
+        if not self._on_cpu:
+            return cast(Tensor, self._network(image.to(self._dtype)).float())
         # TorchScript's optimiser finds nothing to fuse on a CPU, and costs seconds and memory in the first runs
-        with torch.jit.optimized_execution(False) if self._on_cpu else nullcontext():
-            logits: Tensor = self._network(image.to(self._dtype)).float()
-        return logits
+        with torch_threads(self._threads), torch.jit.optimized_execution(False):
+            return cast(Tensor, self._network(image.to(self._dtype)).float())
 
 
 class GraphedBackend:
