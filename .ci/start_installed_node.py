@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 
 from conftest import make_model  # noqa: E402
-from live import NODE, Client, wait_until  # noqa: E402
+from live import NODE, Client, publish_until_labelled  # noqa: E402
+from programs import wait_until  # noqa: E402
 from sensor_msgs.msg import PointCloud2  # noqa: E402
-from test_launch_node import publish_until  # noqa: E402
 
 
 def main(workspace: Path) -> None:
@@ -37,7 +37,7 @@ def main(workspace: Path) -> None:
         labelled = client.collect(PointCloud2, f"{NODE}/output/points", connected=False)
         wait_until(lambda: client.state() == "active", 120)
         print("the node is active")
-        publish_until(client, labelled, f"{NODE}/input/points")
+        publish_until_labelled(client, labelled, f"{NODE}/input/points")
         print(f"a cloud came back with the fields {', '.join(field.name for field in labelled[0].fields)}")
     finally:
         client.close()
