@@ -68,7 +68,7 @@ setup(
     extras_require={
         # what a machine without a GPU runs the network with
         "cpu": ["openvino>=2025.0"],
-        "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib"],
+        "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib", "Jinja2"],
         "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.44", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],

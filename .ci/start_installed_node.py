@@ -1,4 +1,4 @@
-"""A colcon workspace comes in; its node is started as on a robot. Exits with 0 if it comes up, labels and stops.
+"""Start the node that colcon installed, as on a robot. Exits with 0 if it starts, labels a cloud and stops.
 
 The model is a small one with random weights: this is about the installation.
 """

@@ -23,7 +23,6 @@ VERBS = {
     "report": "write an evaluation as an HTML page",
     "simulate": "simulate labelled scans of synthetic scenes",
     "benchmark": "measure what a scan costs, beside the reference implementation and other runtimes",
-    "stress": "load the running node, and account for every cloud",
     "ablate": "measure, train and plot the variants that the paper compares",
     "replay": "publish a bag or a SemanticKITTI sequence at its recorded rate",
     "convert": "convert a SemanticKITTI sequence into a bag, or a bag into a sequence",

@@ -15,6 +15,7 @@ _APT = {
     "tqdm": "python3-tqdm",
     "Pillow": "python3-pil",
     "matplotlib": "python3-matplotlib",
+    "Jinja2": "python3-jinja2",
     "numpy": "python3-numpy",
 }
 # whose Ubuntu has no torch, or one older than 2.2
@@ -68,3 +69,9 @@ def missing_torch(error: ModuleNotFoundError, purpose: str) -> UserError:
     if error.name != "torch":
         raise error
     return missing_package("torch", purpose)
+
+
+def require(valid: bool, name: str, expected: str, found: object) -> None:
+    """Raise UserError unless a setting is valid."""
+    if not valid:
+        raise UserError(f"{name} must be {expected}, found {found!r}")

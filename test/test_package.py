@@ -143,11 +143,12 @@ def test_placeholders_are_named_in_the_release_checklist() -> None:
         assert set(addresses) == {"sqsegv3-ros.example"}, name
 
 
-def test_versions_agree_in_package_xml_setup_py_and_changelog(source: Path) -> None:
+def test_versions_agree_in_package_xml_setup_py_and_citation_and_the_changelog_goes_on(source: Path) -> None:
     version = ET.parse(ROOT / "package.xml").getroot().findtext("version")
     assert version
     assert run(sys.executable, "setup.py", "--version", cwd=source).stdout.strip().splitlines()[-1] == version
-    assert f"\n{version} (" in (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert "\nForthcoming\n-----------\n" in (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8")
 
 
 def test_only_numpy_and_torch_are_required(source: Path) -> None:

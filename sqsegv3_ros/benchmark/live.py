@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sqsegv3_ros.benchmark.load_test import Bench, Case
 from sqsegv3_ros.benchmark.scene import POINTS
 from sqsegv3_ros.benchmark.stages import NODE_STAGES
-from sqsegv3_ros.benchmark.stress import Bench, Case
 from sqsegv3_ros.benchmark.tables import table
 
 SENSOR_HZ = 10.0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.errors import UserError
+
+LOAD_NETWORK, LOAD_WIDTH = "1/16", 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--scaling", action="store_true", help="cost against points, image size, threads, channels")
     what.add_argument("--live", action="store_true", help="latency of the running node (ROS 2)")
+    what.add_argument(
+        "--load", action="store_true", help="what the running node labels, drops and loses under load (ROS 2)"
+    )
+    what.add_argument(
+        "--soak", action="store_true", help="one case of the load test, with memory, threads and files watched"
+    )
+    load = parser.add_argument_group(
+        "load test", f"a random network, {LOAD_NETWORK} at {LOAD_WIDTH} columns, unless given"
+    )
+    load.add_argument("--seconds", type=float, default=20.0, metavar="S", help="per case (default: 20)")
+    load.add_argument("--rates", type=float, nargs="+", default=[10.0, 20.0], metavar="HZ", help="default: 10 20")
+    load.add_argument("--points", type=int, nargs="+", default=[130_000, 260_000], help="default: 130000 260000")
+    sizes = (16, 22, 32, 48)
+    load.add_argument("--bytes", type=int, nargs="+", choices=sizes, default=sizes, help="of a point (default: all)")
+    publishers = ("reliable", "best_effort")
+    load.add_argument("--publisher", nargs="+", choices=publishers, default=publishers, help="default: both")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         return _scaling(args)
     if args.live:
         return _live(args)
+    if args.load or args.soak:
+        return _load(args)
     from sqsegv3_ros.benchmark.measure import Options, measure
     from sqsegv3_ros.benchmark.tables import draw, text
 
@@ -134,13 +155,43 @@ def _runtime(args: argparse.Namespace) -> dict[str, Any]:
     return {**given, "threads": args.threads or 0}
 
 
+def _load(args: argparse.Namespace) -> int:
+    """Load the node. Returns 1 if a cloud was lost or damaged."""
+    from sqsegv3_ros.benchmark import load_test
+    from sqsegv3_ros.benchmark.networks import network_config
+    from sqsegv3_ros.inference.model_file import find_model, read_info
+
+    unused = {"--plot": args.plot, "--height": args.height, "--knn-k": args.knn_k, "--knn-search": args.knn_search}
+    _refuse(unused, "the load test runs the node as it is")
+    for option, values in (("--rates", args.rates), ("--points", args.points), ("--seconds", [args.seconds])):
+        if any(not value > 0 for value in values):
+            raise UserError(f"{option} must be more than 0, found {' '.join(f'{value:g}' for value in values)}")
+    model, network = args.model, args.network or LOAD_NETWORK
+    if model is None:
+        network_config(network)
+    else:
+        model = find_model(model)
+        read_info(model)
+    wanted = load_test.cases(args.rates, args.points, args.bytes, [p == "reliable" for p in args.publisher])
+    bench = load_test.Bench(model, network, args.width or LOAD_WIDTH, {"threads": args.threads or 0})
+    if args.soak:
+        with bench.running() as running:
+            results = [running.soak(wanted[0], args.seconds)]
+        print(load_test.soak_text(results[0]))
+    else:
+        results = load_test.run(bench, wanted, args.seconds, lambda line: print(line, file=sys.stderr, flush=True))
+        print(load_test.text(results))
+    _write_json(args.json, results)
+    return 1 if any(result["lost"] > 0 or result["damaged"] for result in results) else 0
+
+
 def _refuse(given: dict[str, Any], reason: str) -> None:
     for option, value in given.items():
         if value is not None:
             raise UserError(f"{option} cannot be used here: {reason}")
 
 
-def _write_json(path: Path | None, result: dict[str, Any]) -> None:
+def _write_json(path: Path | None, result: Any) -> None:
     if path is not None:
         from sqsegv3_ros.files import write_atomically
 

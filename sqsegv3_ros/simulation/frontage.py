@@ -46,11 +46,11 @@ class Frontage:
         c, d = float(np.cos(self.yaw)), float(np.sin(self.yaw))
         return self.u + s * c - o * d, self.v + s * d + o * c
 
-    def add(self, mesh: Mesh, s: float, o: float, yaw: float = 0.0, dz: float = 0.0) -> None:
+    def add(self, mesh: Mesh, s: float, o: float, yaw: float = 0.0) -> None:
         """Place a mesh at (s, o), rotated by yaw from the direction of s, unless it is beyond the ground."""
         u, v = self.at(s, o)
         if abs(v) < HALF_DEPTH_M - 1.0:
-            self.builder.add(mesh, u, v, self.yaw + yaw, dz)
+            self.builder.add(mesh, u, v, self.yaw + yaw)
 
     def paint(self, s: tuple[float, float], o: tuple[float, float], surface: int) -> None:
         """Paint a rectangle of the ground with a surface."""

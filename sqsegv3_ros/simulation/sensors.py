@@ -112,7 +112,7 @@ def firing_azimuths(sensor: SensorModel) -> npt.NDArray[np.float64]:
 
 
 def _spread(top: float, bottom: float, count: int) -> tuple[float, ...]:
-    return tuple(float(v) for v in np.linspace(top, bottom, count))
+    return tuple(np.linspace(top, bottom, count).tolist())
 
 
 def _hdl64e() -> SensorModel:
@@ -122,10 +122,10 @@ def _hdl64e() -> SensorModel:
     aside = np.tile([-3.8, 1.3, -1.3, 3.8], 16) + 0.3 * off[1]
     return SensorModel(
         "hdl64e",
-        tuple(float(v) for v in np.sort(elevations)[::-1]),
+        tuple(np.sort(elevations)[::-1].tolist()),
         columns=2172,
         max_range_m=80.0,
-        beam_azimuths_deg=tuple(float(v) for v in aside),
+        beam_azimuths_deg=tuple(aside.tolist()),
         heights_m=(0.205,) * 32 + _spread(0.13, 0.09, 32),
         near_dim=0.3,
         range_bias_m=0.036,

@@ -130,8 +130,8 @@ def _wheels(places: list[float], half_width: float, radius: float, label: int) -
 
 def truck(rng: np.random.Generator) -> Mesh:
     """Build a truck of 6 to 10 m with a closed body, a tipper, or a flat bed."""
-    length, width = float(rng.uniform(5.8, 10.0)), float(rng.uniform(2.2, 2.5))
-    cab, high = float(rng.uniform(1.6, 2.2)), float(rng.uniform(2.4, 3.0))
+    length, width = rng.uniform(5.8, 10.0), rng.uniform(2.2, 2.5)
+    cab, high = rng.uniform(1.6, 2.2), rng.uniform(2.4, 3.0)
     front, rear, w = length / 2, -length / 2, width / 2
     paint, load = (float(v) for v in rng.uniform(0.2, 0.5, 2))
     parts = [box((front - cab, front), (-w, w), (0.55, high), TRUCK, PAINT, paint)]
@@ -142,11 +142,11 @@ def truck(rng: np.random.Generator) -> Mesh:
     parts.append(quad(screen, TRUCK, GLASS, 0.1))
     parts.append(box((rear, front - cab), (-0.5, 0.5), (0.5, 0.95), TRUCK, METAL, 0.2))
     back = front - cab - 0.15
-    kind = int(rng.integers(3))
+    kind = rng.integers(3)
     if kind == 0:
-        parts.append(box((rear, back), (-w, w), (0.95, float(rng.uniform(3.0, 3.8))), TRUCK, PAINT, load))
+        parts.append(box((rear, back), (-w, w), (0.95, rng.uniform(3.0, 3.8)), TRUCK, PAINT, load))
     else:
-        rim = 1.15 + (float(rng.uniform(0.3, 0.9)) if kind == 1 else 0.35)
+        rim = 1.15 + (rng.uniform(0.3, 0.9) if kind == 1 else 0.35)
         parts.append(box((rear, back), (-w, w), (0.95, 1.15), TRUCK, METAL, load))
         for x0, x1, y0, y1 in (
             (rear, back, -w, -w + 0.06),
@@ -162,8 +162,8 @@ def truck(rng: np.random.Generator) -> Mesh:
 
 def bus(rng: np.random.Generator) -> Mesh:
     """Build a city bus of 10 to 13 m with a band of windows."""
-    length, w, high = float(rng.uniform(10.0, 13.0)), 1.27, float(rng.uniform(2.9, 3.2))
-    half, paint = length / 2, float(rng.uniform(0.3, 0.5))
+    length, w, high = rng.uniform(10.0, 13.0), 1.27, rng.uniform(2.9, 3.2)
+    half, paint = length / 2, rng.uniform(0.3, 0.5)
     parts = [
         box((-half, half), (-w, w), (0.35, 1.2), BUS, PAINT, paint),
         box((-half, half), (-w, w), (2.3, high), BUS, PAINT, paint),
@@ -180,10 +180,10 @@ def bus(rng: np.random.Generator) -> Mesh:
 
 def other_vehicle(rng: np.random.Generator) -> Mesh:
     """Build a caravan, a trailer, a tractor or a camper: the data set's other-vehicle."""
-    kind = int(rng.integers(4))
-    paint = float(rng.uniform(0.3, 0.5))
+    kind = rng.integers(4)
+    paint = rng.uniform(0.3, 0.5)
     if kind == 0:  # caravan
-        half, w, high = float(rng.uniform(2.2, 3.0)), 1.1, float(rng.uniform(2.3, 2.6))
+        half, w, high = rng.uniform(2.2, 3.0), 1.1, rng.uniform(2.3, 2.6)
         profile = [
             (-half, 0.5),
             (-half - 0.1, 1.4),
@@ -195,8 +195,8 @@ def other_vehicle(rng: np.random.Generator) -> Mesh:
         parts = [extrude(profile, w, OTHER_VEHICLE, PAINT, paint), *_wheels([-0.1], w, 0.32, OTHER_VEHICLE)]
         parts.append(tube((half, 0, 0.5), (half + 1.2, 0, 0.45), 0.06, OTHER_VEHICLE, METAL, 0.2, sides=4))
     elif kind == 1:  # trailer
-        half, w = float(rng.uniform(1.1, 2.4)), float(rng.uniform(0.7, 1.05))
-        parts = [box((-half, half), (-w, w), (0.5, float(rng.uniform(0.9, 2.0))), OTHER_VEHICLE, METAL, paint)]
+        half, w = rng.uniform(1.1, 2.4), rng.uniform(0.7, 1.05)
+        parts = [box((-half, half), (-w, w), (0.5, rng.uniform(0.9, 2.0)), OTHER_VEHICLE, METAL, paint)]
         parts += _wheels([-0.1], w + 0.3, 0.3, OTHER_VEHICLE)
         parts.append(tube((half, 0, 0.5), (half + 1.1, 0, 0.45), 0.05, OTHER_VEHICLE, METAL, 0.2, sides=4))
     elif kind == 2:  # tractor
@@ -209,7 +209,7 @@ def other_vehicle(rng: np.random.Generator) -> Mesh:
         parts += [wheel(-0.9, s * 0.85, 0.78, 0.45, OTHER_VEHICLE, RUBBER, 0.1) for s in (1, -1)]
         parts += [wheel(1.5, s * 0.8, 0.45, 0.3, OTHER_VEHICLE, RUBBER, 0.1) for s in (1, -1)]
     else:  # camper
-        half, w, high = float(rng.uniform(2.8, 3.6)), 1.12, float(rng.uniform(2.7, 3.1))
+        half, w, high = rng.uniform(2.8, 3.6), 1.12, rng.uniform(2.7, 3.1)
         profile = [(-half, 0.4), (-half, high), (half - 1.4, high), (half - 0.6, 1.9), (half - 0.1, 1.1), (half, 0.4)]
         parts = [extrude(profile, w, OTHER_VEHICLE, PAINT, paint)]
         parts += _wheels([half - 1.0, -half + 1.3], w, 0.36, OTHER_VEHICLE)
@@ -269,9 +269,9 @@ def pick_vehicle(label: int, rng: np.random.Generator) -> Mesh:
     choices = _vehicle_pool()[label]
     if label == CAR:  # dark coats are the most frequent, vans and coupes the rarest
         weights = np.array([1.2, 2, 2, 1.5, 1.2, 2, 1.5, 1, 0.8, 1, 0.5, 0.5, 0.3])
-        body = int(rng.choice(len(CAR_BODIES), p=weights / weights.sum()))
-        coat = int(rng.choice(5, p=[0.3, 0.25, 0.2, 0.15, 0.1]))
+        body = rng.choice(len(CAR_BODIES), p=weights / weights.sum())
+        coat = rng.choice(5, p=[0.3, 0.25, 0.2, 0.15, 0.1])
         chosen = choices[body * 5 + coat]
     else:
-        chosen = choices[int(rng.integers(len(choices)))]
-    return chosen.transformed(scale=float(rng.uniform(0.97, 1.04)))
+        chosen = choices[rng.integers(len(choices))]
+    return chosen.transformed(scale=rng.uniform(0.97, 1.04))

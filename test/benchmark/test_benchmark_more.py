@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sqsegv3_ros.benchmark import live, scaling, stress
+from sqsegv3_ros.benchmark import live, load_test, scaling
 from sqsegv3_ros.benchmark.child import child_environment
 from sqsegv3_ros.benchmark.measure import EDGE, off_the_edges
 from sqsegv3_ros.benchmark.stages import NODE_STAGES, STAGES
@@ -56,16 +56,16 @@ def test_live_latencies_are_split_into_the_node_and_the_rest() -> None:
 
 def test_medians_are_read_from_the_nodes_diagnostics() -> None:
     said = {"latency p50/p95/max (ms)": "12.5 / 20.0 / 30.1", "labelled": "3"}
-    assert stress.p50(said, "latency") == 12.5
-    assert np.isnan(stress.p50(said, "network"))
+    assert load_test.p50(said, "latency") == 12.5
+    assert np.isnan(load_test.p50(said, "network"))
 
 
 def test_without_the_profile_no_profile_of_the_caller_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PROFILE_VARIABLES:
         monkeypatch.setenv(name, "/some/profile.xml")
-    without = child_environment(stress.ros_environment(profile=False))
+    without = child_environment(load_test.ros_environment(profile=False))
     assert not set(PROFILE_VARIABLES) & set(without)
-    given = child_environment(stress.ros_environment(profile=True))
+    given = child_environment(load_test.ros_environment(profile=True))
     used = [given[name] for name in PROFILE_VARIABLES if name in given]
     assert used and all(Path(path).name == "fastdds.xml" and Path(path).is_file() for path in used)
 

@@ -73,6 +73,9 @@ def test_a_publisher_may_restart_with_another_layout_frame_size_and_reliability(
             rig.qos = RELIABLE if rig.qos is BEST_EFFORT else BEST_EFFORT
     organised = rig.labels(lambda: in_layout("ouster 48", rows=64, points=good_points()[:19_968]))
     assert (organised.height, organised.width) == (64, 312)
+    if rig.qos is BEST_EFFORT:  # the other tests rely on the delivery of their clouds
+        rig.client.close_publisher(rig.input, rig.qos)
+        rig.qos = RELIABLE
     rig.recovers()
 
 
@@ -90,7 +93,7 @@ def test_scans_faster_than_the_node_are_dropped_for_newer_ones_and_counted(rig: 
         grown = {key: value - before[key] for key, value in rig.counts().items()}
         assert grown["labelled"] + grown["superseded by a newer cloud"] == grown["received"]
         assert grown["received"] + grown["lost on the way"] == sent + 1
-        assert 1 < grown["labelled"] <= sent
+        assert 1 <= grown["labelled"] <= sent
         dropped += grown["superseded by a newer cloud"]
         if dropped > 1:
             break

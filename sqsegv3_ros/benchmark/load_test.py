@@ -77,7 +77,7 @@ class Bench:
     def running(self, profile: bool = True) -> Iterator[Bench]:
         """Start all three, and stop them. profile: whether they use the shipped Fast DDS profile."""
         with leaving_on_sigterm(), ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_stress_"))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_load_"))
             path = self._model or Path(folder) / "random.pt"
             if self._model is None:
                 with Child("benchmark.variants.Maker", {}) as maker:

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sqsegv3_ros.benchmark import stress
+from sqsegv3_ros.benchmark import load_test
 from sqsegv3_ros.benchmark.stages import distribution
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.ros.load_nodes import LAYOUTS, structured
 
 
 def test_every_combination_is_a_case() -> None:
-    made = stress.cases([10.0, 20.0], [1000], [16, 48], [True, False])
+    made = load_test.cases([10.0, 20.0], [1000], [16, 48], [True, False])
     assert len(made) == len(set(made)) == 8
-    assert stress.Case(20.0, 1000, 48, False) in made
+    assert load_test.Case(20.0, 1000, 48, False) in made
 
 
 @pytest.mark.parametrize("step", LAYOUTS)
@@ -36,10 +36,10 @@ def test_the_layouts_hold_the_points(step: int) -> None:
 def test_trends_tell_a_leak_from_what_is_flat() -> None:
     times = np.arange(0, 600, 5.0)
     arrivals = [(int(1e9 * t), 50.0 if t < 300 else 80.0) for t in times]
-    flat = stress.trends([(t, 300.0 + (t < 60) * -50, 20, 40) for t in times], arrivals)
+    flat = load_test.trends([(t, 300.0 + (t < 60) * -50, 20, 40) for t in times], arrivals)
     assert flat["memory_mib_per_hour"] == pytest.approx(0, abs=1e-6) and flat["memory_growth_mib"] == 0
     assert flat["threads"] == [20, 20] and flat["p99_ms_by_half"] == [50.0, 80.0]
-    leak = stress.trends([(t, 300.0 + t / 10, 20 + int(t) // 100, 40) for t in times], arrivals)
+    leak = load_test.trends([(t, 300.0 + t / 10, 20 + int(t) // 100, 40) for t in times], arrivals)
     assert leak["memory_mib_per_hour"] == pytest.approx(360) and leak["threads"] == [20, 25]
 
 
@@ -52,7 +52,7 @@ def result(**changes: object) -> dict:
 
 
 def test_the_table_has_a_line_for_each_case_also_where_nothing_came() -> None:
-    lines = stress.text([result(), result(labelled=0, latency_ms=distribution([]), lost=181)]).splitlines()
+    lines = load_test.text([result(), result(labelled=0, latency_ms=distribution([]), lost=181)]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert cells[0] == ["10 Hz", "130,000", "22", "best effort", "200", "180", "19", "0", "1", "0", "50", "60", "70", "48", "45"]  # fmt: skip  # noqa: E501
     assert cells[1][5] == "0" and cells[1][10:13] == ["", "", ""]
@@ -60,14 +60,25 @@ def test_the_table_has_a_line_for_each_case_also_where_nothing_came() -> None:
 
 @pytest.mark.parametrize("arguments", [["--rates", "0"], ["--points", "-5"], ["--seconds", "nan"], ["--network", "x"]])
 def test_what_cannot_be_measured_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["stress", *arguments]) == 2
+    assert main(["benchmark", "--load", *arguments]) == 2
     assert arguments[1].lstrip("-") in capsys.readouterr().err
 
 
 def soak(tmp_path: Path, *arguments: str) -> dict:
     pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
     written = tmp_path / "soak.json"
-    command = ["stress", "--soak", "--json", str(written), "--threads", "1", "--publisher", "reliable", "--bytes", "22"]
+    command = [
+        "benchmark",
+        "--soak",
+        "--json",
+        str(written),
+        "--threads",
+        "1",
+        "--publisher",
+        "reliable",
+        "--bytes",
+        "22",
+    ]
     code = main([*command, *arguments])
     found = json.loads(written.read_text())[0]
     assert code == 0 and found["lost"] == 0 and found["damaged"] == found["refused"] == 0, found
@@ -81,7 +92,7 @@ def test_under_load_no_cloud_is_lost_unexplained_and_nothing_grows(tmp_path: Pat
     assert found["threads"][1] - found["threads"][0] <= 2 and found["files"][1] - found["files"][0] <= 4, found
 
 
-STRESS = ["stress", "--width", "64", "--points", "1000", "--rates", "5", "--seconds", "600"]
+LOAD = ["benchmark", "--load", "--width", "64", "--points", "1000", "--rates", "5", "--seconds", "600"]
 BENCHMARK = ["benchmark", "--network", "1/16", "--width", "64", "--repeat", "10000"]
 
 
@@ -89,8 +100,8 @@ BENCHMARK = ["benchmark", "--network", "1/16", "--width", "64", "--repeat", "100
 @pytest.mark.parametrize(
     ("arguments", "running"),
     [
-        (STRESS, "variants.Maker"),
-        (STRESS, "sqsegv3_ros.ros.segment_node"),
+        (LOAD, "variants.Maker"),
+        (LOAD, "sqsegv3_ros.ros.segment_node"),
         (BENCHMARK, "variants.Ours"),
         (["benchmark", "--scaling"], "variants.Maker"),
     ],
@@ -127,7 +138,7 @@ def children(parent: int) -> list[tuple[int, str]]:
 @pytest.mark.timeout(3600)
 def test_half_an_hour_at_ten_hertz_leaves_nothing_behind(tmp_path: Path) -> None:
     found = soak(tmp_path, "--points", "130000", "--rates", "10", "--seconds", "1800")
-    print(stress.soak_text(found))
+    print(load_test.soak_text(found))
     assert found["memory_mib_per_hour"] < 20 and found["memory_growth_mib"] < 20, found["samples"]
     assert found["threads"][1] - found["threads"][0] <= 2 and found["files"][1] - found["files"][0] <= 4, found
     first, second = found["p99_ms_by_half"]
@@ -139,7 +150,7 @@ def test_half_an_hour_at_ten_hertz_leaves_nothing_behind(tmp_path: Path) -> None
 def test_the_whole_table_explains_every_cloud_and_no_queue_builds_up(tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
     written = tmp_path / "table.json"
-    assert main(["stress", "--seconds", "15", "--json", str(written)]) == 0
+    assert main(["benchmark", "--load", "--seconds", "15", "--json", str(written)]) == 0
     found = json.loads(written.read_text())
     assert len(found) == 32
     for case in found:
