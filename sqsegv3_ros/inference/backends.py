@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sqsegv3_ros.errors import UserError, install_command, missing_package
 from sqsegv3_ros.inference.model_file import ModelFile
+from sqsegv3_ros.inference.torchscript import no_deprecation_warnings
 
 BACKENDS = ("auto", "torch", "openvino")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -263,7 +264,8 @@ def _convert(model: ModelFile, shape: tuple[int, int, int, int]) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     try:
-        decoder = TorchScriptPythonDecoder(model.network)  # has to outlive the conversion
+        with no_deprecation_warnings():
+            decoder = TorchScriptPythonDecoder(model.network)  # has to outlive the conversion
         frontend = FrontEndManager().load_by_framework("pytorch")
         graph = frontend.load(decoder)
         image = graph.get_inputs()[0]  # a loaded network does not say what it takes
