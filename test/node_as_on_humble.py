@@ -29,6 +29,7 @@ LATER_THAN_HUMBLE = {
 
 def become_humble() -> None:
     """Remove those names from what the package sees; rclpy itself keeps what it uses."""
+    importlib.import_module("rclpy.lifecycle")  # imports rclpy.event_handler itself
     current = importlib.import_module("rclpy.event_handler")
     former = types.ModuleType("rclpy.qos_event")
     former.__dict__.update({name: getattr(current, name) for name in dir(current) if not name.startswith("_")})
