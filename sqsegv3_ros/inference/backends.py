@@ -15,8 +15,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, install_command, missing_package
 from sqsegv3_ros.inference.model_file import ModelFile
+from sqsegv3_ros.inference.torchscript import no_deprecation_warnings
 
 BACKENDS = ("auto", "torch", "openvino")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -24,7 +25,6 @@ DEVICES = ("auto", "cuda", "cpu")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-INSTALL_OPENVINO = "pip install openvino"
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,13 @@ def resolve_runtime(
     if backend == "auto":
         backend = "openvino" if on_cpu and installed else "torch"
         if on_cpu and not installed:
-            hint = f"OpenVINO is not installed; with it the network is 2 to 4 times faster: {INSTALL_OPENVINO}"
+            command = install_command("openvino")
+            hint = f"OpenVINO is not installed; with it the network is 2 to 4 times faster: {command}"
     elif backend == "openvino":
         if not on_cpu:
             raise UserError(f"backend 'openvino' runs on the CPU, found device '{resolved}'; use backend 'torch'")
         if not installed:
-            raise UserError(f"backend 'openvino' needs the Python package 'openvino': {INSTALL_OPENVINO}")
+            raise missing_package("openvino", "backend 'openvino'")
     native_bf16 = has_native_bf16()
     if precision == "auto":
         precision = "fp32" if on_cpu else "fp16"
@@ -276,7 +277,8 @@ def _convert(model: ModelFile, shape: tuple[int, int, int, int]) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     try:
-        decoder = TorchScriptPythonDecoder(model.network)  # has to outlive the conversion
+        with no_deprecation_warnings():
+            decoder = TorchScriptPythonDecoder(model.network)  # has to outlive the conversion
         frontend = FrontEndManager().load_by_framework("pytorch")
         graph = frontend.load(decoder)
         image = graph.get_inputs()[0]  # a loaded network does not say what it takes
