@@ -319,7 +319,7 @@ def test_the_node_ends_cleanly_on_a_signal(small_model: Path, number: signal.Sig
 
 def test_a_missing_model_is_reported_and_the_node_stays_unconfigured(client: Client) -> None:
     with running_node("-r", "__ns:=/lost", model="/nowhere/model.pt") as node:
-        node.wait_for_log("there is no model file /nowhere/model.pt")
+        node.wait_for_log("model file /nowhere/model.pt not found")
         client.status("model", lambda s: s.level == ERROR and "/nowhere/model.pt" in s.message)
         with client.targeting("/lost/sqsegv3"):
             assert client.state() == "unconfigured"
