@@ -66,7 +66,7 @@ class SegmentNode(LifecycleNode):
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # steady time: diagnostics continue while the simulated clock is paused
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self._on_timer, clock=steady)
 
     # ---- clouds ----------------------------------------------------------------------------------------------------
 
@@ -244,12 +244,24 @@ class SegmentNode(LifecycleNode):
         settings = self._settings
         return Limits(settings["latency_budget_ms"], settings["late_error_after_s"], settings["stale_after_s"])
 
+    def _on_timer(self) -> None:
+        self._publish_diagnostics()
+        if self._input is None:
+            return
+        try:
+            self._input.match_publishers()
+        except Exception as error:
+            if self.context.ok():  # otherwise the node is shutting down and cannot subscribe any more
+                message = f"cannot follow the publishers' reliability, trying again: {type(error).__name__}: {error}"
+                self._diagnostics.callback_failed(time.monotonic(), message)
+                self.get_logger().error(message, throttle_duration_sec=THROTTLE_S)
+
     def _publish_diagnostics(self) -> None:
         statuses = [self._model_status()]
         if self._input is not None:
-            self._input.match_publishers()
             statuses += self._diagnostics.statuses(time.monotonic())
-            statuses[1].values["reliability"] = self._input.reliability.name.lower()
+            received = next(status for status in statuses if status.name == "input")
+            received.values["reliability"] = self._input.reliability.name.lower()
         name = self.get_fully_qualified_name().lstrip("/")
         hardware_id = self._cloud_segmenter.segmenter.info.name if self._cloud_segmenter else ""
         stamp = self.get_clock().now().to_msg()

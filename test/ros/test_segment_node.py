@@ -15,15 +15,21 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-from diagnostic_msgs.msg import DiagnosticStatus
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from live import BEST_EFFORT, LATCHED, NODE, Client, message, street
 from programs import depends_on_discovery, running_node, wait_until
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.inference.segmenter import Segmenter
 from sqsegv3_ros.pointcloud2 import read_field
+from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
+from sqsegv3_ros.ros.segment_node import SegmentNode
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -124,6 +130,44 @@ def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model:
         node.wait_for_log("must be one of auto, best_effort, reliable, found 'perfect'")
         with client.targeting("/adapt/sqsegv3"):
             assert client.state() == "inactive"
+
+
+def test_diagnostics_continue_while_the_input_cannot_be_subscribed_again(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+
+    def fail_twice(subscription: CloudSubscription) -> None:
+        tries.append(time.monotonic())
+        if len(tries) <= 2:
+            raise RuntimeError("no memory")
+
+    monkeypatch.setattr(CloudSubscription, "match_publishers", fail_twice)
+    context = Context()
+    rclpy.init(context=context)
+    overrides = [Parameter("model", value=str(small_model))]
+    node = SegmentNode(context=context, namespace="stuck", parameter_overrides=overrides)
+    arrays: list[DiagnosticArray] = []
+    node.create_subscription(DiagnosticArray, "/diagnostics", arrays.append, 10)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    try:
+        node.trigger_configure()
+        node.trigger_activate()
+
+        def spin_until(count: int) -> dict[str, DiagnosticStatus]:
+            while len(tries) < count:
+                executor.spin_once(timeout_sec=0.1)  # raises what a callback raises
+            own = [array for array in arrays if array.status[0].name.startswith("stuck/")]
+            return {status.name.partition(": ")[2]: status for status in own[-1].status}
+
+        statuses = spin_until(3)
+        assert "cannot follow the publishers' reliability" in statuses["processing"].message
+        assert {v.key: v.value for v in statuses["input"].values}["reliability"] == "best_effort"
+    finally:
+        executor.shutdown(timeout_sec=5)
+        node.destroy_node()
+        rclpy.shutdown(context=context)
 
 
 def test_the_filtered_cloud_lacks_the_removed_classes(live: Client) -> None:
