@@ -27,19 +27,18 @@ from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros import process
 from sqsegv3_ros.errors import UserError, missing_torch
-from sqsegv3_ros.inference.settings import AT_CONFIGURE, NAMES, Settings
+from sqsegv3_ros.inference.settings import AT_CONFIGURE, NAMES, NODE_NAME, Settings, describe_unknown
 from sqsegv3_ros.pointcloud2 import CloudError
 from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status, to_message
 from sqsegv3_ros.ros.distributions import answer_invalid_transitions
 from sqsegv3_ros.ros.latest_worker import LatestWorker
-from sqsegv3_ros.ros.parameters import declare_settings
+from sqsegv3_ros.ros.parameters import declare_settings, undeclared_overrides
 
 if TYPE_CHECKING:  # these import torch, which needs `process.prepare` first
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.ros.output_publishers import OutputPublishers
 
-NODE_NAME = "sqsegv3"
 DIAGNOSTICS_PERIOD_S = 1.0
 THROTTLE_S = 5.0
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -61,6 +60,8 @@ class SegmentNode(LifecycleNode):
         self._input: CloudSubscription | None = None
         self._configure_error = ""
         self._settings = declare_settings(self)
+        for name in undeclared_overrides(self):
+            self.get_logger().warning(f"{describe_unknown(name)} (ignored)")
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self._new_diagnostics()
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)

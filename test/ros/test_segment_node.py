@@ -384,6 +384,16 @@ def test_an_invalid_parameter_at_start_ends_the_node_with_a_message(parameters: 
         assert text in node.log and "Traceback" not in node.log, node.log
 
 
+def test_an_override_of_an_unknown_parameter_is_reported_once() -> None:
+    reliability = f"qos_overrides.{NODE}/input/points.subscription.reliability"
+    known = {"use_sim_time": False, "start_type_description_service": False, reliability: "reliable"}
+    with running_node(autostart=False, intensity_scle=0.5, zzz=1, **known) as node:
+        node.wait_for_log("unknown parameter 'zzz' (ignored)")
+        assert node.stop() == 0
+        assert node.log.count("unknown parameter 'intensity_scle'; did you mean 'intensity_scale'?") == 1
+        assert node.log.count("unknown parameter") == 2, node.log
+
+
 def test_diagnostics_warn_while_the_intensity_does_not_fit_the_model(live: Client) -> None:
     results = live.collect(PointCloud2, f"{NODE}/output/points")
 
