@@ -130,7 +130,8 @@ class SegmentNode(LifecycleNode):
         except Exception as error:
             self._release()
             self._configure_error = str(error) or type(error).__name__
-            self.get_logger().error(f"cannot configure: {self._configure_error}")
+            retry = f"ros2 lifecycle set {self.get_fully_qualified_name()} configure"
+            self.get_logger().error(f"cannot configure: {self._configure_error}; fix it, then `{retry}`")
             return FAILURE
         self._configure_error = ""
         segmenter = cloud_segmenter.segmenter
@@ -218,7 +219,7 @@ class SegmentNode(LifecycleNode):
             return SetParametersResult(successful=True)
         fixed = sorted(n for n in set(changes) & AT_CONFIGURE if changes[n] != self._settings[n])
         if fixed and self._cloud_segmenter is not None:
-            reason = f"{', '.join(fixed)}: read when the node is configured; deactivate the node and clean it up first"
+            reason = f"{', '.join(fixed)}: read when the node is configured; run deactivate and cleanup, then set it"
             return SetParametersResult(successful=False, reason=reason)
         try:
             settings = Settings({**self._settings.values, **changes})

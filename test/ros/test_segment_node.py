@@ -273,10 +273,10 @@ def test_every_parameter_is_described_and_an_invalid_value_is_refused_with_a_rea
         ({"knn__search": 4}, "odd"),
         ({"knn__k": 1000}, "range"),
         ({"knn__k": 100}, "1..25"),
-        ({"projection__width": 1024}, "clean it up first"),
+        ({"projection__width": 1024}, "run deactivate and cleanup, then set it"),
         ({"projection__fov_up_deg": -50.0}, "fov_down_deg < fov_up_deg"),
-        ({"model": "/other.pt"}, "clean it up first"),
-        ({"threads": 2}, "clean it up first"),
+        ({"model": "/other.pt"}, "run deactivate and cleanup, then set it"),
+        ({"threads": 2}, "run deactivate and cleanup, then set it"),
         ({"latency_budget_ms": -1.0}, "range"),
     ):
         accepted, why = live.set_parameters(**values)[0]
@@ -364,6 +364,7 @@ def test_the_node_ends_cleanly_on_a_signal(small_model: Path, number: signal.Sig
 def test_a_missing_model_is_reported_and_the_node_stays_unconfigured(client: Client) -> None:
     with running_node("-r", "__ns:=/lost", model="/nowhere/model.pt") as node:
         node.wait_for_log("there is no model file /nowhere/model.pt")
+        assert "; fix it, then `ros2 lifecycle set /lost/sqsegv3 configure`" in node.log
         client.status("model", lambda s: s.level == ERROR and "/nowhere/model.pt" in s.message)
         with client.targeting("/lost/sqsegv3"):
             assert client.state() == "unconfigured"
