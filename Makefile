@@ -1,5 +1,7 @@
 # `make test` needs Python 3.10 to 3.12 and nothing else: it makes .venv, installs, lints and tests.
-VENV ?= .venv
+# ROS=kilted takes that distribution instead of Jazzy, in an environment of its own.
+ROS ?= jazzy
+VENV ?= $(if $(filter jazzy,$(ROS)),.venv,.venv-$(ROS))
 # the first one found of 3.10, 3.11 or 3.12; PYTHON=... chooses another
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
@@ -12,7 +14,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-fast test-long test-cuda demo model model-kitti lint format install clean
+.PHONY: test test-fast test-ros test-long test-cuda demo model model-kitti lint format install clean
 
 # two at a time, as many tests wait for other processes; the tests of a file share what they set up
 test: lint
@@ -22,8 +24,13 @@ test: lint
 test-fast: $(INSTALLED)
 	$(RUN) pytest -q -n 2 -m "not long and not slow" test/test_architecture.py test/pointcloud2 test/data test/inference test/network
 
+# the node and its clients; `make ROS=kilted test-ros` runs them on Kilted
+test-ros: $(INSTALLED)
+	$(RUN) pytest -n 2 --dist loadfile test/ros
+
 test-long: $(INSTALLED)
 	$(RUN) pytest -m long
+	$(MAKE) ROS=kilted VENV=.venv-kilted test-ros
 
 # on a machine with a GPU: all CUDA tests, and what a scan costs there; fails on others
 CUDA_TABLE ?= build/performance_cuda.md
@@ -78,14 +85,17 @@ format: $(INSTALLED)
 install: $(INSTALLED)
 
 # installs again only after one of these has changed
-$(INSTALLED): requirements/test.txt setup.py setup.cfg
+$(INSTALLED): requirements/test.txt requirements/ros_$(ROS).txt setup.py setup.cfg
 	@test -n "$(PYTHON)" || { echo "no Python 3.10, 3.11 or 3.12 found; name one: make PYTHON=/path/to/python test" >&2; exit 2; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(RUN) pip install --quiet --disable-pip-version-check -r requirements/test.txt
+	# two distributions in one environment break each other
+	$(RUN) pip freeze | grep -q '^ros-$(ROS)-rclpy==' || \
+		$(RUN) pip freeze | sed -n 's/^\(ros-[^=]*\)==.*/\1/p' | xargs -r $(RUN) pip uninstall --quiet --yes
+	$(RUN) pip install --quiet --disable-pip-version-check -r requirements/test.txt -r requirements/ros_$(ROS).txt
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 --editable .
 	$(RUN) pip check --disable-pip-version-check
 	touch $@
 
 clean:
-	rm -rf $(VENV) build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-kilted build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

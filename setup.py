@@ -53,26 +53,29 @@ setup(
     version="0.1.0",
     description="Semantic segmentation of live LiDAR point clouds with SqueezeSegV3, as a ROS 2 node and offline.",
     author="sqsegv3_ros maintainers",
+    author_email="maintainers@sqsegv3-ros.example",
     maintainer="sqsegv3_ros maintainers",
     maintainer_email="maintainers@sqsegv3-ros.example",
+    url="https://sqsegv3-ros.example",
     license="Apache-2.0 AND CC-BY-NC-SA-4.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: package_data()},
     data_files=shared_files(),
     python_requires=">=3.10",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)],
     # rclpy and the messages come from the ROS installation, or from the extra `ros`
     install_requires=["numpy>=1.21", "torch>=2.2"],
     extras_require={
         # what a machine without a GPU runs the network with
         "cpu": ["openvino>=2025.0"],
-        "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib"],
+        "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib", "Jinja2"],
         "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.44", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],
         "onnx": ["onnx", "onnxruntime"],
         "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"],
-        "ros": ros_from_pip("kilted", rclpy="9.1.2", rmw="9.3.3", interfaces="5.5.1", lifecycle="2.3.0"),
-        "ros-jazzy": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),
+        "ros": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),
+        "ros-kilted": ros_from_pip("kilted", rclpy="9.1.2", rmw="9.3.3", interfaces="5.5.1", lifecycle="2.3.0"),
         # colcon runs pytest because it finds it here
         "test": [
             "pytest",

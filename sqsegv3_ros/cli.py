@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from sqsegv3_ros import process
-from sqsegv3_ros.errors import OperationError, UserError
+from sqsegv3_ros.errors import OperationError, UserError, missing_torch
 
 # help of each verb; its module in sqsegv3_ros.commands has add_arguments(parser) and run(args)
 VERBS = {
@@ -35,20 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sqsegv3", description="Semantic segmentation of LiDAR scans, offline.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     chosen_verb = next((a for a in arguments if not a.startswith("-")), None)
-    for verb, summary in VERBS.items():
-        verb_parser = verbs.add_parser(verb, help=summary, description=summary)
-        if verb == chosen_verb:
-            process.prepare(training=verb == "train")
-            module = importlib.import_module(f"sqsegv3_ros.commands.{verb.replace('-', '_')}")
-            module.add_arguments(verb_parser)
-            verb_parser.set_defaults(run=module.run)
     try:
+        for verb, summary in VERBS.items():
+            verb_parser = verbs.add_parser(verb, help=summary, description=summary)
+            if verb == chosen_verb:
+                process.prepare(training=verb == "train")
+                module = importlib.import_module(f"sqsegv3_ros.commands.{verb.replace('-', '_')}")
+                module.add_arguments(verb_parser)
+                verb_parser.set_defaults(run=module.run)
         args = parser.parse_args(arguments)
         return int(args.run(args) or 0)
     except SystemExit as stop:  # from argparse: 0 after --help, 2 after a wrong argument
         return int(stop.code or 0)
     except UserError as error:
         print(f"sqsegv3 {chosen_verb}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"sqsegv3 {chosen_verb}: {missing_torch(error, 'this command')}", file=sys.stderr)
         return 2
     except OperationError as error:
         print(f"sqsegv3 {chosen_verb}: {error}", file=sys.stderr)

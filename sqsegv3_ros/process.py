@@ -96,7 +96,7 @@ def _variables(distribution: str) -> tuple[str, ...]:
     if distribution:
         return PROFILE_VARIABLES[1:] if distribution in _READ_THE_SECOND else PROFILE_VARIABLES[:1]
     try:
-        major = int(version("ros-fastdds").partition(".")[0])  # ROS from pip, without ROS_DISTRO
+        major = int(version("ros-rmw-fastrtps-cpp").partition(".")[0])  # ROS from pip, without ROS_DISTRO
     except (PackageNotFoundError, ValueError):
         return PROFILE_VARIABLES
-    return PROFILE_VARIABLES[:1] if major >= 3 else PROFILE_VARIABLES[1:]
+    return PROFILE_VARIABLES[:1] if major >= 9 else PROFILE_VARIABLES[1:]  # Jazzy has 8, Kilted 9

@@ -90,6 +90,17 @@ def test_no_private_name_is_imported_from_another_module() -> None:
     assert not private, private
 
 
+def test_torchscript_is_traced_written_and_read_in_one_module() -> None:
+    calls = {
+        name_of(path)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch.jit"
+        if node.attr in ("load", "save", "script", "trace", "freeze")
+    }
+    assert calls == {"inference.torchscript"}
+
+
 def test_the_top_of_the_package_holds_four_modules() -> None:
     top = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     assert top == {"cli", "errors", "files", "process"}, top - {"cli", "errors", "files", "process"}

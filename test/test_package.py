@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -114,11 +115,40 @@ def test_package_xml_names_every_ros_package_that_is_imported() -> None:
     assert {BROUGHT_BY.get(name, name) for name in imported} - declared == set()
 
 
-def test_versions_agree_in_package_xml_setup_py_and_changelog(source: Path) -> None:
+def test_package_xml_is_what_the_build_farm_accepts() -> None:
+    package_xml = pytest.importorskip("catkin_pkg.package", reason="needs catkin_pkg, which comes with colcon")
+    text = (ROOT / "package.xml").read_text(encoding="utf-8")
+    warnings: list[str] = []
+    for distribution, has_torch in (
+        ("humble", False),
+        ("jazzy", False),
+        ("kilted", False),
+        ("lyrical", True),
+        ("rolling", True),
+    ):
+        package = package_xml.parse_package_string(text, warnings=warnings)
+        package.evaluate_conditions({"ROS_DISTRO": distribution})
+        used = {depend.name for depend in package.exec_depends if depend.evaluated_condition}
+        assert ("python3-torch" in used) is has_torch, distribution
+        assert not [name for name in used if name.endswith("-pip")], "the build farm has no pip"
+    assert not warnings
+    assert [str(name) for name in package.licenses] == ["Apache-2.0", "CC-BY-NC-SA-4.0"]
+    assert package.authors and package.urls
+
+
+def test_placeholders_are_named_in_the_release_checklist() -> None:
+    assert "sqsegv3-ros.example" in (ROOT / "docs" / "maintaining.md").read_text(encoding="utf-8")
+    for name in ("package.xml", "setup.py"):
+        addresses = re.findall(r"[\w.-]+\.example\b", (ROOT / name).read_text(encoding="utf-8"))
+        assert set(addresses) == {"sqsegv3-ros.example"}, name
+
+
+def test_versions_agree_in_package_xml_setup_py_and_citation_and_the_changelog_goes_on(source: Path) -> None:
     version = ET.parse(ROOT / "package.xml").getroot().findtext("version")
     assert version
     assert run(sys.executable, "setup.py", "--version", cwd=source).stdout.strip().splitlines()[-1] == version
-    assert f"\n{version} (" in (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert "\nForthcoming\n-----------\n" in (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8")
 
 
 def test_only_numpy_and_torch_are_required(source: Path) -> None:

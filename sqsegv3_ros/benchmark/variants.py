@@ -250,7 +250,7 @@ class OpenVino(_Runtime):
         try:
             import openvino
         except ImportError as error:
-            raise missing_package("openvino", "comparing with OpenVINO", "openvino") from error
+            raise missing_package("openvino", "comparing with OpenVINO") from error
         core = openvino.Core()
         model = core.read_model(onnx)
         model.reshape(list(np.load(image, mmap_mode="r").shape))  # a fixed batch size is quicker

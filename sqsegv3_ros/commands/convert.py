@@ -5,35 +5,29 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sqsegv3_ros.commands.options import add_cloud_options, add_label_set, intensity_settings
+from sqsegv3_ros.data.conversion import BagImport, bag_to_sequence, sequence_to_bag
+from sqsegv3_ros.data.ros2_messages import TOPIC
+from sqsegv3_ros.data.rosbag_writer import default_storage
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.pointcloud2 import CloudSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    from sqsegv3_ros.commands.options import add_cloud_options
-
-    parser.add_argument(
-        "source", type=Path, metavar="ROOT|BAG", help="SemanticKITTI root (with sequences/NN/velodyne), or a bag"
-    )
+    parser.add_argument("source", type=Path, metavar="ROOT|BAG", help="SemanticKITTI root, or a bag")
     parser.add_argument("--sequence", metavar="NN", help="sequence to read, or to write (default: 00)")
-    parser.add_argument(
-        "--topic", metavar="T", help="topic of the clouds (default: /velodyne_points, or the bag's only one)"
-    )
+    topic = "topic of the clouds (default: /velodyne_points, or the bag's only one)"
+    parser.add_argument("--topic", metavar="T", help=topic)
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
     to_bag = parser.add_argument_group("from a sequence to a bag")
     to_bag.add_argument("--bag", type=Path, metavar="OUT", help="bag to write: a folder, or a .mcap or .db3 file")
     to_bag.add_argument("--storage", choices=("mcap", "sqlite3"), help="default: by the suffix of OUT, else mcap")
     to_sequence = parser.add_argument_group("from a bag to a sequence")
     to_sequence.add_argument("--output", type=Path, metavar="ROOT", help="root to write sequences/NN to")
-    to_sequence.add_argument(
-        "--ground-truth-field",
-        default="ground_truth",
-        metavar="F",
-        help="field with the class of each point (default: %(default)s)",
-    )
-    to_sequence.add_argument(
-        "--labels", metavar="YAML", help="label configuration of that field (default: SemanticKITTI)"
-    )
+    field = "field with the class of each point (default: %(default)s)"
+    to_sequence.add_argument("--ground-truth-field", default="ground_truth", metavar="F", help=field)
+    add_label_set(to_sequence)
     add_cloud_options(to_sequence)
 
 
@@ -50,9 +44,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _to_bag(args: argparse.Namespace) -> str:
-    from sqsegv3_ros.data.conversion import sequence_to_bag
-    from sqsegv3_ros.data.ros2_messages import TOPIC
-    from sqsegv3_ros.data.rosbag_writer import default_storage
 
     storage = args.storage or default_storage(args.bag)
     contents = sequence_to_bag(
@@ -62,16 +53,12 @@ def _to_bag(args: argparse.Namespace) -> str:
 
 
 def _to_sequence(args: argparse.Namespace) -> str:
-    from sqsegv3_ros.commands.options import intensity_settings
-    from sqsegv3_ros.data.conversion import BagImport, bag_to_sequence
-    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
-    from sqsegv3_ros.pointcloud2 import CloudSettings
 
     settings = BagImport(
         topic=args.topic,
         cloud=CloudSettings(ring_field="", **intensity_settings(args)),
         ground_truth_field=args.ground_truth_field,
-        labels=SEMANTIC_KITTI if args.labels is None else LabelSet.from_yaml(args.labels),
+        labels=args.labels,
     )
     name = (args.sequence or "00").zfill(2)
     contents = bag_to_sequence(args.source, args.output, name, settings, force=args.force)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqsegv3_ros.errors import OperationError, UserError, missing_package
+from sqsegv3_ros.errors import OperationError, UserError, missing_package, require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     parser.add_argument("--model", type=Path, help="model file, or name of a shipped model (default: default)")
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument(
-        "--scans", type=int, default=200, metavar="N", help="length of the drive (default: %(default)s)"
-    )
+    length = "length of the drive (default: %(default)s)"
+    parser.add_argument("--scans", type=int, default=200, metavar="N", help=length)
     parser.add_argument("--seed", type=int, default=7, metavar="S", help="seed of the city (default: %(default)s)")
 
 
@@ -23,8 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from sqsegv3_ros.commands import demo_steps as steps
     from sqsegv3_ros.inference.model_file import find_model, read_info
 
-    if not 2 <= args.scans <= 10_000:
-        raise UserError(f"--scans must be in 2..10000, found {args.scans}")
+    require(2 <= args.scans <= 10_000, "--scans", "in 2..10000", args.scans)
     for package, extra in (("rclpy", "ros"), ("embreex", "simulate"), ("rosbags", "bags"), ("PIL", "tools")):
         try:
             __import__(package)

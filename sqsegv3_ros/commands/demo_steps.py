@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,26 +87,19 @@ def evaluate_live(model: Path, files: DemoFiles, scans: int, real_time: bool) ->
     use_fastdds_profile(environment)
     files.evaluation.unlink(missing_ok=True)
     quiet_s = 5.0 if real_time else 20.0
-    commands = {
-        "node": [
-            "sqsegv3_ros.ros.segment_node",
-            *_ros_arguments(model=model.resolve()),
-            *("-r", f"~/input/points:={INPUT_TOPIC}"),
-        ],
-        "evaluator": [
-            "sqsegv3_ros.ros.evaluate_node",
-            *_ros_arguments(output=files.evaluation.resolve(), scans=scans, quiet_s=quiet_s, start_timeout_s=180.0),
-        ],
-        "player": [
-            *("sqsegv3_ros.cli", "replay", str(files.bag), "--topic", INPUT_TOPIC, "--wait-for-subscribers", "2"),
-            *([] if real_time else ["--follow", LABELLED_TOPIC]),
-        ],
-    }
     with ExitStack() as stack:
-        node = stack.enter_context(_process(commands["node"], files.log("node"), environment))
+
+        def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
+            return stack.enter_context(_process(arguments, files.log(name), environment))
+
+        parameters = _ros_arguments(model=model.resolve())
+        node = start("node", "sqsegv3_ros.ros.segment_node", *parameters, "-r", f"~/input/points:={INPUT_TOPIC}")
         _wait_for_output("labelling clouds of", files.log("node"), node)
-        evaluator = stack.enter_context(_process(commands["evaluator"], files.log("evaluator"), environment))
-        stack.enter_context(_process(commands["player"], files.log("player"), environment))
+        output = files.evaluation.resolve()
+        parameters = _ros_arguments(output=output, scans=scans, quiet_s=quiet_s, start_timeout_s=180.0)
+        evaluator = start("evaluator", "sqsegv3_ros.ros.evaluate_node", *parameters)
+        replay = ("sqsegv3_ros.cli", "replay", str(files.bag), "--topic", INPUT_TOPIC, "--wait-for-subscribers", "2")
+        start("player", *replay, *([] if real_time else ["--follow", LABELLED_TOPIC]))
         code = evaluator.wait()
     if code not in (0, 1) or not files.evaluation.is_file():
         raise OperationError(f"the evaluator failed (exit code {code}): {_last_line(files.log('evaluator'))}")
@@ -159,7 +152,7 @@ def _ros_arguments(**parameters: Any) -> list[str]:
 
 
 @contextmanager
-def _process(arguments: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _process(arguments: Sequence[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run `python -m arguments` within the block; then send SIGINT and, if that fails, SIGKILL."""
     with log.open("wb") as output:
         command = [sys.executable, "-u", "-m", *arguments]

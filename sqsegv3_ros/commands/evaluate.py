@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from sqsegv3_ros.errors import UserError
-
-if TYPE_CHECKING:
-    from sqsegv3_ros.data.label_set import LabelSet
-    from sqsegv3_ros.evaluation.border import BorderConfig
+from sqsegv3_ros.commands.options import add_label_set
+from sqsegv3_ros.errors import UserError, require
+from sqsegv3_ros.evaluation.bag_evaluation import BagFields, contains_bags, evaluate_bags
+from sqsegv3_ros.evaluation.border import BorderConfig
+from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
+from sqsegv3_ros.evaluation.summary import format_summary, write_summary
 
 _BAG_OPTIONS = ("topic", "ground_truth_topic", "label_field", "ground_truth_field")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument(
-        "--dataset",
-        metavar="ROOT|BAG",
-        help="folder with sequences/NN/{velodyne,labels}, or bag with ground truth if the labelled bag has none",
+    dataset = "folder with sequences/NN/{velodyne,labels}, or bag with ground truth if the labelled bag has none"
+    parser.add_argument("--dataset", metavar="ROOT|BAG", help=dataset)
+    predictions = (
+        "folder with sequences/NN/predictions/<scan>.label (raw ids), labelled bag, or folder of labelled bags"
     )
-    parser.add_argument(
-        "--predictions",
-        required=True,
-        metavar="DIR|BAG",
-        help="folder with sequences/NN/predictions/<scan>.label (raw ids), labelled bag, or folder of labelled bags",
-    )
+    parser.add_argument("--predictions", type=Path, required=True, metavar="DIR|BAG", help=predictions)
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences to evaluate (default: all)")
-    parser.add_argument(
-        "--labels", metavar="YAML", help="label configuration in SemanticKITTI's form (default: SemanticKITTI's own)"
-    )
+    add_label_set(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the evaluation to this file")
-    parser.add_argument(
-        "--border",
-        nargs="?",
-        type=int,
-        const=1,
-        metavar="PIXELS",
-        help="also evaluate the points within this many pixels (default: 1) of another class",
-    )
-    parser.add_argument(
-        "--border-connectivity", type=int, choices=(4, 8), help="neighbours of a pixel for --border (default: 4)"
-    )
-    parser.add_argument("--limit", type=_count, metavar="N", help="evaluate only the first N scans")
+    border = "also evaluate the points within this many pixels (default: 1) of another class"
+    parser.add_argument("--border", nargs="?", type=int, const=1, metavar="PIXELS", help=border)
+    connectivity = "neighbours of a pixel for --border (default: 4)"
+    parser.add_argument("--border-connectivity", type=int, choices=(4, 8), help=connectivity)
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate only the first N scans")
     bags = parser.add_argument_group("bags")
     bags.add_argument("--topic", metavar="T", help="topic of the labelled clouds (default: the only clouds)")
     bags.add_argument("--ground-truth-topic", metavar="T", help="topic in --dataset (default: the only clouds)")
@@ -53,52 +41,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print and write. Returns the exit code."""
-    from pathlib import Path
-
-    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
-    from sqsegv3_ros.evaluation.bag_evaluation import contains_bags
-    from sqsegv3_ros.evaluation.border import BorderConfig
-    from sqsegv3_ros.evaluation.summary import format_summary, write_summary
-
-    labels = SEMANTIC_KITTI if args.labels is None else LabelSet.from_yaml(args.labels)
+    require(args.limit is None or args.limit > 0, "--limit", "1 or more", args.limit)
     if args.border is None and args.border_connectivity is not None:
         raise UserError("--border-connectivity needs --border")
     border = None if args.border is None else BorderConfig(args.border, args.border_connectivity or 4)
-    evaluate = _evaluate_bags if contains_bags(Path(args.predictions)) else _evaluate_folders
-    summary = evaluate(args, labels, border)
+    bag_options = {name: getattr(args, name) for name in _BAG_OPTIONS if getattr(args, name) is not None}
+    evaluate = _evaluate_bags if contains_bags(args.predictions) else _evaluate_folders
+    summary = evaluate(args, bag_options, border)
     print(format_summary(summary))
     if args.json is not None:
         write_summary(args.json, summary)
     return 0
 
 
-def _evaluate_folders(args: argparse.Namespace, labels: LabelSet, border: BorderConfig | None) -> dict[str, Any]:
-    from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
+def _evaluate_folders(
+    args: argparse.Namespace, bag_options: dict[str, str], border: BorderConfig | None
+) -> dict[str, Any]:
 
     if args.dataset is None:
         raise UserError(f"pass --dataset ROOT with the ground truth: {args.predictions} is not a bag and contains none")
-    bag_options = [name for name in _BAG_OPTIONS if getattr(args, name) is not None]
-    if bag_options:
-        raise UserError(f"--{bag_options[0].replace('_', '-')} is for bags, but {args.predictions} is not one")
-    return evaluate_dataset(args.dataset, args.predictions, labels, args.sequences, border, args.limit)
+    for name in bag_options:
+        raise UserError(f"--{name.replace('_', '-')} is for bags, but {args.predictions} is not one")
+    return evaluate_dataset(args.dataset, args.predictions, args.labels, args.sequences, border, args.limit)
 
 
-def _evaluate_bags(args: argparse.Namespace, labels: LabelSet, border: BorderConfig | None) -> dict[str, Any]:
-    from pathlib import Path
-
-    from sqsegv3_ros.evaluation.bag_evaluation import BagFields, evaluate_bags
+def _evaluate_bags(
+    args: argparse.Namespace, bag_options: dict[str, str], border: BorderConfig | None
+) -> dict[str, Any]:
 
     if args.sequences is not None:
         raise UserError(f"--sequences is for SemanticKITTI data sets, but {args.predictions} contains bags")
-    truth = None if args.dataset is None else Path(args.dataset)
-    if args.ground_truth_topic is not None and truth is None:
+    if args.ground_truth_topic is not None and args.dataset is None:
         raise UserError("--ground-truth-topic needs --dataset BAG")
-    fields = BagFields(**{name: getattr(args, name) for name in _BAG_OPTIONS if getattr(args, name) is not None})
-    return evaluate_bags(Path(args.predictions), truth, labels, fields, border, args.limit)
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, found '{text}'")
-    return value
+    truth = None if args.dataset is None else Path(args.dataset)
+    return evaluate_bags(args.predictions, truth, args.labels, BagFields(**bag_options), border, args.limit)

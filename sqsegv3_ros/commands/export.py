@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.commands.options import add_output
+from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.files import refuse_existing
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.inference.model_file import ModelInfo
+    from sqsegv3_ros.network.config import NetworkConfig
 
 FORMATS = ("torchscript", "onnx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CKPT",
-        help="checkpoint of `sqsegv3 train` (best.ckpt), or model file to export again",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="MODEL", help="model file to write")
+    checkpoint = "checkpoint of `sqsegv3 train` (best.ckpt), or model file to export again"
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help=checkpoint)
+    add_output(parser, "MODEL")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
     parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
     parser.add_argument("--name", help="name of the model (default: its name in training)")
     parser.add_argument("--licence", help="licence of the weights; the licence of the training data applies too")
     parser.add_argument("--note", help="anything else that users of the model must know")
     parser.add_argument("--knn", choices=("off", "safe", "official"), help="label refinement (default: as trained)")
-    parser.add_argument(
-        "--width", type=int, metavar="W", help="columns of the image at inference (default: as trained)"
-    )
-    parser.add_argument(
-        "--sensor-height-m",
-        type=float,
-        metavar="H",
-        help="height above ground of the sensor that recorded the training data (default: as configured in training)",
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: as trained)")
+    height = "height above ground of the sensor that recorded the training data (default: as configured in training)"
+    parser.add_argument("--sensor-height-m", type=float, metavar="H", help=height)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,11 +42,11 @@ def run(args: argparse.Namespace) -> int:
     refuse_existing(args.output, args.force)
     if args.half and args.format == "onnx":
         raise UserError("--half is for model files; TensorRT sets the precision when it builds its engine")
-    if args.sensor_height_m is not None and not 0 < args.sensor_height_m < 100:
-        raise UserError(f"--sensor-height-m must be between 0 and 100 metres, found {args.sensor_height_m:g}")
-    description, weights = read_trained(args.checkpoint)
-    model = load_network(description, weights)
-    info = _model_info(args, description)
+    valid = args.sensor_height_m is None or 0 < args.sensor_height_m < 100
+    require(valid, "--sensor-height-m", "between 0 and 100 metres", args.sensor_height_m)
+    info, weights = read_trained(args.checkpoint)
+    model = load_network({"network": info.architecture}, weights)
+    info = _with_options(info, model.config, args)
     if args.format == "onnx":
         from sqsegv3_ros.network.export import export_onnx
 
@@ -68,41 +64,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model_info(args: argparse.Namespace, description: dict[str, Any]) -> Any:
-    """Metadata of the model file, from the checkpoint and the options."""
-    import dataclasses
-    import time
-
-    from sqsegv3_ros.data.label_set import LabelSet
-    from sqsegv3_ros.inference.knn import KnnConfig
-    from sqsegv3_ros.inference.model_file import ModelInfo
-    from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
-    from sqsegv3_ros.network.config import NetworkConfig
-
-    knn = KnnConfig.from_dict(description["knn"])
-    trained = ProjectionConfig.from_dict(description["projection"])
-    width = trained.width if args.width is None else args.width
-    config = NetworkConfig.from_dict(description["network"])
-    if width % config.width_divisor or width < config.minimum_width:
-        raise UserError(
-            f"--width must be a multiple of {config.width_divisor}, at least {config.minimum_width}, found {width}"
-        )
+def _with_options(info: ModelInfo, config: NetworkConfig, args: argparse.Namespace) -> ModelInfo:
+    """Metadata of the model file, from those of the source and the options."""
+    trained_width = info.projection.width
+    width = trained_width if args.width is None else args.width
+    valid = width % config.width_divisor == 0 and width >= config.minimum_width
+    require(valid, "--width", f"a multiple of {config.width_divisor}, at least {config.minimum_width}", width)
     provenance = {
         "source": "trained with `sqsegv3 train`",
         "licence": "not stated; the licence of the training data applies too",
-        **description["training"],
+        **info.provenance,
         "exported": time.strftime("%Y-%m-%d", time.gmtime()),
         **({"licence": args.licence} if args.licence else {}),
         **({"note": args.note} if args.note else {}),
-        **({} if width == trained.width else {"trained_width": trained.width}),
+        **({} if width == trained_width else {"trained_width": trained_width}),
     }
-    return ModelInfo(
-        name=args.name or description["name"],
-        architecture={},
-        labels=LabelSet.from_dict(description["labels"]),
-        projection=dataclasses.replace(trained, width=width),
-        normalization=Normalization.from_dict(description["normalization"]),
-        knn=knn if args.knn is None else dataclasses.replace(knn, mode=args.knn),
-        sensor_height_m=args.sensor_height_m or description.get("sensor_height_m"),
+    return replace(
+        info,
+        name=args.name or info.name,
+        projection=replace(info.projection, width=width),
+        knn=info.knn if args.knn is None else replace(info.knn, mode=args.knn),
+        sensor_height_m=args.sensor_height_m or info.sensor_height_m,
         provenance=provenance,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sqsegv3_ros.commands.options import add_output
 from sqsegv3_ros.files import refuse_existing
 
 KITTI_SENSOR_HEIGHT_M = 1.73  # height above ground of the Velodyne on KITTI's car
@@ -13,20 +14,12 @@ KITTI_SENSOR_HEIGHT_M = 1.73  # height above ground of the Velodyne on KITTI's c
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     parser.add_argument("folder", type=Path, help="checkpoint folder: arch_cfg.yaml, data_cfg.yaml, backbone, ...")
-    parser.add_argument("--output", type=Path, required=True, metavar="MODEL", help="model file to write")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing model file")
-    parser.add_argument(
-        "--weights",
-        choices=("best", "train"),
-        default="best",
-        help="files with the best validation IoU, or with the best training IoU (*_train) (default: %(default)s)",
-    )
+    add_output(parser, "MODEL")
+    weights = "files with the best validation IoU, or with the best training IoU (*_train) (default: %(default)s)"
+    parser.add_argument("--weights", choices=("best", "train"), default="best", help=weights)
     parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
-    parser.add_argument(
-        "--parity",
-        action="store_true",
-        help="reproduce the reference implementation, bugs in mask and KNN included, to compare labels",
-    )
+    parity = "reproduce the reference implementation, bugs in mask and KNN included, to compare labels"
+    parser.add_argument("--parity", action="store_true", help=parity)
 
 
 def run(args: argparse.Namespace) -> int:

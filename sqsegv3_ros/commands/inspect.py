@@ -15,19 +15,11 @@ from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        type=Path,
-        metavar="MODEL",
-        help="model file, or name of a shipped model (default: default)",
-    )
+    model = "model file, or name of a shipped model (default: default)"
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help=model)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument(
-        "--runtime",
-        action="store_true",
-        help="load and compile the network, and print its backend, device and precision on this machine",
-    )
+    runtime = "load and compile the network, and print its backend, device and precision on this machine"
+    parser.add_argument("--runtime", action="store_true", help=runtime)
     add_runtime_options(parser)
     parser.add_argument("--legend", type=Path, metavar="PNG", help="also draw the classes with their colours and ids")
     parser.add_argument("--force", action="store_true", help="overwrite an existing legend")
@@ -59,12 +51,8 @@ def _runtime(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     segmenter = Segmenter(path, **runtime_settings(args))
     segmenter.warm_up()
     runtime = segmenter.runtime
-    return {
-        "backend": runtime.backend,
-        "device": str(runtime.device),
-        "precision": runtime.precision,
-        "threads": runtime.threads,
-    }
+    device = str(runtime.device)
+    return {"backend": runtime.backend, "device": device, "precision": runtime.precision, "threads": runtime.threads}
 
 
 def _describe(info: ModelInfo, path: Path, sha256: str, runtime: dict[str, Any]) -> str:

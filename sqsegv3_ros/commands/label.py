@@ -9,77 +9,51 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqsegv3_ros.commands.options import (
-    add_cloud_options,
-    add_model_options,
-    intensity_settings,
-    make_segmenter,
-    runtime_settings,
-)
+from sqsegv3_ros.commands.options import add_cloud_options, add_model_options, intensity_settings, runtime_settings
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import progress
 
 if TYPE_CHECKING:
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-    from sqsegv3_ros.inference.segmenter import Segmenter
     from sqsegv3_ros.labelling.plan import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument(
-        "input",
-        nargs="+",
-        type=Path,
-        metavar="INPUT",
-        help=".bin scans (x, y, z, remission as float32), SemanticKITTI roots (with sequences/NN/velodyne), ROS 1 or "
-        "ROS 2 bags, or folders of bags",
+    inputs = ".bin scans (x, y, z, remission as float32), SemanticKITTI roots, ROS 1 or ROS 2 bags, or folders of bags"
+    parser.add_argument("input", nargs="+", type=Path, metavar="INPUT", help=inputs)
+    output = (
+        "output folder: DIR/<stem>.label for a scan, DIR/sequences/NN/predictions/<stem>.label for a root (raw "
+        "ids, uint32), DIR/<name> for a bag, with labelled clouds and all other messages unchanged"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="output folder: DIR/<stem>.label for a scan, DIR/sequences/NN/predictions/<stem>.label for a root (raw "
-        "ids, uint32), DIR/<name> for a bag, with labelled clouds and all other messages unchanged",
-    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=output)
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences of the roots (default: all)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--force", action="store_true", help="overwrite existing outputs")
-    existing.add_argument(
-        "--skip-existing", action="store_true", help="skip inputs whose output exists, to resume a run"
-    )
+    existing.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
     parser.add_argument("--shard", metavar="I/N", help="label only shard I of N of the inputs, I from 1 to N")
     bags = parser.add_argument_group("bags")
     bags.add_argument("--topic", metavar="T", help="topic to label (default: the only topic with clouds)")
     bags.add_argument("--output-topic", metavar="T", help="topic of the labelled clouds (default: unchanged)")
     bags.add_argument("--storage", choices=("mcap", "sqlite3"), help="storage of written bags (default: unchanged)")
-    parser.add_argument(
-        "--params",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="parameter file of the node (YAML), to label as the node does; repeatable, later files take precedence. "
+    params = (
+        "parameter file of the node (YAML), to label as the node does; repeatable, later files take precedence. "
         "Its intensity settings apply to bags only: .bin scans hold 0..1 unless --intensity-scale and "
-        "--intensity-exponent are given",
+        "--intensity-exponent are given"
     )
+    parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=params)
     add_cloud_options(parser)
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check all inputs and outputs, then label every input."""
-    from sqsegv3_ros.inference.settings import check_value
     from sqsegv3_ros.labelling.plan import BagOptions, plan_jobs, resolve_bags, shard
 
     options = BagOptions(args.topic, args.output_topic, args.storage)
     jobs = plan_jobs(args.input, args.output, args.sequences, options)
     if args.intensity_field is not None and not any(job.is_bag for job in jobs):
         raise UserError("--intensity-field applies to bags, but no input is a bag")
-    for name in ("intensity_scale", "intensity_exponent"):
-        if getattr(args, name) is not None:
-            check_value(name, getattr(args, name))
     if args.shard is not None:
         jobs = shard(jobs, *_parse_shard(args.shard))
     existing = [job for job in jobs if job.target.exists()]
@@ -96,36 +70,37 @@ def run(args: argparse.Namespace) -> int:
         return 0
     jobs = resolve_bags(jobs, options)
     total = sum(job.scans for job in jobs)
-    cloud_segmenter = _make_cloud_segmenter(args) if args.params or any(job.is_bag for job in jobs) else None
-    segmenter = make_segmenter(args) if cloud_segmenter is None else cloud_segmenter.segmenter
+    segmenter = _make_segmenter(args)
+    runtime = segmenter.segmenter.runtime
+    if runtime.hint:
+        print(runtime.hint, file=sys.stderr)
     warnings: dict[Path, str] = {}
-    for source, warning in progress(_label(segmenter, cloud_segmenter, jobs, args), total, "scan"):
+    for source, warning in progress(_label(segmenter, jobs, args), total, "scan"):
         if warning:
             warnings.setdefault(source, warning)
     if warnings:
         source, warning = next(iter(warnings.items()))
         more = f" (and warnings for {len(warnings) - 1} more folders or bags)" if len(warnings) > 1 else ""
         print(f"sqsegv3 label: {source}: {warning}{more}", file=sys.stderr)
-    print(f"labelled {total} scans{skipped} with {segmenter.info.name} ({segmenter.runtime}): {args.output}")
+    print(f"labelled {total} scans{skipped} with {segmenter.segmenter.info.name} ({runtime}): {args.output}")
     return 0
 
 
-def _label(
-    segmenter: Segmenter, cloud_segmenter: CloudSegmenter | None, jobs: list[Job], args: argparse.Namespace
-) -> Iterator[tuple[Path, str]]:
+def _label(segmenter: CloudSegmenter, jobs: list[Job], args: argparse.Namespace) -> Iterator[tuple[Path, str]]:
     """Run the jobs. Yields the bag or folder of each scan, and its input warnings."""
     from sqsegv3_ros.labelling.job import label_bag, label_scan
     from sqsegv3_ros.pointcloud2 import CloudSettings
 
+    scan_settings = CloudSettings(**intensity_settings(args))
     for job in jobs:
-        if cloud_segmenter is not None and job.is_bag:
-            for warning in label_bag(cloud_segmenter, job, args.output_topic, force=args.force):
+        if job.is_bag:
+            for warning in label_bag(segmenter, job, args.output_topic, force=args.force):
                 yield job.source, warning
         else:
-            yield job.source.parent, label_scan(segmenter, job, CloudSettings(**intensity_settings(args)))
+            yield job.source.parent, label_scan(segmenter.segmenter, job, scan_settings)
 
 
-def _make_cloud_segmenter(args: argparse.Namespace) -> CloudSegmenter:
+def _make_segmenter(args: argparse.Namespace) -> CloudSegmenter:
     """Build the pipeline of the node from parameter files and options."""
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.model_file import find_model

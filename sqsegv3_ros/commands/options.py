@@ -1,17 +1,33 @@
-"""Options that several verbs share: model, backend, KNN refinement and intensity."""
+"""Options that several verbs share."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-if TYPE_CHECKING:
-    from sqsegv3_ros.inference.segmenter import Segmenter
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import refuse_existing
 
-T = TypeVar("T")
+
+def add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
+    """Add --output and --force."""
+    parser.add_argument("--output", type=Path, required=True, metavar=metavar, help="file to write")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+
+
+def check_output(path: Path, suffix: str, force: bool) -> None:
+    """Raise UserError if an output has the wrong suffix, or exists already and may not be overwritten."""
+    if path.suffix.lower() != suffix:
+        raise UserError(f"--output {path} must end in {suffix}")
+    refuse_existing(path, force)
+
+
+def add_label_set(parser: argparse._ActionsContainer, option: str = "--labels") -> None:
+    """Add the label set of a data set."""
+    text = "label configuration in SemanticKITTI's form (default: SemanticKITTI)"
+    parser.add_argument(option, type=LabelSet.from_yaml, default=SEMANTIC_KITTI, metavar="YAML", help=text)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -26,20 +42,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """Add --backend, --device, --precision and --threads."""
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "torch", "openvino"),
-        default="auto",
-        help="runtime of the network; auto: torch on a GPU, else OpenVINO if it is installed (default: auto)",
-    )
+    backend = "runtime of the network; auto: torch on a GPU, else OpenVINO if it is installed (default: auto)"
+    parser.add_argument("--backend", choices=("auto", "torch", "openvino"), default="auto", help=backend)
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N or cpu (default: auto)")
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "fp16", "bf16"),
-        default="auto",
-        help="precision of the network; auto: fp16 on a GPU, bf16 with OpenVINO on a CPU with bf16, else fp32 "
-        "(default: auto)",
-    )
+    precision = "auto: fp16 on a GPU, bf16 with OpenVINO on a CPU with bf16, else fp32 (default: auto)"
+    parser.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help=precision)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
 
 
@@ -51,36 +58,13 @@ def runtime_settings(args: argparse.Namespace) -> dict[str, Any]:
 def add_cloud_options(parser: argparse._ActionsContainer) -> None:
     """Add --intensity-field, --intensity-scale and --intensity-exponent; None if not given."""
     parser.add_argument("--intensity-field", metavar="F", help="field with the intensity; '' for none")
-    parser.add_argument(
-        "--intensity-scale",
-        type=float,
-        metavar="X",
-        help="factor from intensity to remission, 0..1 (0.00392 for 0..255)",
-    )
-    parser.add_argument(
-        "--intensity-exponent", type=float, metavar="E", help="remission = X * intensity ** E (0.5: square root)"
-    )
+    scale = "factor from intensity to remission, 0..1 (0.00392 for 0..255)"
+    parser.add_argument("--intensity-scale", type=float, metavar="X", help=scale)
+    exponent = "remission = X * intensity ** E (0.5: square root)"
+    parser.add_argument("--intensity-exponent", type=float, metavar="E", help=exponent)
 
 
 def intensity_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the given intensity options as arguments of `CloudSettings`."""
     names = ("intensity_field", "intensity_scale", "intensity_exponent")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
-def make_segmenter(args: argparse.Namespace) -> Segmenter:
-    """Build the segmenter that the options of `add_model_options` select.
-
-    Raises:
-        UserError: The model or an option cannot be used.
-    """
-    from sqsegv3_ros.inference.model_file import find_model, read_info
-    from sqsegv3_ros.inference.segmenter import Segmenter
-
-    path = find_model(args.model)
-    changes = {"mode": args.knn, "k": args.knn_k, "search": args.knn_search}
-    knn = replace(read_info(path).knn, **{name: value for name, value in changes.items() if value is not None})
-    segmenter = Segmenter(path, **runtime_settings(args), knn=knn)
-    if segmenter.runtime.hint:
-        print(segmenter.runtime.hint, file=sys.stderr)
-    return segmenter

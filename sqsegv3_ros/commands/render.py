@@ -4,62 +4,36 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sqsegv3_ros.commands.options import add_label_set, add_output, check_output
+from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_known_labels, read_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.files import refuse_existing, write_atomically
-
-if TYPE_CHECKING:
-    from sqsegv3_ros.data.semantic_kitti import ScanFile
+from sqsegv3_ros.evaluation.pictures import encode_png
+from sqsegv3_ros.evaluation.scan_picture import draw_scan
+from sqsegv3_ros.files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     parser.add_argument("input", metavar="INPUT", help=".bin scan, or SemanticKITTI root")
     parser.add_argument("--scan", metavar="NN/SCAN", help="scan of the root (default: the first)")
-    parser.add_argument(
-        "--labels",
-        metavar="FILE",
-        help=".label file, predicted or true, or folder of predictions (default: the data set's ground truth)",
-    )
-    parser.add_argument(
-        "--compare", metavar="FILE", help="another .label file or folder of predictions to compare with"
-    )
-    parser.add_argument(
-        "--dataset-labels",
-        metavar="YAML",
-        help="label configuration in SemanticKITTI's form (default: SemanticKITTI's own)",
-    )
-    parser.add_argument(
-        "--image-size",
-        nargs=2,
-        type=int,
-        default=(64, 2048),
-        metavar=("H", "W"),
-        help="rows and columns of the images (default: 64 2048)",
-    )
-    parser.add_argument(
-        "--fov",
-        nargs=2,
-        type=float,
-        default=(3.0, -25.0),
-        metavar=("UP", "DOWN"),
-        help="vertical field of view in degrees (default: 3 -25)",
-    )
-    parser.add_argument("--output", required=True, metavar="PNG", help="picture to write")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
+    labels = ".label file, predicted or true, or folder of predictions (default: the data set's ground truth)"
+    parser.add_argument("--labels", metavar="FILE", help=labels)
+    parser.add_argument("--compare", metavar="FILE", help=".label file or folder of predictions to compare with")
+    add_label_set(parser, "--dataset-labels")
+    size, fov = ("H", "W"), ("UP", "DOWN")
+    parser.add_argument("--image-size", nargs=2, type=int, default=(64, 2048), metavar=size, help="default: 64 2048")
+    degrees = "vertical field of view in degrees (default: 3 -25)"
+    parser.add_argument("--fov", nargs=2, type=float, default=(3.0, -25.0), metavar=fov, help=degrees)
+    add_output(parser, "PNG")
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw the scan. Returns the exit code."""
-    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
-    from sqsegv3_ros.data.semantic_kitti import read_known_labels, read_scan
-    from sqsegv3_ros.evaluation.pictures import encode_png
-    from sqsegv3_ros.evaluation.scan_picture import draw_scan
     from sqsegv3_ros.inference.range_image import ProjectionConfig
 
     check_output(args.output, ".png", args.force)
-    label_set = SEMANTIC_KITTI if args.dataset_labels is None else LabelSet.from_yaml(args.dataset_labels)
+    label_set = args.dataset_labels
     projection = ProjectionConfig(*args.image_size, *args.fov)
     scan = _find_scan(args.input, args.scan)
     points = read_scan(scan.path)
@@ -77,15 +51,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_output(path: str, suffix: str, force: bool) -> None:
-    """Raise UserError if an output has the wrong suffix, or exists already and may not be overwritten."""
-    if not path.lower().endswith(suffix):
-        raise UserError(f"--output {path} must end in {suffix}")
-    refuse_existing(path, force)
-
-
 def _find_scan(source: str, name: str | None) -> ScanFile:
-    from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans
 
     path = Path(source)
     if not path.is_dir():

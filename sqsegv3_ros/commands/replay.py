@@ -10,43 +10,24 @@ from sqsegv3_ros.errors import OperationError, UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument(
-        "source",
-        type=Path,
-        metavar="BAG|ROOT",
-        help="ROS 1 bag (.bag), ROS 2 bag (folder, .mcap, .db3), or SemanticKITTI root (with sequences/NN/velodyne)",
-    )
+    source = "ROS 1 bag (.bag), ROS 2 bag (folder, .mcap, .db3), or SemanticKITTI root (with sequences/NN/velodyne)"
+    parser.add_argument("source", type=Path, metavar="BAG|ROOT", help=source)
     parser.add_argument("--topic", metavar="T", help="topic of the bag (default: the only one with clouds)")
     parser.add_argument("--output-topic", metavar="T", help="topic to publish on (default: as recorded)")
     parser.add_argument("--sequence", "--sequences", metavar="NN", help="sequence of the root")
-    parser.add_argument(
-        "--labels",
-        action=argparse.BooleanOptionalAction,
-        help="add the field ground_truth to a root's clouds (default: if every scan has labels)",
-    )
+    labels = "add the field ground_truth to a root's clouds (default: if every scan has labels)"
+    parser.add_argument("--labels", action=argparse.BooleanOptionalAction, help=labels)
     parser.add_argument("--rate", type=float, default=1.0, metavar="R", help="factor on the recorded rate (default: 1)")
     parser.add_argument("--loop", action="store_true", help="restart at the end, until interrupted")
-    parser.add_argument(
-        "--clock", nargs="?", type=float, const=40.0, metavar="HZ", help="publish /clock at this rate (default: 40)"
-    )
-    parser.add_argument(
-        "--reliable", action="store_true", default=True, help="publish reliably (default); --best-effort: as drivers do"
-    )
+    clock = "publish /clock at this rate (default: 40)"
+    parser.add_argument("--clock", nargs="?", type=float, const=40.0, metavar="HZ", help=clock)
+    reliable = "publish reliably (default); --best-effort: as drivers do"
+    parser.add_argument("--reliable", action="store_true", default=True, help=reliable)
     parser.add_argument("--best-effort", dest="reliable", action="store_false", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--wait-for-subscribers",
-        nargs="?",
-        type=int,
-        const=1,
-        default=0,
-        metavar="N",
-        help="wait until N (default: 1) subscribers are connected",
-    )
-    parser.add_argument(
-        "--follow",
-        metavar="T",
-        help="publish each cloud only after the previous one's stamp was received on this topic",
-    )
+    wait = "wait until N (default: 1) subscribers are connected"
+    parser.add_argument("--wait-for-subscribers", nargs="?", type=int, const=1, default=0, metavar="N", help=wait)
+    follow = "publish each cloud only after the previous one's stamp was received on this topic"
+    parser.add_argument("--follow", metavar="T", help=follow)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,41 +6,35 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqsegv3_ros.errors import UserError
-
-if TYPE_CHECKING:
-    from sqsegv3_ros.evaluation.html_report import Sample
+from sqsegv3_ros.commands.options import add_label_set, add_output, check_output
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+from sqsegv3_ros.errors import UserError, require
+from sqsegv3_ros.evaluation.border import BorderConfig
+from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
+from sqsegv3_ros.evaluation.html_report import Sample, build_report, worst_samples
+from sqsegv3_ros.evaluation.pictures import require_pillow
+from sqsegv3_ros.evaluation.summary import read_summary
+from sqsegv3_ros.files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument(
-        "evaluation",
-        nargs="?",
-        metavar="EVALUATION.json",
-        help="file from 'sqsegv3 evaluate --json' (default: evaluate --dataset and --predictions first)",
-    )
+    evaluation = "file from 'sqsegv3 evaluate --json' (default: evaluate --dataset and --predictions first)"
+    parser.add_argument("evaluation", nargs="?", metavar="EVALUATION.json", help=evaluation)
     parser.add_argument("--dataset", metavar="ROOT", help="data set of the scans to show (default: as evaluated)")
     parser.add_argument("--predictions", metavar="DIR", help="their predictions (default: as evaluated)")
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences to evaluate (default: all)")
-    parser.add_argument("--labels", metavar="YAML", help="label configuration (default: SemanticKITTI's)")
+    add_label_set(parser)
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="show the N worst scans (default: 5)")
-    parser.add_argument("--output", required=True, metavar="HTML", help="page to write")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing page")
+    add_output(parser, "HTML")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate if there is no evaluation yet, and write the page. Returns the exit code."""
-    from sqsegv3_ros.commands.render import check_output
-    from sqsegv3_ros.evaluation.html_report import build_report, worst_samples
-    from sqsegv3_ros.evaluation.pictures import require_pillow
-    from sqsegv3_ros.files import write_atomically
-
     check_output(args.output, ".html", args.force)
-    if args.worst < 0:
-        raise UserError(f"--worst must be 0 or more, found {args.worst}")
+    require(args.worst >= 0, "--worst", "0 or more", args.worst)
     if args.worst:
         require_pillow()  # fail before the evaluation, not after it
     summary = _summary(args)
@@ -63,16 +57,11 @@ def _are_folders(*folders: str | None) -> bool:
 
 
 def _summary(args: argparse.Namespace) -> dict[str, Any]:
-    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
-    from sqsegv3_ros.evaluation.border import BorderConfig
-    from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
-    from sqsegv3_ros.evaluation.summary import read_summary
 
     if args.evaluation is not None:
-        if args.sequences or args.labels:
+        if args.sequences or args.labels is not SEMANTIC_KITTI:
             raise UserError("--sequences and --labels have no effect on EVALUATION.json, which is already evaluated")
         return read_summary(args.evaluation)
     if not (args.dataset and args.predictions):
         raise UserError("pass EVALUATION.json, or --dataset and --predictions to evaluate")
-    labels = SEMANTIC_KITTI if args.labels is None else LabelSet.from_yaml(args.labels)
-    return evaluate_dataset(args.dataset, args.predictions, labels, args.sequences, BorderConfig())
+    return evaluate_dataset(args.dataset, args.predictions, args.labels, args.sequences, BorderConfig())

@@ -12,31 +12,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from sqsegv3_ros.simulation.sensors import SENSORS
 
     parser.add_argument("--scans", type=int, required=True, metavar="N", help="number of scans")
-    parser.add_argument(
-        "--output", type=Path, metavar="ROOT", help="write sequences/NN/{velodyne,labels} below this folder"
-    )
-    parser.add_argument(
-        "--bag", type=Path, metavar="PATH", help="write a ROS 2 bag (mcap) with /velodyne_points and /clock"
-    )
+    parser.add_argument("--output", type=Path, metavar="ROOT", help="write sequences/NN/{velodyne,labels} below it")
+    parser.add_argument("--bag", type=Path, metavar="PATH", help="write an mcap bag with /velodyne_points and /clock")
     parser.add_argument("--sensor", choices=sorted(SENSORS), default="hdl64e", help="default: %(default)s")
     parser.add_argument("--scene", choices=SCENES, default="mixed", help="kind of street (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="the same seed gives the same bytes (default: 0)"
-    )
-    parser.add_argument(
-        "--drive",
-        action="store_true",
-        help="simulate consecutive sweeps of one drive, with poses, instead of independent scenes",
-    )
-    parser.add_argument(
-        "--motion",
-        choices=("compensated", "raw"),
-        default="compensated",
-        help="motion of the vehicle within a sweep: compensated, as in KITTI, or raw (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--sequence", default="00", metavar="NN", help="sequence to write below ROOT (default: %(default)s)"
-    )
+    seed = "the same seed gives the same bytes (default: 0)"
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
+    drive = "simulate consecutive sweeps of one drive, with poses, instead of independent scenes"
+    parser.add_argument("--drive", action="store_true", help=drive)
+    motion = "motion of the vehicle within a sweep: compensated, as in KITTI, or raw (default: %(default)s)"
+    parser.add_argument("--motion", choices=("compensated", "raw"), default="compensated", help=motion)
+    parser.add_argument("--sequence", default="00", metavar="NN", help="sequence below ROOT (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="overwrite scans of other settings")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel processes (default: 1)")
 

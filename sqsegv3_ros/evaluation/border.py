@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import require
 
-_STRAIGHT = ((-1, 0), (1, 0), (0, -1), (0, 1))
-_DIAGONAL = ((-1, -1), (-1, 1), (1, -1), (1, 1))
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,8 @@ class BorderConfig:
     connectivity: int = 4
 
     def __post_init__(self) -> None:
-        if self.pixels < 1 or self.connectivity not in (4, 8):
-            raise UserError(
-                f"border needs at least 1 pixel and connectivity 4 or 8, found {self.pixels} and {self.connectivity}"
-            )
+        require(self.pixels >= 1, "border: pixels", "1 or more", self.pixels)
+        require(self.connectivity in (4, 8), "border: connectivity", "4 or 8", self.connectivity)
 
 
 def border_mask(label_image: npt.NDArray[Any], border: BorderConfig) -> npt.NDArray[np.bool_]:
@@ -47,27 +45,26 @@ def border_mask(label_image: npt.NDArray[Any], border: BorderConfig) -> npt.NDAr
     Returns:
         (H, W) bool.
     """
-    steps = _STRAIGHT if border.connectivity == 4 else _STRAIGHT + _DIAGONAL
-    highest = label_image.astype(np.int32)
-    lowest = np.where(highest == 0, np.iinfo(np.int32).max, highest)
+    import torch
+
+    kernels = ((3, 1), (1, 3)) if border.connectivity == 4 else ((3, 3),)
+    highest = torch.from_numpy(label_image.astype(np.float32))[None]
+    lowest = torch.where(highest == 0, torch.inf, highest)
     for _ in range(border.pixels):
-        highest = _combine_neighbours(np.maximum, highest, steps)
-        lowest = _combine_neighbours(np.minimum, lowest, steps)
-    mask = lowest < highest
+        highest, lowest = _highest_neighbours(highest, kernels), -_highest_neighbours(-lowest, kernels)
+    mask: npt.NDArray[np.bool_] = (lowest < highest)[0].numpy()
     mask[: border.pixels] = mask[-border.pixels :] = True
     mask[:, : border.pixels] = mask[:, -border.pixels :] = True
     return mask
 
 
-def _combine_neighbours(
-    combine: np.ufunc, image: npt.NDArray[Any], steps: tuple[tuple[int, int], ...]
-) -> npt.NDArray[Any]:
-    padded = np.pad(image, 1, mode="edge")  # a pixel's own value for a missing neighbour changes no extreme
-    height, width = image.shape
-    result = image
-    for down, right in steps:
-        result = combine(result, padded[1 + down : 1 + down + height, 1 + right : 1 + right + width])
-    return result
+def _highest_neighbours(image: Tensor, kernels: tuple[tuple[int, int], ...]) -> Tensor:
+    """Take the highest value of each neighbourhood; pixels beyond the image do not count."""
+    import torch
+    from torch.nn.functional import max_pool2d
+
+    pooled = [max_pool2d(image, kernel, stride=1, padding=(kernel[0] // 2, kernel[1] // 2)) for kernel in kernels]
+    return torch.stack(pooled).amax(dim=0)
 
 
 def points_at_border(

@@ -6,6 +6,7 @@ share it.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.border import BorderConfig, points_at_border
-from sqsegv3_ros.evaluation.metrics import BAND_EDGES_M, ConfusionMatrix, count_pairs, range_bands
+from sqsegv3_ros.evaluation.metrics import BAND_EDGES_M, ConfusionMatrix, range_bands
 from sqsegv3_ros.evaluation.summary import FORMAT, FORMAT_VERSION
 from sqsegv3_ros.pointcloud2 import CloudSettings, PointCloudLike, decode, read_field
 
@@ -33,12 +34,11 @@ class Evaluator:
     """
 
     def __init__(self, labels: LabelSet, border: BorderConfig | None = None) -> None:
-        size = len(labels)
-        if len(set(labels.names)) < size:
+        if len(set(labels.names)) < len(labels):
             raise UserError(f"label set '{labels.name}' has two classes of the same name: {', '.join(labels.names)}")
         self.labels = labels
         self.border = border
-        self._by_band = np.zeros((len(BAND_EDGES_M) + 1, size, size), dtype=np.int64)
+        self._by_band = [ConfusionMatrix(labels) for _ in range(len(BAND_EDGES_M) + 1)]
         self._at_border = ConfusionMatrix(labels)
         self._scans: list[dict[str, Any]] = []
 
@@ -60,16 +60,19 @@ class Evaluator:
         Raises:
             UserError: The arrays do not fit; the message names the scan.
         """
+        matrix = ConfusionMatrix(self.labels)
         try:
-            bands = range_bands(np.linalg.norm(points[:, :3], axis=1))
-            counts = count_pairs(prediction, ground_truth, len(self.labels), bands, len(self._by_band))
-        except (UserError, ValueError) as error:
+            matrix.add(prediction, ground_truth)
+            if len(points) != len(prediction):
+                raise UserError(f"{len(prediction)} labels, but {len(points)} points")
+        except UserError as error:
             raise UserError(f"scan {name}: {error}") from error
+        bands = range_bands(np.linalg.norm(points[:, :3], axis=1))
+        for band, of_band in enumerate(self._by_band):
+            of_band.add(prediction[bands == band], ground_truth[bands == band])
         if self.border is not None:
             chosen = points_at_border(points, ground_truth, self.border)
             self._at_border.add(prediction[chosen], ground_truth[chosen])
-        self._by_band += counts
-        matrix = ConfusionMatrix(self.labels, counts.sum(axis=0))
         official, strict = matrix.scores(), matrix.scores(strict=True)
         self._scans.append(
             {
@@ -118,14 +121,13 @@ class Evaluator:
     @property
     def matrix(self) -> ConfusionMatrix:
         """Confusion matrix of all scans so far."""
-        return ConfusionMatrix(self.labels, self._by_band.sum(axis=0))
+        return ConfusionMatrix(self.labels, np.sum([matrix.counts for matrix in self._by_band], axis=0))
 
     def summary(self) -> dict[str, Any]:
         """Summarize the scans so far in plain JSON types."""
         border = None
         if self.border is not None:
-            border = {"pixels": self.border.pixels, "connectivity": self.border.connectivity}
-            border |= _numbers(self._at_border)
+            border = asdict(self.border) | _numbers(self._at_border)
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -146,34 +148,22 @@ class Evaluator:
     def _by_range(self) -> list[dict[str, Any]]:
         ends = [*BAND_EDGES_M[1:], None]
         bands: list[dict[str, Any]] = [
-            {"from_m": start, "to_m": end, **_numbers(ConfusionMatrix(self.labels, counts))}
-            for start, end, counts in zip(BAND_EDGES_M, ends, self._by_band, strict=False)
+            {"from_m": start, "to_m": end, **_numbers(matrix)}
+            for start, end, matrix in zip(BAND_EDGES_M, ends, self._by_band, strict=False)
         ]
-        if self._by_band[-1].any():  # points without a finite range are in the totals, so show them
-            bands.append({"from_m": None, "to_m": None, **_numbers(ConfusionMatrix(self.labels, self._by_band[-1]))})
+        if self._by_band[-1].points:  # points without a finite range are in the totals, so show them
+            bands.append({"from_m": None, "to_m": None, **_numbers(self._by_band[-1])})
         return bands
 
 
 def _numbers(matrix: ConfusionMatrix) -> dict[str, Any]:
     """Official scores, strict scores and counts of a confusion matrix."""
-    classes = matrix.labels.classes
-    evaluated = matrix.labels.evaluated
-
-    def scores_of(strict: bool) -> dict[str, Any]:
-        scores = matrix.scores(strict)
-        return {
-            "miou": scores.miou,
-            "miou_present": scores.miou_present,
-            "accuracy": scores.accuracy,
-            "iou": {classes[label].name: float(scores.iou[label]) for label in evaluated},
-        }
-
-    support = matrix.support
+    labels, support = matrix.labels, matrix.support
     return {
-        **scores_of(strict=False),
-        "strict": scores_of(strict=True),
+        **matrix.scores().to_dict(labels),
+        "strict": matrix.scores(strict=True).to_dict(labels),
         "points": matrix.points,
         "evaluated_points": matrix.evaluated_points,
         "left_unlabeled": matrix.left_unlabeled,
-        "support": {classes[label].name: int(support[label]) for label in evaluated},
+        "support": {labels.names[label]: int(support[label]) for label in labels.evaluated},
     }

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.semantic_kitti import find_scans
-from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation import html_sections, pictures
+from sqsegv3_ros.errors import UserError, missing_package
+from sqsegv3_ros.evaluation import pictures
 from sqsegv3_ros.evaluation.dataset_evaluation import read_pair, scan_name
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix, Scores
-from sqsegv3_ros.evaluation.summary import percent
+from sqsegv3_ros.evaluation.summary import band_title, percent
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+FOLDER = Path(__file__).parent
 CLOUD_POINTS = 30_000
 MAX_COORDINATE_M = 300.0  # fits 16 bits in centimetres
 PICTURE_RADIUS_M, PICTURE_SIZE = 50.0, 640
@@ -100,107 +102,99 @@ def build_report(summary: Mapping[str, Any], samples: Iterable[Sample] = (), not
         The HTML.
 
     Raises:
-        UserError: There are samples, but Pillow is not installed.
+        UserError: Jinja2 is not installed, or there are samples, but Pillow is not installed.
     """
-    summary = dict(summary)
     label_set = LabelSet.from_dict(summary["label_set"])
-    shown, clouds = [], []
-    for sample in samples:
-        shown.append(_sample_pictures(sample, label_set))
-        clouds.append({"name": sample.name, "points": _encode_points(sample)})
-    sections = [
-        ("IoU by class", html_sections.by_class(summary, label_set)),
-        ("IoU by range", html_sections.by_range(summary, label_set)),
-        ("Confusion matrix", html_sections.confusion(summary, label_set)),
-    ]
-    if summary.get("latency_ms"):
-        sections.append(("Latency", html_sections.latency(summary["latency_ms"])))
-    if clouds:
-        sections.append(("Point cloud", _cloud(clouds, label_set)))
-        sections.append(("Scans with the lowest mIoU", "".join(shown)))
-    body = "".join(f"<section><h2>{escape(title)}</h2>{content}</section>" for title, content in sections)
-    style, code = (Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
-    script = f"<script>{code}</script>" if clouds else ""
+    colors = pictures.display_colors(label_set).tolist()
+    scans = [_scan(sample, label_set) for sample in samples]
+    counts = np.array(summary["confusion"]["counts"], dtype=np.int64)
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Evaluation: mIoU {percent(summary['miou'])}</title>\n"
-        f"<style>\n{style}</style>\n</head>\n<body>\n<h1>Evaluation</h1>\n"
-        f"{html_sections.about(summary, label_set)}\n{html_sections.key_numbers(summary)}\n"
-        + (f'<p class="note">{escape(note)}</p>\n' if note else "")
-        + f"{_reading_help(summary)}\n{body}\n{script}\n</body>\n</html>\n"
+        _environment()
+        .get_template("html_report.html")
+        .render(
+            summary=summary,
+            note=note,
+            about=_about(summary, label_set),
+            colors=dict(zip(label_set.names, colors, strict=True)),
+            shares=(counts / np.maximum(counts.sum(axis=0), 1)).tolist(),
+            latency=_histogram(summary["latency_ms"]) if summary.get("latency_ms") else None,
+            scans=scans,
+            radius_m=PICTURE_RADIUS_M,
+            cloud_points=CLOUD_POINTS,
+            cloud={
+                "colors": colors,
+                "evaluated": [label in label_set.evaluated for label in range(len(label_set))],
+                "error_colors": pictures.ERROR_COLORS,
+                "scans": [{"name": scan["name"], "points": scan["points"]} for scan in scans],
+            },
+            error_names=pictures.ERROR_NAMES,
+            style=(FOLDER / "html_report.css").read_text(encoding="utf-8"),
+            code=(FOLDER / "html_report.js").read_text(encoding="utf-8"),
+        )
     )
 
 
-def _reading_help(summary: Mapping[str, Any]) -> str:
-    text = (
-        "Numbers are percent. mIoU over all classes counts a class that the ground truth does not contain as 0, as the "
-        f"official evaluation does. {summary['left_unlabeled']:,} points of an evaluated class were predicted as "
-        "unlabeled: the official numbers drop them, the strict numbers count them as wrong."
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise missing_package("Jinja2", "the report", "tools") from error
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
-    return f'<p class="faint" style="margin-top:1rem">{text}</p>'
+    environment.filters |= {"percent": percent, "band_title": band_title, "thousands": "{:,}".format, "png": _png}
+    return environment
 
 
-def _sample_pictures(sample: Sample, label_set: LabelSet) -> str:
-    """Draw label images and bird's-eye views of a scan: predicted, true, errors."""
+def _about(summary: Mapping[str, Any], label_set: LabelSet) -> list[tuple[str, Any]]:
+    """List what was evaluated, and the numbers of a live evaluation."""
+    return [
+        ("Data set", summary.get("dataset")),
+        ("Predictions", summary.get("predictions")),
+        ("Sequences", ", ".join(summary.get("sequences") or [])),
+        ("Label set", f"{label_set.name}, {len(label_set.evaluated)} classes evaluated"),
+        ("Scans", f"{summary['scan_count']:,}"),
+        ("Points", f"{summary['points']:,}, {summary['evaluated_points']:,} of them evaluated"),
+        *(
+            (name, value if isinstance(value, float) else str(value))
+            for name, value in (summary.get("live") or {}).items()
+        ),
+    ]
+
+
+def _histogram(values_ms: Sequence[float]) -> dict[str, Any]:
+    """Count latencies in 48 bins up to `longest`; the last bin holds the rest."""
+    longest = max(float(np.percentile(values_ms, 99.5)) * 1.1, 1e-3)
+    counts, _ = np.histogram(np.minimum(values_ms, longest), bins=48, range=(0, longest))
+    percentiles = {p: float(np.percentile(values_ms, p)) for p in (50, 95, 99)}
+    return {"counts": counts.tolist(), "longest": longest, "percentiles": percentiles}
+
+
+def _scan(sample: Sample, label_set: LabelSet) -> dict[str, Any]:
+    """Draw label images and bird's-eye views of a scan: predicted, true, errors; encode its points."""
     import torch
 
     from sqsegv3_ros.inference.range_image import ProjectionConfig, project
 
     index = project(torch.from_numpy(sample.points), ProjectionConfig()).index.numpy()
     layers = pictures.label_layers(label_set, sample.prediction, sample.ground_truth, ("predicted", "true"))
-    strips = "".join(
-        f"<figure>{_image(pictures.image_of_points(layer.colors, index), layer.caption, 'strip')}"
-        f"<figcaption>{escape(layer.caption)}</figcaption></figure>"
-        for layer in layers
-    )
     background = np.full((PICTURE_SIZE, PICTURE_SIZE, 3), pictures.BACKGROUND, dtype=np.uint8)
-    above = ""
-    for layer in layers:
-        view = pictures.birds_eye_picture(sample.points, layer.colors, PICTURE_RADIUS_M, background)
-        caption = f"{escape(layer.caption)}, from above, {PICTURE_RADIUS_M:g} m each way"
-        above += f"<figure>{_image(view, layer.caption, '')}<figcaption>{caption}</figcaption></figure>"
-    scores = sample.scores(label_set)
-    numbers = f"mIoU present {percent(scores.miou_present)}, accuracy {percent(scores.accuracy)}"
-    title = f"<h3>{escape(sample.name)} <small>{numbers}</small></h3>"
-    return f'<div class="scan">{title}{strips}<div class="pair">{above}</div></div>'
-
-
-def _image(picture: pictures.Picture, caption: str, kind: str) -> str:
-    data = base64.b64encode(pictures.encode_png(picture)).decode()
-    return f'<img class="{kind}" alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-
-
-def _cloud(clouds: list[dict[str, str]], label_set: LabelSet) -> str:
-    """The canvas, its controls, and the points that html_report.js draws on it."""
-    data = {
-        "colors": pictures.display_colors(label_set).tolist(),
-        "evaluated": [label in label_set.evaluated for label in range(len(label_set))],
-        "error_colors": pictures.ERROR_COLORS,
-        "scans": clouds,
+    points, radius_m = sample.points, PICTURE_RADIUS_M
+    return {
+        "name": sample.name,
+        "scores": sample.scores(label_set),
+        "points": _encode_points(sample),
+        "strips": [(p.caption, pictures.image_of_points(p.colors, index)) for p in layers],
+        "views": [(p.caption, pictures.birds_eye_picture(points, p.colors, radius_m, background)) for p in layers],
     }
-    options = "".join(f"<option>{escape(cloud['name'])}</option>" for cloud in clouds)
-    buttons = "".join(
-        f'<button data-coloring="{key}" aria-pressed="{str(key == "prediction").lower()}">{title}</button>'
-        for key, title in (("prediction", "predicted"), ("truth", "true"), ("errors", "errors"))
-    )
-    classes = "".join(f"<span>{html_sections.swatch(label_set, name)}{escape(name)}</span>" for name in label_set.names)
-    errors = "".join(
-        f'<span><span class="swatch" style="background:rgb{color}"></span>{pictures.ERROR_NAMES[key]}</span>'
-        for key, color in pictures.ERROR_COLORS.items()
-    )
-    embedded = json.dumps(data).replace("<", "\\u003c")  # no name can end the script element
-    return (
-        f'<div class="controls"><label>scan <select id="cloud-scan">{options}</select></label>{buttons}</div>'
-        '<canvas id="cloud" tabindex="0" role="img" aria-label="point cloud"></canvas>'
-        f'<div class="keys">{classes}</div><div class="keys">{errors}</div>'
-        '<p class="faint">Drag to rotate, wheel or two fingers to zoom, shift or right button to pan, double-click to '
-        f"reset; arrow keys and + - work too. At most {CLOUD_POINTS:,} points of each scan are shown.</p>"
-        "<noscript><p>The point cloud needs JavaScript.</p></noscript>"
-        f'<script type="application/json" id="cloud-data">{embedded}</script>'
-    )
+
+
+def _png(picture: pictures.Picture) -> str:
+    return _base64(pictures.encode_png(picture))
 
 
 def _encode_points(sample: Sample) -> str:
@@ -209,4 +203,8 @@ def _encode_points(sample: Sample) -> str:
     chosen = np.sort(np.random.default_rng(0).permutation(near)[:CLOUD_POINTS])
     centimetres = np.rint(sample.points[chosen, :3] * 100).T
     planes = np.concatenate([centimetres, [sample.prediction[chosen], sample.ground_truth[chosen]]])
-    return base64.b64encode(planes.astype("<i2").tobytes()).decode()
+    return _base64(planes.astype("<i2").tobytes())
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sqsegv3_ros.data.label_set import LabelSet
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import require
 from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.evaluator import Evaluator
 from sqsegv3_ros.pointcloud2 import PointCloudLike
@@ -58,8 +58,7 @@ class Matcher:
     """
 
     def __init__(self, capacity: int = 32) -> None:
-        if capacity < 1:
-            raise UserError(f"capacity for unmatched clouds must be at least 1, found {capacity}")
+        require(capacity >= 1, "capacity for unmatched clouds", "at least 1", capacity)
         self.capacity = capacity
         self.scans_in = 0
         self.scans_out = 0
@@ -182,10 +181,7 @@ class LiveEvaluation:
     def numbers(self) -> dict[str, Any]:
         """Get counts, latency percentiles (milliseconds) and output rate; None for what is not known yet."""
         matcher = self.matcher
-        percentiles: dict[str, float | None] = dict.fromkeys(("p50", "p95", "p99"))
-        if self._latencies_ms:
-            values = np.percentile(self._latencies_ms, [50, 95, 99])
-            percentiles = {name: float(value) for name, value in zip(percentiles, values, strict=True)}
+        latencies = np.percentile(self._latencies_ms, [50, 95, 99]).tolist() if self._latencies_ms else [None] * 3
         return {
             "scans_in": matcher.scans_in,
             "scans_out": matcher.scans_out,
@@ -193,21 +189,14 @@ class LiveEvaluation:
             "scans_expected": self._expected,
             "lost": self.lost,
             "complete": self.complete,
-            **{f"latency_{name}_ms": value for name, value in percentiles.items()},
+            **dict(zip(("latency_p50_ms", "latency_p95_ms", "latency_p99_ms"), latencies, strict=True)),
             "rate_hz": matcher.rate_hz,
         }
 
     def progress(self) -> dict[str, Any]:
         """Get the live numbers and the scores so far, to publish while the evaluation runs."""
-        scores = self.evaluator.matrix.scores()
-        labels = self.evaluator.labels
-        return {
-            **self.numbers(),
-            "miou": scores.miou,
-            "miou_present": scores.miou_present,
-            "accuracy": scores.accuracy,
-            "iou": {labels.names[label]: float(scores.iou[label]) for label in labels.evaluated},
-        }
+        matrix = self.evaluator.matrix
+        return {**self.numbers(), **matrix.scores().to_dict(matrix.labels)}
 
     def summary(self) -> dict[str, Any]:
         """Summarize the evaluation.

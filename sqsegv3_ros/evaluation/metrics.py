@@ -32,6 +32,11 @@ class Scores:
     miou_present: float
     accuracy: float
 
+    def to_dict(self, labels: LabelSet) -> dict[str, Any]:
+        """Convert to plain JSON types, with the IoU of the evaluated classes by name."""
+        iou = {labels.names[label]: float(self.iou[label]) for label in labels.evaluated}
+        return {"miou": self.miou, "miou_present": self.miou_present, "accuracy": self.accuracy, "iou": iou}
+
 
 class ConfusionMatrix:
     """Counts of points by predicted label (rows) and true label (columns), as in the official release.
@@ -59,7 +64,17 @@ class ConfusionMatrix:
         Raises:
             UserError: Their lengths differ, or a label is not in the label set.
         """
-        self.counts += count_pairs(prediction, ground_truth, len(self.labels))
+        if prediction.shape != ground_truth.shape or prediction.ndim != 1:
+            raise UserError(
+                f"predictions {prediction.shape} and ground truth {ground_truth.shape} must be flat and of equal length"
+            )
+        size = len(self.labels)
+        for name, values in (("predicted", prediction), ("true", ground_truth)):
+            low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+            if not 0 <= low <= high < size:
+                raise UserError(f"{name} labels must be in 0..{size - 1}, found {low}..{high}")
+        cell = prediction.astype(np.int64) * size + ground_truth.astype(np.int64)
+        self.counts += np.bincount(cell, minlength=size * size).reshape(size, size)
 
     @property
     def points(self) -> int:
@@ -108,44 +123,6 @@ class ConfusionMatrix:
 
     def _is_evaluated(self) -> npt.NDArray[np.bool_]:
         return np.isin(np.arange(len(self.labels)), self.labels.evaluated)
-
-
-def count_pairs(
-    prediction: npt.NDArray[Any],
-    ground_truth: npt.NDArray[Any],
-    classes: int,
-    group: npt.NDArray[Any] | None = None,
-    groups: int = 1,
-) -> npt.NDArray[np.int64]:
-    """Count points by predicted and true label, in one pass.
-
-    Args:
-        prediction: (N,) integer labels in 0..classes-1.
-        ground_truth: (N,) integer labels in 0..classes-1.
-        classes: Number of labels.
-        group: (N,) integers in 0..groups-1 that split the points, or None.
-        groups: Number of groups.
-
-    Returns:
-        (classes, classes) int64 with predictions as rows; with `group` (groups, classes, classes).
-
-    Raises:
-        UserError: The lengths differ, or a label is out of range.
-    """
-    if prediction.shape != ground_truth.shape or prediction.ndim != 1:
-        raise UserError(
-            f"predictions {prediction.shape} and ground truth {ground_truth.shape} must be flat and of equal length"
-        )
-    for name, values in (("predicted", prediction), ("true", ground_truth)):
-        if values.size and not 0 <= int(values.min()) <= int(values.max()) < classes:
-            raise UserError(
-                f"{name} labels must be in 0..{classes - 1}, found {int(values.min())}..{int(values.max())}"
-            )
-    cell = prediction.astype(np.int64) * classes + ground_truth.astype(np.int64)
-    if group is not None:
-        cell += group.astype(np.int64) * (classes * classes)
-    counts = np.bincount(cell, minlength=groups * classes * classes).astype(np.int64)
-    return counts.reshape((classes, classes) if group is None else (groups, classes, classes))
 
 
 def range_bands(ranges_m: npt.NDArray[Any], edges_m: Sequence[float] = BAND_EDGES_M) -> npt.NDArray[np.int64]:

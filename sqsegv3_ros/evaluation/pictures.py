@@ -129,16 +129,17 @@ def image_of_points(colors: Picture, index: npt.NDArray[np.int64]) -> Picture:
 
 
 def birds_eye_picture(
-    points: npt.NDArray[np.float32], colors: Picture, radius_m: float, background: Picture, splat: int = 2
+    points: npt.NDArray[np.float32], colors: Picture, radius_m: float, background: Picture
 ) -> Picture:
-    """Draw points from above: x (forward) up, y (left) to the left, sensor in the middle; the highest point wins.
+    """Draw points as 2 x 2 pixels from above: x (forward) up, y (left) to the left; the highest point wins.
+
+    The sensor is in the middle.
 
     Args:
         points: (N, 3 or more) x, y, z in metres; points that are not finite or outside are left out.
         colors: (N, 3) uint8.
         radius_m: Distance from the middle to the edge.
         background: (S, S, 3) picture below the points; it is not changed.
-        splat: Edge of a point's square in pixels.
 
     Returns:
         (S, S, 3) uint8.
@@ -150,12 +151,10 @@ def birds_eye_picture(
     inside = inside[np.argsort(points[inside, 2], kind="stable")]  # ascending: numpy keeps the last of repeated indices
     row = np.floor((radius_m - points[inside, 0]) * pixels_per_metre).astype(np.int64)
     column = np.floor((radius_m - points[inside, 1]) * pixels_per_metre).astype(np.int64)
-    margin = splat  # catches squares that reach over the edge
-    winner = np.full((size + 2 * margin, size + 2 * margin), -1, dtype=np.int64)
-    steps = np.arange(splat) - (splat - 1) // 2 + margin
-    rows, columns = row[:, None] + steps, column[:, None] + steps
-    winner[rows[:, :, None], columns[:, None, :]] = inside[:, None, None]
-    winner = winner[margin : margin + size, margin : margin + size]
+    winner = np.full((size + 1, size + 1), -1, dtype=np.int64)  # squares may reach over the edge by one pixel
+    steps = np.arange(2)
+    winner[(row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None, :]] = inside[:, None, None]
+    winner = winner[:size, :size]
     picture = background.copy()
     drawn = winner >= 0
     picture[drawn] = colors[winner[drawn]]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sqsegv3_ros.data.ros2_messages import FRAME, TOPIC
 from sqsegv3_ros.data.rosbag_reader import BagReader, is_bag
 from sqsegv3_ros.data.sequences import read_sequence, read_structured_points
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, require
 
 LATE_S = 0.01  # clouds that are published later than this after they are due count as late
 
@@ -175,8 +175,7 @@ class Player:
 
     def __post_init__(self) -> None:
         for name, value in (("--rate", self.rate), ("--clock", self.clock_hz)):
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} must be a positive number, found {value}")
+            require(math.isfinite(value) and value > 0, name, "a positive number", value)
 
     def play(self, source: Source) -> Report:
         """Replay until the end, or until `wait` returns True."""

@@ -57,36 +57,37 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 
 def _by_class(summary: dict[str, Any]) -> str:
-    border = summary.get("border")
-    lines = [f"{'class':<18}{'IoU':>8}{'strict':>8}" + (f"{'border':>8}" if border else "") + f"{'points':>14}"]
+    columns = _columns(summary)
+    lines = [f"{'class':<18}" + "".join(f"{title:>8}" for title in columns) + f"{'points':>14}"]
     for name, points in summary["support"].items():
-        cells = [_class_iou(summary, name, points), _class_iou(summary["strict"], name, points)]
-        if border:
-            cells.append(_class_iou(border, name, border["support"][name]))
-        lines.append(f"{name:<18}" + "".join(f"{cell:>8}" for cell in cells) + f"{points:>14,}")
+        supports = [column.get("support", summary["support"])[name] for column in columns.values()]
+        cells = zip(columns.values(), supports, strict=True)
+        row = "".join(f"{percent(column['iou'][name]) if support else '-':>8}" for column, support in cells)
+        lines.append(f"{name:<18}{row}{points:>14,}")
     return "\n".join(lines)
 
 
 def _overall(summary: dict[str, Any]) -> str:
-    columns = [summary, summary["strict"]] + ([summary["border"]] if summary.get("border") else [])
     present = sum(1 for points in summary["support"].values() if points)
-    rows = (
-        (f"mIoU, {len(summary['support'])} classes", "miou"),
-        (f"mIoU, {present} present", "miou_present"),
-        ("accuracy", "accuracy"),
-    )
-    return "\n".join(
-        f"{title:<18}" + "".join(f"{percent(column[key]):>8}" for column in columns) for title, key in rows
-    )
+    titles = (f"mIoU, {len(summary['support'])} classes", f"mIoU, {present} present", "accuracy")
+    lines = []
+    for title, key in zip(titles, ("miou", "miou_present", "accuracy"), strict=True):
+        lines.append(f"{title:<18}" + "".join(f"{percent(column[key]):>8}" for column in _columns(summary).values()))
+    return "\n".join(lines)
+
+
+def _columns(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    columns = {"IoU": summary, "strict": summary["strict"], "border": summary.get("border")}
+    return {title: scores for title, scores in columns.items() if scores}
 
 
 def _by_range(summary: dict[str, Any]) -> str:
     lines = [f"{'range':<18}{'mIoU':>8}{'present':>8}{'accuracy':>10}{'points':>14}"]
     for band in summary["by_range"]:
-        if not band["evaluated_points"]:
-            lines.append(f"{band_title(band):<18}{'-':>8}{'-':>8}{'-':>10}{0:>14}")
-            continue
-        cells = f"{percent(band['miou']):>8}{percent(band['miou_present']):>8}{percent(band['accuracy']):>10}"
+        scores = [
+            percent(band[key]) if band["evaluated_points"] else "-" for key in ("miou", "miou_present", "accuracy")
+        ]
+        cells = f"{scores[0]:>8}{scores[1]:>8}{scores[2]:>10}"
         lines.append(f"{band_title(band):<18}{cells}{band['evaluated_points']:>14,}")
     return "\n".join(lines)
 
@@ -113,10 +114,6 @@ def band_title(band: dict[str, Any]) -> str:
     if band["to_m"] is None:
         return f"{band['from_m']:g} m and more"
     return f"{band['from_m']:g}-{band['to_m']:g} m"
-
-
-def _class_iou(scores: dict[str, Any], name: str, points: int) -> str:
-    return percent(scores["iou"][name]) if points else "-"
 
 
 def percent(fraction: float) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, install_command, missing_package
 from sqsegv3_ros.inference.model_file import ModelFile
+from sqsegv3_ros.inference.torchscript import no_deprecation_warnings
 
 BACKENDS = ("auto", "torch", "openvino")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -23,7 +25,6 @@ DEVICES = ("auto", "cuda", "cpu")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-INSTALL_OPENVINO = "pip install openvino"
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,13 @@ def resolve_runtime(
     if backend == "auto":
         backend = "openvino" if on_cpu and installed else "torch"
         if on_cpu and not installed:
-            hint = f"OpenVINO is not installed; with it the network is 2 to 4 times faster: {INSTALL_OPENVINO}"
+            command = install_command("openvino")
+            hint = f"OpenVINO is not installed; with it the network is 2 to 4 times faster: {command}"
     elif backend == "openvino":
         if not on_cpu:
             raise UserError(f"backend 'openvino' runs on the CPU, found device '{resolved}'; use backend 'torch'")
         if not installed:
-            raise UserError(f"backend 'openvino' needs the Python package 'openvino': {INSTALL_OPENVINO}")
+            raise missing_package("openvino", "backend 'openvino'")
     native_bf16 = has_native_bf16()
     if precision == "auto":
         precision = "fp32" if on_cpu else "fp16"
@@ -162,6 +164,17 @@ def make_backend(model: ModelFile, runtime: Runtime, height: int, width: int) ->
     return GraphedBackend(network) if runtime.cuda_graph else network
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use this many CPU threads for an operation, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class TorchBackend:
     """The network run by torch."""
 
@@ -169,14 +182,15 @@ class TorchBackend:
         self.precision = runtime.precision
         self._dtype = _DTYPES[runtime.precision]
         self._network = model.network.to(device=runtime.device, dtype=self._dtype)
-        self._on_cpu = runtime.device.type == "cpu"
+        self._on_cpu, self._threads = runtime.device.type == "cpu", runtime.threads
 
     def __call__(self, image: Tensor) -> Tensor:
         """(1, 5, H, W) float32 on the device -> logits (1, C, H, W) float32."""
+        if not self._on_cpu:
+            return cast(Tensor, self._network(image.to(self._dtype)).float())
         # TorchScript's optimiser finds nothing to fuse on a CPU, and costs seconds and memory in the first runs
-        with torch.jit.optimized_execution(False) if self._on_cpu else nullcontext():
-            logits: Tensor = self._network(image.to(self._dtype)).float()
-        return logits
+        with torch_threads(self._threads), torch.jit.optimized_execution(False):
+            return cast(Tensor, self._network(image.to(self._dtype)).float())
 
 
 class GraphedBackend:
@@ -263,7 +277,8 @@ def _convert(model: ModelFile, shape: tuple[int, int, int, int]) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     try:
-        decoder = TorchScriptPythonDecoder(model.network)  # has to outlive the conversion
+        with no_deprecation_warnings():
+            decoder = TorchScriptPythonDecoder(model.network)  # has to outlive the conversion
         frontend = FrontEndManager().load_by_framework("pytorch")
         graph = frontend.load(decoder)
         image = graph.get_inputs()[0]  # a loaded network does not say what it takes

@@ -156,12 +156,12 @@ class CloudSegmenter:
 
     def description(self) -> dict[str, str]:
         """What runs here, for diagnostics."""
-        model, runtime, applied = self.segmenter.model, self.segmenter.runtime, self._applied
+        segmenter, runtime, applied = self.segmenter, self.segmenter.runtime, self._applied
         return {
-            "model": model.info.name,
-            "licence": model.info.licence,
-            "file": str(model.path),
-            "file sha256": model.sha256,
+            "model": segmenter.info.name,
+            "licence": segmenter.info.licence,
+            "file": str(segmenter.model_path),
+            "file sha256": segmenter.model_sha256,
             "backend": runtime.backend,
             "device": str(runtime.device),
             "precision": runtime.precision,

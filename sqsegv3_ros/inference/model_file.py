@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import share_folders, write_atomically
+from sqsegv3_ros.inference import torchscript
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 
@@ -176,7 +177,7 @@ def save_model(
     torch.save(tensors, state_file, _use_new_zipfile_serialization=False)
     extra = {INFO_FILE: json.dumps(info.to_dict(), indent=1).encode(), STATE_FILE: state_file.getvalue()}
     buffer = io.BytesIO()
-    torch.jit.save(network, buffer, _extra_files=extra)
+    torchscript.save(network, buffer, extra)
     write_atomically(path, buffer.getvalue())
     return info
 
@@ -205,8 +206,6 @@ def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
     Raises:
         UserError: The file is missing, truncated, damaged, of another kind or of another format version.
     """
-    import torch
-
     path = Path(path)
     with _open(path) as file:
         try:
@@ -218,7 +217,7 @@ def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
     if sha256 and digest != sha256.lower():
         raise UserError(f"model {path} has sha256 {digest}, expected {sha256.lower()}")
     try:
-        network = torch.jit.load(io.BytesIO(data), map_location="cpu")
+        network = torchscript.load(io.BytesIO(data))
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model {path} is damaged, its network cannot be loaded: {first_line}") from None

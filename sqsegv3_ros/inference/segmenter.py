@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.backends import make_backend, resolve_runtime
+from sqsegv3_ros.inference.backends import make_backend, resolve_runtime, torch_threads
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.knn import KnnConfig, refine
 from sqsegv3_ros.inference.model_file import ModelFile, find_model, load_model
@@ -82,13 +82,14 @@ class Segmenter:
         """
         self.runtime = resolve_runtime(backend, device, precision, threads, cuda_graph=cuda_graph)
         self.device = self.runtime.device
-        self.model = model if isinstance(model, ModelFile) else load_model(find_model(model), sha256)
-        self.info = self.model.info
+        if not isinstance(model, ModelFile):
+            model = load_model(find_model(model), sha256)
+        self.info, self.model_path, self.model_sha256 = model.info, model.path, model.sha256
         self.projection = projection or self.info.projection
         self.knn = knn or self.info.knn
         self.extrinsics = extrinsics or Extrinsics()
         with self._on_device():
-            self._network = make_backend(self.model, self.runtime, self.projection.height, self.projection.width)
+            self._network = make_backend(model, self.runtime, self.projection.height, self.projection.width)
 
     def segment(
         self, points: npt.NDArray[np.float32] | Tensor, rings: npt.NDArray[Any] | Tensor | None = None
@@ -122,13 +123,13 @@ class Segmenter:
         logits = self._network(network_input)[0]
         clock.stop("network")
 
-        label_image, log_total = self._classify(logits)
+        label_image, odds, total = self._classify(logits)
         clock.stop("restore")
 
         labels = refine(label_image, image, self.knn, len(self.info.labels), self.runtime.threads)
         clock.stop("knn")
 
-        confidences = _confidences(labels, logits, log_total, image)
+        confidences = _confidences(labels, odds, total, image)
         return labels, confidences, image, label_image * (image.index >= 0)
 
     def _project(self, points: Tensor, rings: Tensor | None) -> tuple[RangeImage, Tensor]:
@@ -142,14 +143,24 @@ class Segmenter:
         network_image = self.extrinsics.compensate_height(fill_gaps(image, self.projection.fill_rows), height_m)
         return image, normalize(network_image, normalization)
 
-    def _classify(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(C, H, W) logits -> (H, W) labels, and (H, W) logarithm of the softmax's denominator."""
+    def _classify(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(H, W) labels, (C, H, W) numerators and (H, W) denominator of the softmax; overwrites the (C, H, W) logits.
+
+        Few points need more than one of the probabilities, so they are not divided here.
+        """
         label_type = torch.uint8 if self.info.labels.dtype is np.uint8 else torch.int32
-        return logits.max(0).indices.to(label_type), logits.logsumexp(0)  # argmax takes three times as long on a CPU
+        best, labels = logits.max(0)  # argmax takes three times as long on a CPU
+        odds = logits.sub_(best).exp_()
+        return labels.to(label_type), odds, odds.sum(0)
 
     def _on_device(self) -> AbstractContextManager[Any]:
-        """Streams, events and graphs are made on the segmenter's own CUDA device, whichever is the current one."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        """The context of the segmenter's work on its device.
+
+        On CUDA, streams, events and graphs belong to the segmenter's own device, whichever is the current one. On a
+        CPU, torch uses one thread outside the network: for small operations that is as fast, and they need not wait for
+        a second thread on a core that another process has.
+        """
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else torch_threads(1)
 
     def warm_up(self, points: int = 120_000) -> None:
         """Run synthetic scans, so that the first real one is as quick as the others and what cannot run fails here.
@@ -178,19 +189,19 @@ class Segmenter:
                 shape, finite = tuple(logits.shape), bool(logits.isfinite().all())
             if shape != (1, len(self.info.labels), height, width):
                 raise UserError(
-                    f"model {self.model.path} gives logits {shape} for a {height} x {width} image and "
+                    f"model {self.model_path} gives logits {shape} for a {height} x {width} image and "
                     f"{len(self.info.labels)} classes"
                 )
             if not finite:
                 raise UserError(
-                    f"model {self.model.path} gives logits that are not finite ({self.runtime}); use precision fp32, "
+                    f"model {self.model_path} gives logits that are not finite ({self.runtime}); use precision fp32, "
                     "or export a model whose training did not diverge"
                 )
             for _ in range(1 if self.device.type == "cpu" else 3):
                 self.segment(scan, rings)
         except RuntimeError as error:  # torch: out of memory, an operation without a kernel for the type, ...
             message = str(error).strip().splitlines()[-1]
-            raise UserError(f"model {self.model.path} does not run ({self.runtime}): {message}") from error
+            raise UserError(f"model {self.model_path} does not run ({self.runtime}): {message}") from error
 
     def _upload(self, values: npt.NDArray[Any] | Tensor) -> Tensor:
         if isinstance(values, np.ndarray):
@@ -202,11 +213,10 @@ class Segmenter:
         return values.to(self.device, non_blocking=True)
 
 
-def _confidences(labels: Tensor, logits: Tensor, log_total: Tensor, image: RangeImage) -> Tensor:
+def _confidences(labels: Tensor, odds: Tensor, total: Tensor, image: RangeImage) -> Tensor:
     """(N,) softmax probability of the points' final labels at their own pixels, 0 for unusable points."""
-    chosen = logits.flatten().index_select(0, labels.long() * log_total.numel() + image.pixel)
-    chosen = chosen.sub_(log_total.flatten().index_select(0, image.pixel)).exp_()
-    return chosen.clamp_(0, 1).masked_fill_(~image.usable, 0)
+    chosen = odds.flatten().index_select(0, labels.long() * total.numel() + image.pixel)
+    return chosen.div_(total.flatten().index_select(0, image.pixel)).clamp_(0, 1).masked_fill_(~image.usable, 0)
 
 
 def _download(*tensors: Tensor) -> list[npt.NDArray[Any]]:

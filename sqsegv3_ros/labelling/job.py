@@ -68,7 +68,7 @@ def label_bag(
     info = cloud_segmenter.segmenter.info
     notes = {
         "sqsegv3_model": info.name,
-        "sqsegv3_model_sha256": cloud_segmenter.segmenter.model.sha256,
+        "sqsegv3_model_sha256": cloud_segmenter.segmenter.model_sha256,
         "sqsegv3_label_set": info.labels.name,
     }
     with BagReader(job.source) as reader, BagWriter(job.target, job.storage, force=force, notes=notes) as writer:

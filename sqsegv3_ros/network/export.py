@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sqsegv3_ros.errors import OperationError, UserError, missing_package
 from sqsegv3_ros.files import write_atomically
+from sqsegv3_ros.inference import torchscript
 from sqsegv3_ros.inference.model_file import INFO_FILE, ModelInfo, save_model
 from sqsegv3_ros.network.layers import ConvNorm, pad_azimuth
 from sqsegv3_ros.network.model import SqueezeSegV3
@@ -132,9 +133,8 @@ def trace(model: SqueezeSegV3) -> torch.jit.ScriptModule:
         torch.randn(1, model.config.in_channels, *size, generator=generator).double()
         for size in ((4, width), (8, 2 * width))
     ]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of the end of TorchScript on every call
-        traced = torch.jit.trace(ExportedNetwork(exact), images[0], check_trace=False)
+    with torch.no_grad():
+        traced = torchscript.trace(ExportedNetwork(exact), images[0])
         for image in images:
             expected = exact(image)[0]
             difference = float((traced(image) - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
@@ -231,10 +231,10 @@ def export_onnx(model: SqueezeSegV3, path: str | Path, info: ModelInfo) -> float
 def _without_source_paths(traced: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """The module without the paths of its source files on the exporting machine."""
     saved, stripped = io.BytesIO(), io.BytesIO()
-    torch.jit.save(traced, saved)
+    torchscript.save(traced, saved)
     with zipfile.ZipFile(saved) as source, zipfile.ZipFile(stripped, "w") as target:
         for entry in source.namelist():
             if not entry.endswith(".debug_pkl"):
                 target.writestr(entry, source.read(entry))
     stripped.seek(0)
-    return torch.jit.load(stripped)
+    return torchscript.load(stripped)

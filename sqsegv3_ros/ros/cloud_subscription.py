@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from rcl_interfaces.msg import ParameterDescriptor
-from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -20,6 +19,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.ros.distributions import HAS_MESSAGE_INFO, SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 RELIABILITY_CHOICES = ("auto", "best_effort", "reliable")
 _UNKNOWN_SEQUENCE_NUMBER = 2**64 - 1  # RMW_MESSAGE_INFO_SEQUENCE_NUMBER_UNSUPPORTED
@@ -110,8 +110,7 @@ class CloudSubscription:
     def _subscribe(self) -> Subscription:
         profile = QoSProfile(depth=1, reliability=self.reliability, durability=DurabilityPolicy.VOLATILE)
         overridable = QoSOverridingOptions(policy_kinds=(QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH))
-        has_message_info = hasattr(Subscription, "CallbackType")  # not in Humble
-        callback = self._on_numbered_cloud if has_message_info else self._on_cloud
+        callback = self._on_numbered_cloud if HAS_MESSAGE_INFO else self._on_cloud
         arguments = (PointCloud2, self._topic, callback, profile)
         events = SubscriptionEventCallbacks(message_lost=self._on_message_lost)
         try:

@@ -26,11 +26,12 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros import process
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, missing_torch
 from sqsegv3_ros.inference.settings import AT_CONFIGURE, NAMES, Settings
 from sqsegv3_ros.pointcloud2 import CloudError
 from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status, to_message
+from sqsegv3_ros.ros.distributions import answer_invalid_transitions
 from sqsegv3_ros.ros.latest_worker import LatestWorker
 from sqsegv3_ros.ros.parameters import declare_settings
 
@@ -53,6 +54,7 @@ class SegmentNode(LifecycleNode):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(NODE_NAME, **kwargs)
+        answer_invalid_transitions(self)
         self._cloud_segmenter: CloudSegmenter | None = None
         self._outputs: OutputPublishers | None = None
         self._worker: LatestWorker[tuple[PointCloud2, float]] | None = None
@@ -132,7 +134,7 @@ class SegmentNode(LifecycleNode):
         self._configure_error = ""
         segmenter = cloud_segmenter.segmenter
         self.get_logger().info(
-            f"model {segmenter.info.name} ({segmenter.model.path}), {segmenter.runtime}, "
+            f"model {segmenter.info.name} ({segmenter.model_path}), {segmenter.runtime}, "
             f"{segmenter.projection.height} x {segmenter.projection.width} pixels, "
             f"ready in {cloud_segmenter.startup_s:.2f} s; licence of the weights: {segmenter.info.licence}"
         )
@@ -290,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
     Returns:
-        Exit code: 0 after a signal, 2 if a parameter is invalid.
+        Exit code: 0 after a signal, 2 if a parameter is invalid or torch is not installed.
     """
     process.prepare()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored by jobs in the background
@@ -301,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
         executor = SingleThreadedExecutor()
         node = SegmentNode()
         # not in on_configure: a failed import of torch cannot be repeated in the same process
-        importlib.import_module("sqsegv3_ros.inference.cloud_segmenter")
+        _import_torch()
         executor.add_node(node)
         if rclpy.ok() and node.get_parameter("autostart").value and node.trigger_configure() == SUCCESS:
             node.trigger_activate()
@@ -322,6 +324,13 @@ def main(arguments: list[str] | None = None) -> int:
             node.destroy_node()
         rclpy.try_shutdown()
     return 0
+
+
+def _import_torch() -> None:
+    try:
+        importlib.import_module("sqsegv3_ros.inference.cloud_segmenter")
+    except ModuleNotFoundError as error:
+        raise missing_torch(error, "the node") from error
 
 
 def _send_sigterm(number: int, frame: Any) -> None:

@@ -6,15 +6,14 @@ number decides what is in it. So traffic is reproducible at any time, and only t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from sqsegv3_ros.simulation.ground import Plan
 from sqsegv3_ros.simulation.mesh_pools import pick_object
-from sqsegv3_ros.simulation.meshes import Mesh, merge_meshes
+from sqsegv3_ros.simulation.meshes import Mesh
 from sqsegv3_ros.simulation.plans import lane_center
-from sqsegv3_ros.simulation.tiles import vertices_in_world
 from sqsegv3_ros.simulation.vehicles import BUS, CAR, MOVING, OTHER_VEHICLE, TRUCK
 
 PERSON, BICYCLIST, MOTORCYCLIST = 30, 31, 32
@@ -47,7 +46,7 @@ class Lane:
 def traffic_lanes(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[Lane]:
     """Draw the lanes, cycle ways and sidewalks of a street. The ego vehicle's own lane moves at its speed."""
     rng = np.random.default_rng([*seed, 5])
-    busy = float(rng.uniform(0.05, 0.5))
+    busy = rng.uniform(0.05, 0.5)
     fast = {"highway": 25.0, "country": 18.0}.get(plan.kind, 9.0)
     lanes = []
     gap = 35.0 if plan.kind == "highway" else 22.0
@@ -55,15 +54,14 @@ def traffic_lanes(plan: Plan, seed: tuple[int, ...], ego_speed: float) -> list[L
         for direction in (1, -1):
             v = lane_center(plan, direction, i)
             if v is not None:
-                other = fast * float(rng.uniform(0.7, 1.2)) * (1 + 0.2 * i)
+                other = fast * rng.uniform(0.7, 1.2) * (1 + 0.2 * i)
                 speed = ego_speed if direction > 0 and i == 0 else other
                 lanes.append(Lane(v, direction, speed, gap, busy, _TRAFFIC, 0.2))
     if plan.kind in ("city", "dense"):
         for direction in (1, -1):
             edge = plan.half_width - plan.parked[int(direction > 0)] - 0.4
-            lanes.append(
-                Lane(-direction * edge, direction, 4.5, 30.0, 0.25, ((BICYCLIST, 0.85), (MOTORCYCLIST, 0.15)), 0.2)
-            )
+            riders = ((BICYCLIST, 0.85), (MOTORCYCLIST, 0.15))
+            lanes.append(Lane(-direction * edge, direction, 4.5, 30.0, 0.25, riders, 0.2))
     for side in (1, -1):
         walk = plan.sidewalk(side)
         if walk:
@@ -116,29 +114,13 @@ def actors_at(
                 continue
             kinds = [kind for kind, _ in lane.kinds]
             weights = np.array([share for _, share in lane.kinds])
-            label = int(rng.choice(kinds, p=weights / weights.sum()))
-            u = k * lane.gap + float(rng.uniform(0.0, 0.35)) * lane.gap + drift
-            v = lane.v + float(rng.uniform(-1, 1)) * lane.sway
+            label = rng.choice(kinds, p=weights / weights.sum())
+            u = k * lane.gap + rng.uniform(0.0, 0.35) * lane.gap + drift
+            v = lane.v + rng.uniform(-1, 1) * lane.sway
             large = label in (CAR, TRUCK, BUS, OTHER_VEHICLE)
             if abs(u - ego[0]) < (9.5 if large else 3.0) and abs(v - ego[1]) < (2.3 if large else 1.7):
                 continue
             mesh = pick_object(label, rng).with_label(MOVING[label], 60001 + (number * 613 + k) % 5000)
-            yaw = (0.0 if lane.direction > 0 else np.pi) + float(rng.normal(0, 0.02))
+            yaw = (0.0 if lane.direction > 0 else np.pi) + rng.normal(0, 0.02)
             found.append(Actor(mesh, u, v, yaw, lane.direction * lane.speed))
     return found
-
-
-def actors_mesh(plan: Plan, actors: list[Actor], times: list[float]) -> Mesh | None:
-    """Merge actors into one mesh in world coordinates, each at its own time; None if there are none.
-
-    Args:
-        plan: Plan of the street.
-        actors: The actors.
-        times: Time at which the sensor points at each actor, seconds from the middle of the sweep.
-    """
-    if not actors:
-        return None
-    mesh = merge_meshes([a.mesh for a in actors])
-    anchors = np.array([(a.u + a.speed * t, a.v, a.yaw, 0.0) for a, t in zip(actors, times, strict=True)])
-    counts = [len(a.mesh.vertices) for a in actors]
-    return replace(mesh, vertices=vertices_in_world(plan, mesh, np.repeat(anchors, counts, axis=0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
@@ -68,33 +69,26 @@ class SimulationSettings:
 
 
 @lru_cache(maxsize=1)
-def _drive_simulator(settings: SimulationSettings) -> Simulator:
-    """The simulator of a drive, with its one street."""
-    sensor = sensor_named(settings.sensor)
-    seed = (settings.seed, 0)
+def _simulator(settings: SimulationSettings, index: int) -> Simulator:
+    """The simulator of a street: number `index` of the independent scenes, or the one of a drive."""
+    sensor, scene = sensor_named(settings.sensor), settings.scene
+    seed: tuple[int, ...] = (settings.seed, 0) if settings.drive else (settings.seed, 1, index)
     # a drive is slower than 30 m/s; the plan takes a few numbers per metre
-    street = Street(settings.scene, seed, (-50.0, 50.0 + 30.0 * settings.scans / sensor.rate_hz))
-    return Simulator(street, sensor, street_drive(street, sensor, seed), seed, settings.motion == "compensated")
+    length = (-50.0, 50.0 + 30.0 * settings.scans / sensor.rate_hz)
+    street = Street(scene, seed, length) if settings.drive else Street(scene, seed)
+    drive = street_drive(street, sensor, seed) if settings.drive else scene_drive(street, sensor, seed, 0)
+    return Simulator(street, sensor, drive, seed, settings.motion == "compensated")
 
 
 def simulate_sweeps(settings: SimulationSettings, numbers: Iterable[int]) -> Iterator[Sweep]:
     """Simulate the sweeps with the given numbers. Ascending numbers are fastest: neighbours share a street."""
-    if settings.drive:
-        drive_simulator = _drive_simulator(settings)
-        for number in numbers:
-            yield drive_simulator.sweep(number)
-        return
-    sensor = sensor_named(settings.sensor)
-    current = -1
-    simulator: Simulator | None = None
     for number in numbers:
+        if settings.drive:
+            yield _simulator(settings, 0).sweep(number)
+            continue
         index, within = divmod(number, SCANS_PER_STREET)
-        seed = (settings.seed, 1, index)
-        if simulator is None or index != current:
-            street = Street(settings.scene, seed)
-            drive = scene_drive(street, sensor, seed, 0)
-            simulator, current = Simulator(street, sensor, drive, seed, settings.motion == "compensated"), index
-        simulator.drive = scene_drive(simulator.street, sensor, seed, within)
+        simulator = _simulator(settings, index)
+        simulator.drive = scene_drive(simulator.street, simulator.sensor, simulator.seed, within)
         yield simulator.sweep(within, stamp=0.0, traffic_s=41.0 * within)  # other traffic each time
 
 
@@ -130,21 +124,16 @@ def simulate(
     if not (len(sequence) == 2 and sequence.isdigit()):
         raise UserError(f"sequence must be two digits ('00'), found '{sequence}'")
     folder = None if output is None else output / "sequences" / sequence
-    if bag is None:
-        resume = folder is not None and _prepare_folder(folder, settings, force)
-        for chunk, _ in _simulate_chunks(settings, folder, resume, False, jobs):
-            yield from chunk
-    else:
-        from sqsegv3_ros.simulation.simulated_bag import SimulatedBag
+    from sqsegv3_ros.simulation.simulated_bag import simulated_bag
 
-        rate_hz = sensor_named(settings.sensor).rate_hz
-        with SimulatedBag(bag, rate_hz, poses=settings.drive, force=force) as writer:
-            if folder is not None:
-                _prepare_folder(folder, settings, force)
-            for chunk, sweeps in _simulate_chunks(settings, folder, False, True, jobs):
+    rate_hz = sensor_named(settings.sensor).rate_hz
+    with nullcontext() if bag is None else simulated_bag(bag, rate_hz, poses=settings.drive, force=force) as write:
+        resume = folder is not None and _prepare_folder(folder, settings, force) and write is None
+        for chunk, sweeps in _simulate_chunks(settings, folder, resume, write is not None, jobs):
+            if write is not None:
                 for number, sweep in zip(chunk, sweeps, strict=True):
-                    writer.write(sweep, number)
-                yield from chunk
+                    write(sweep, number)
+            yield from chunk
     if folder is not None and settings.drive:
         _write_trajectory(folder, settings)
 
@@ -225,7 +214,7 @@ def _prepare_folder(folder: Path, settings: SimulationSettings, force: bool) -> 
 
 
 def _write_trajectory(folder: Path, settings: SimulationSettings) -> None:
-    simulator = _drive_simulator(settings)
+    simulator = _simulator(settings, 0)
     seconds = np.arange(settings.scans) / simulator.sensor.rate_hz
     poses = np.stack([pose_matrix(pose) for pose in simulator.drive.pose(seconds)])
     write_trajectory(folder, np.rint(seconds * 1e9).astype(np.int64), poses)

@@ -6,7 +6,8 @@ Street coordinates (u, v) are metres along the street and to its left. The stree
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ class SideStreet:
         return self.u + self.skew * v
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Shape of a street. Lengths in metres.
 
@@ -84,11 +85,11 @@ class Plan:
 
     kind: str
     half_width: float
-    sidewalks: tuple[float, float]
-    kerb: float
-    median: float
-    lanes: int
-    ditch: float
+    sidewalks: tuple[float, float] = (0.0, 0.0)
+    kerb: float = 0.0
+    median: float = 0.0
+    lanes: int = 1
+    ditch: float = 0.0
     hill: tuple[float, float, float]
     slope: tuple[float, float, float, float]
     bend: tuple[float, float, float]
@@ -96,31 +97,28 @@ class Plan:
     tone: tuple[float, ...]
     crossings: tuple[SideStreet, ...] = ()
     parked: tuple[float, float] = (0.0, 0.0)
-    length: tuple[float, float] = (-150.0, 250.0)
-    _cache: dict[str, Array] = field(default_factory=dict, compare=False, repr=False)
+    length: tuple[float, float]
 
     def sidewalk(self, side: int) -> float:
         """Get the width of the sidewalk on a side (+1 left, -1 right)."""
         return self.sidewalks[0] if side > 0 else self.sidewalks[1]
 
-
-def _centre_line(plan: Plan) -> dict[str, Array]:
-    """Centre line at every metre: u, x, y, heading."""
-    if not plan._cache:
-        u = np.arange(np.floor(plan.length[0]), plan.length[1] + 1.0)
-        strongest, wave, phase = plan.bend
+    @cached_property
+    def center_line(self) -> tuple[Array, Array, Array, Array]:
+        """Centre line at every metre: u, world x, world y, heading."""
+        u = np.arange(np.floor(self.length[0]), self.length[1] + 1.0)
+        strongest, wave, phase = self.bend
         bend = strongest * np.sin(2 * np.pi * u / wave + phase) * (0.6 + 0.4 * np.sin(2 * np.pi * u / (2.7 * wave)))
-        heading = np.concatenate([[0.0], np.cumsum(0.5 * (bend[1:] + bend[:-1]))])
-        x = np.concatenate([[0.0], np.cumsum(np.cos(0.5 * (heading[1:] + heading[:-1])))])
-        y = np.concatenate([[0.0], np.cumsum(np.sin(0.5 * (heading[1:] + heading[:-1])))])
-        plan._cache.update(u=u, x=x, y=y, heading=heading)
-    return plan._cache
+        angle = np.concatenate([[0.0], np.cumsum(0.5 * (bend[1:] + bend[:-1]))])
+        between = 0.5 * (angle[1:] + angle[:-1])
+        x, y = (np.concatenate([[0.0], np.cumsum(step)]) for step in (np.cos(between), np.sin(between)))
+        return u, x, y, angle
 
 
 def heading(plan: Plan, u: Array) -> Array:
     """Compute the direction of the street at u, radians counter-clockwise from world x."""
-    line = _centre_line(plan)
-    return np.interp(u, line["u"], line["heading"])
+    at, _, _, angle = plan.center_line
+    return np.interp(u, at, angle)
 
 
 def steepest(plan: Plan) -> float:
@@ -131,11 +129,9 @@ def steepest(plan: Plan) -> float:
 
 def to_world(plan: Plan, u: Array, v: Array) -> tuple[Array, Array]:
     """Convert street coordinates to world x, y in metres."""
-    line = _centre_line(plan)
-    angle = np.interp(u, line["u"], line["heading"])
-    x = np.interp(u, line["u"], line["x"]) - v * np.sin(angle)
-    y = np.interp(u, line["u"], line["y"]) + v * np.cos(angle)
-    return x, y
+    at, x, y, _ = plan.center_line
+    angle = heading(plan, u)
+    return np.interp(u, at, x) - v * np.sin(angle), np.interp(u, at, y) + v * np.cos(angle)
 
 
 def _round_union(a: Array, b: Array, radius: float) -> Array:

@@ -19,37 +19,29 @@ THICKET_M = 8.0
 
 
 def _house(rng: np.random.Generator) -> Mesh:
-    return buildings.house(float(rng.uniform(8, 14)), float(rng.uniform(8, 12)), int(rng.integers(1, 4)), rng)
+    return buildings.house(rng.uniform(8, 14), rng.uniform(8, 12), int(rng.integers(1, 4)), rng)
 
 
 def _block(rng: np.random.Generator) -> Mesh:
-    length, depth = float(rng.uniform(11, 24)), float(rng.uniform(10, 14))
-    return buildings.house(length, depth, int(rng.integers(2, 5)), rng, flat=bool(rng.random() < 0.4))
+    length, depth = rng.uniform(11, 24), rng.uniform(10, 14)
+    return buildings.house(length, depth, int(rng.integers(2, 5)), rng, flat=rng.random() < 0.4)
 
 
 def _hall(rng: np.random.Generator) -> Mesh:
-    return buildings.house(
-        float(rng.uniform(25, 40)), float(rng.uniform(15, 25)), int(rng.integers(1, 3)), rng, flat=True
-    )
+    return buildings.house(rng.uniform(25, 40), rng.uniform(15, 25), int(rng.integers(1, 3)), rng, flat=True)
 
 
 _BUILDERS: dict[str, tuple[int, Callable[[np.random.Generator], Mesh]]] = {
     "tree": (28, plants.tree),
-    "young tree": (10, lambda rng: plants.tree(rng, float(rng.uniform(0.05, 0.1)))),
+    "young tree": (10, lambda rng: plants.tree(rng, rng.uniform(0.05, 0.1))),
     "conifer": (8, plants.conifer),
     "bush": (24, plants.bush),
-    "small bush": (12, lambda rng: plants.bush(rng, float(rng.uniform(0.4, 1.0)))),
-    "low hedge": (
-        6,
-        lambda rng: plants.hedge(HEDGE_M, float(rng.uniform(0.5, 0.9)), float(rng.uniform(0.7, 1.2)), rng),
-    ),
-    "high hedge": (
-        8,
-        lambda rng: plants.hedge(HEDGE_M, float(rng.uniform(0.7, 1.3)), float(rng.uniform(1.4, 2.4)), rng),
-    ),
-    "thicket": (8, lambda rng: plants.thicket(THICKET_M, 6.0, float(rng.uniform(3.0, 7.0)), rng)),
-    "far thicket": (8, lambda rng: plants.thicket(THICKET_M, 6.0, float(rng.uniform(3.0, 7.0)), rng, grain=0.8)),
-    "low thicket": (8, lambda rng: plants.thicket(THICKET_M, 3.0, float(rng.uniform(1.0, 2.4)), rng)),
+    "small bush": (12, lambda rng: plants.bush(rng, rng.uniform(0.4, 1.0))),
+    "low hedge": (6, lambda rng: plants.hedge(HEDGE_M, rng.uniform(0.5, 0.9), rng.uniform(0.7, 1.2), rng)),
+    "high hedge": (8, lambda rng: plants.hedge(HEDGE_M, rng.uniform(0.7, 1.3), rng.uniform(1.4, 2.4), rng)),
+    "thicket": (8, lambda rng: plants.thicket(THICKET_M, 6.0, rng.uniform(3.0, 7.0), rng)),
+    "far thicket": (8, lambda rng: plants.thicket(THICKET_M, 6.0, rng.uniform(3.0, 7.0), rng, grain=0.8)),
+    "low thicket": (8, lambda rng: plants.thicket(THICKET_M, 3.0, rng.uniform(1.0, 2.4), rng)),
     "house": (36, _house),
     "block": (24, _block),
     "hall": (8, _hall),
@@ -79,13 +71,13 @@ def _pool(name: str) -> tuple[Mesh, ...]:
 def pick(name: str, rng: np.random.Generator) -> Mesh:
     """Pick a random mesh of a pool."""
     pool = _pool(name)
-    return pool[int(rng.integers(len(pool)))]
+    return pool[rng.integers(len(pool))]
 
 
 def pick_fitting(name: str, length: float, rng: np.random.Generator) -> Mesh | None:
     """Pick a random mesh of a pool that is at most `length` long (in x); None if there is none."""
     fitting = [mesh for mesh in _pool(name) if float(mesh.vertices[:, 0].max()) <= length]
-    return fitting[int(rng.integers(len(fitting)))] if fitting else None
+    return fitting[rng.integers(len(fitting))] if fitting else None
 
 
 def pick_variant(name: str, number: int) -> Mesh:

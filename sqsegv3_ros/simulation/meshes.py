@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Point = tuple[float, float, float]
+Extent = float | tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class Mesh:
 
     def select_faces(self, keep: npt.NDArray[np.bool_]) -> Mesh:
         """Keep only the triangles in (F,) bool `keep`; all vertices stay."""
-        by_face = {name: getattr(self, name)[keep] for name in ("faces", "label", "material", "albedo", "instance")}
-        return replace(self, **by_face)
+        return replace(self, **{name: getattr(self, name)[keep] for name in ("faces", *FACE_PROPERTIES)})
 
     def with_label(self, label: int, instance: int = 0) -> Mesh:
         """Set the raw id and the instance of every triangle."""
         return replace(self, label=np.full_like(self.label, label), instance=np.full_like(self.instance, instance))
+
+
+FACE_PROPERTIES = ("label", "material", "albedo", "instance")
 
 
 def uniform_mesh(vertices: npt.ArrayLike, faces: npt.ArrayLike, label: int, material: int, albedo: float) -> Mesh:
@@ -75,14 +79,11 @@ def merge_meshes(parts: Sequence[Mesh]) -> Mesh:
     """Merge meshes into one; an empty one if there are none."""
     if not parts:
         return EMPTY
-    offsets = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
+    offsets = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]], dtype=np.int32)
     return Mesh(
         np.concatenate([p.vertices for p in parts]),
-        np.concatenate([p.faces + np.int32(o) for p, o in zip(parts, offsets, strict=True)]),
-        np.concatenate([p.label for p in parts]),
-        np.concatenate([p.material for p in parts]),
-        np.concatenate([p.albedo for p in parts]),
-        np.concatenate([p.instance for p in parts]),
+        np.concatenate([p.faces + offset for p, offset in zip(parts, offsets, strict=True)]),
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in FACE_PROPERTIES),
     )
 
 
@@ -99,12 +100,28 @@ def box(x: Sequence[float], y: Sequence[float], z: Sequence[float], label: int, 
     return uniform_mesh([(a, b, c) for c in (z0, z1) for a, b in ring], _BOX_FACES, label, material, albedo)
 
 
+def rectangle(x: Extent, y: Extent, z: Extent) -> list[Point]:
+    """Get the corners of an axis-aligned rectangle: two of x, y and z are (from, to), the third is a number."""
+    (x0, x1), (y0, y1), (z0, z1) = (e if isinstance(e, tuple) else (e, e) for e in (x, y, z))
+    if isinstance(z, tuple):
+        return [(x0, y0, z0), (x1, y1, z0), (x1, y1, z1), (x0, y0, z1)]
+    return [(x0, y0, z0), (x1, y0, z0), (x1, y1, z0), (x0, y1, z0)]
+
+
 def quad(corners: npt.ArrayLike, label: int, material: int, albedo: float) -> Mesh:
     """Make quadrilaterals of 2 triangles each from (Q, 4, 3) corners in order."""
     points = np.asarray(corners, dtype=np.float32).reshape(-1, 3)
-    first = np.arange(0, len(points), 4)[:, None]
-    faces = np.concatenate([first + np.array([0, 1, 2]), first + np.array([0, 2, 3])], axis=1)
+    faces = np.arange(0, len(points), 4)[:, None] + np.array([0, 1, 2, 0, 2, 3])
     return uniform_mesh(points, faces, label, material, albedo)
+
+
+def grid_faces(rows: int, columns: int, closed: bool = False) -> npt.NDArray[np.int32]:
+    """Get the triangles between the vertices of a grid; with `closed`, its last column adjoins the first."""
+    corner = np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
+    following = np.roll(corner, -1, axis=1)
+    cells = slice(None) if closed else slice(-1)
+    a, b, c, d = (part[:, cells].ravel() for part in (corner[:-1], following[:-1], following[1:], corner[1:]))
+    return np.concatenate([np.stack([a, b, c], axis=1), np.stack([a, c, d], axis=1)])
 
 
 def extrude(
@@ -119,18 +136,34 @@ def extrude(
         material: Material number.
         albedo: Albedo.
     """
-    xz = np.asarray(profile, dtype=np.float32)
-    n = len(xz)
-    half = np.broadcast_to(np.asarray(half_width, dtype=np.float32), (n,))
-    left = np.stack([xz[:, 0], half, xz[:, 1]], axis=1)
-    middle = left.mean(axis=0, keepdims=True)
-    right = left * np.array([1, -1, 1], dtype=np.float32)
-    i = np.arange(n)
-    j = (i + 1) % n
-    faces = [np.stack([i, j, n + j], axis=1), np.stack([i, n + j, n + i], axis=1)]
-    faces += [np.stack([np.full(n, 2 * n), j, i], axis=1), np.stack([np.full(n, 2 * n + 1), n + i, n + j], axis=1)]
-    corners = np.concatenate([left, right, middle, middle * np.array([1, -1, 1], dtype=np.float32)])
-    return uniform_mesh(corners, np.concatenate(faces), label, material, albedo)
+    left = np.insert(np.asarray(profile, dtype=np.float32), 1, half_width, axis=1)
+    middle = np.broadcast_to(left.mean(axis=0), left.shape)
+    mirror = np.array([1, -1, 1], dtype=np.float32)
+    strips = ((middle, left), (left, left * mirror), (middle * mirror, left * mirror))
+    faces = grid_faces(2, len(left), closed=True)
+    return merge_meshes([uniform_mesh(strip, faces, label, material, albedo) for strip in strips])
+
+
+def revolve(
+    profile: npt.ArrayLike, sides: int, center: npt.ArrayLike, axes: npt.ArrayLike, label: int, material: int,
+    albedo: float,
+) -> Mesh:  # fmt: skip
+    """Make a surface of revolution.
+
+    Args:
+        profile: (P, 2) radius and height along the axis of revolution.
+        sides: Number of corners of each ring.
+        center: Origin of the profile.
+        axes: (3, 3) rows: two axes across the axis of revolution, then the axis itself.
+        label: Raw id.
+        material: Material number.
+        albedo: Albedo.
+    """
+    radius, along = np.asarray(profile, dtype=np.float64).T[..., None]
+    angle = np.arange(sides) * (2 * np.pi / sides)
+    points = np.stack(np.broadcast_arrays(radius * np.cos(angle), radius * np.sin(angle), along), axis=-1)
+    faces = grid_faces(len(radius), sides, closed=True)
+    return uniform_mesh(points @ np.asarray(axes) + np.asarray(center), faces, label, material, albedo)
 
 
 def tube(
@@ -138,71 +171,34 @@ def tube(
     albedo: float, sides: int = 6,
 ) -> Mesh:  # fmt: skip
     """Make a round bar with open ends between two points, with one radius or those of start and end."""
-    a, b = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
     r0, r1 = radius if isinstance(radius, tuple) else (radius, radius)
-    axis = (b - a) / max(float(np.linalg.norm(b - a)), 1e-9)
-    helper = np.array([1.0, 0, 0]) if abs(axis[0]) < 0.9 else np.array([0, 1.0, 0])
-    p = np.cross(axis, helper)
+    bar = np.asarray(end, dtype=np.float64) - np.asarray(start)
+    length = float(np.linalg.norm(bar))
+    axis = bar / max(length, 1e-9)
+    p = np.cross(axis, [1.0, 0.0, 0.0] if abs(axis[0]) < 0.9 else [0.0, 1.0, 0.0])
     p /= np.linalg.norm(p)
-    q = np.cross(axis, p)
-    angle = np.arange(sides) * (2 * np.pi / sides)
-    circle = np.cos(angle)[:, None] * p + np.sin(angle)[:, None] * q
-    i = np.arange(sides)
-    j = (i + 1) % sides
-    faces = np.concatenate([np.stack([i, j, sides + j], axis=1), np.stack([i, sides + j, sides + i], axis=1)])
-    return uniform_mesh(np.concatenate([a + r0 * circle, b + r1 * circle]), faces, label, material, albedo)
+    return revolve([(r0, 0), (r1, length)], sides, start, [p, np.cross(axis, p), axis], label, material, albedo)
+
+
+_ABOUT_Y = ((1, 0, 0), (0, 0, 1), (0, 1, 0))
 
 
 def wheel(x: float, y: float, radius: float, width: float, label: int, material: int, albedo: float) -> Mesh:
     """Make an upright disc with its tread, rolling along x."""
-    n = 10
-    angle = np.arange(n) * (2 * np.pi / n)
-    rim = np.stack([x + radius * np.cos(angle), np.zeros(n), radius + radius * np.sin(angle)], axis=1)
-    i = np.arange(n)
-    j = (i + 1) % n
-    faces = [np.stack([i, j, n + j], axis=1), np.stack([i, n + j, n + i], axis=1)]
-    faces += [np.stack([np.full(n, 2 * n), i, j], axis=1), np.stack([np.full(n, 2 * n + 1), n + i, n + j], axis=1)]
-    side = np.array([0, width / 2, 0])
-    middle = np.array([[x, y, radius]])
-    corners = np.concatenate([rim + [0, y, 0] - side, rim + [0, y, 0] + side, middle - side, middle + side])
-    return uniform_mesh(corners, np.concatenate(faces), label, material, albedo)
+    right, left = -width / 2, width / 2
+    strips = (((0, right), (radius, right)), ((radius, right), (radius, left)), ((0, left), (radius, left)))
+    return merge_meshes([revolve(s, 10, (x, y, radius), _ABOUT_Y, label, material, albedo) for s in strips])
 
 
 def hoop(x: float, radius: float, thickness: float, label: int, material: int, albedo: float) -> Mesh:
     """Make an upright ring in the plane y = 0 that rests on the ground at x: the wheel of a bicycle."""
-    n = 14
-    angle = np.arange(n) * (2 * np.pi / n)
-    out = np.stack([x + radius * np.cos(angle), np.zeros(n), radius + radius * np.sin(angle)], axis=1)
-    inner = radius - thickness
-    inside = np.stack([x + inner * np.cos(angle), np.zeros(n), radius + inner * np.sin(angle)], axis=1)
-    half = np.array([0, thickness / 2, 0])
-    i = np.arange(n)
-    j = (i + 1) % n
-    strips = []
-    for a, b in ((0, n), (2 * n, 3 * n), (0, 2 * n)):
-        strips += [np.stack([a + i, a + j, b + j], axis=1), np.stack([a + i, b + j, b + i], axis=1)]
-    return uniform_mesh(
-        np.concatenate([out - half, inside, out + half, inside]), np.concatenate(strips), label, material, albedo
-    )
+    left, right, inside = (radius, -thickness / 2), (radius, thickness / 2), (radius - thickness, 0)
+    strips = ((left, inside), (right, inside), (left, right))
+    return merge_meshes([revolve(s, 14, (x, 0, radius), _ABOUT_Y, label, material, albedo) for s in strips])
 
 
-def ball(center: npt.ArrayLike, radii: Sequence[float], label: int, material: int, albedo: float, n: int = 6) -> Mesh:
-    """Make an ellipsoid with n meridians and n / 2 parallels."""
-    rows = max(n // 2, 2)
-    polar = np.linspace(0, np.pi, rows + 1)
-    azimuth = np.arange(n) * (2 * np.pi / n)
-    unit = np.stack(
-        [
-            np.sin(polar)[:, None] * np.cos(azimuth),
-            np.sin(polar)[:, None] * np.sin(azimuth),
-            np.cos(polar)[:, None] * np.ones(n),
-        ],
-        axis=-1,
-    )
-    faces = []
-    for r in range(rows):
-        i = r * n + np.arange(n)
-        j = r * n + (np.arange(n) + 1) % n
-        faces += [np.stack([i, i + n, j + n], axis=1), np.stack([i, j + n, j], axis=1)]
-    points = unit.reshape(-1, 3) * np.asarray(radii) + np.asarray(center)
-    return uniform_mesh(points, np.concatenate(faces), label, material, albedo)
+def ball(center: npt.ArrayLike, radii: Sequence[float], label: int, material: int, albedo: float) -> Mesh:
+    """Make a coarse ellipsoid: 6 meridians, poles and 2 parallels."""
+    polar = np.linspace(0, np.pi, 4)
+    profile = np.stack([np.sin(polar), np.cos(polar)], axis=1)
+    return revolve(profile, 6, center, np.diag(radii), label, material, albedo)

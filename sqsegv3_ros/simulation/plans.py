@@ -10,8 +10,6 @@ from sqsegv3_ros.simulation.ground import BAY_M, SURFACES, Plan, SideStreet
 SCENES = ("city", "highway", "country", "mixed")
 """Kinds of scenes; 'mixed' draws one of the others for every street."""
 
-_MIX = (("city", 0.82), ("country", 0.13), ("highway", 0.05))
-
 
 def random_plan(scene: str, seed: tuple[int, ...], length: tuple[float, float]) -> Plan:
     """Draw a plan for a street.
@@ -28,12 +26,12 @@ def random_plan(scene: str, seed: tuple[int, ...], length: tuple[float, float]) 
         raise UserError(f"no scene '{scene}' (scenes: {', '.join(SCENES)})")
     rng = np.random.default_rng([*seed, 1])
     if scene == "mixed":
-        scene = str(rng.choice([name for name, _ in _MIX], p=[share for _, share in _MIX]))
+        scene = rng.choice(["city", "country", "highway"], p=[0.82, 0.13, 0.05])
     return {"city": _city, "country": _country, "highway": _highway}[scene](rng, length)
 
 
 def _tone(rng: np.random.Generator) -> tuple[float, ...]:
-    return tuple(float(t) for t in rng.normal(1.0, 0.06, len(SURFACES)))
+    return tuple(rng.normal(1.0, 0.06, len(SURFACES)).tolist())
 
 
 def _crossings(
@@ -41,76 +39,64 @@ def _crossings(
 ) -> tuple[SideStreet, ...]:
     """Draw side streets at random distances: to the left, to the right, or across."""
     found = []
-    u = length[0] + float(rng.uniform(0, gap[1]))
+    u = length[0] + rng.uniform(0, gap[1])
     while u < length[1]:
         found.append(
             SideStreet(
                 u=u,
-                half_width=float(rng.uniform(2.6, 4.2)),
-                sidewalk=walk and float(rng.uniform(1.3, 2.6)),
-                skew=float(rng.choice([0.0, 0.0, rng.normal(0, 0.25)])),
-                side=int(rng.choice([-1, 0, 0, 1])),
-                radius=float(rng.uniform(3.0, 7.0)),
+                half_width=rng.uniform(2.6, 4.2),
+                sidewalk=walk and rng.uniform(1.3, 2.6),
+                skew=rng.choice([0.0, 0.0, rng.normal(0, 0.25)]),
+                side=rng.choice([-1, 0, 0, 1]),
+                radius=rng.uniform(3.0, 7.0),
             )
         )
-        u += float(rng.uniform(*gap))
+        u += rng.uniform(*gap)
     return tuple(found)
 
 
+def _wave(rng: np.random.Generator, height: float, shortest: float, longest: float) -> tuple[float, float, float]:
+    """Draw wavelength and phase of a wave, and keep its height."""
+    return height, rng.uniform(shortest, longest), rng.uniform(0, 6.28)
+
+
 def _city(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
-    dense = bool(rng.random() < 0.3)
-    avenue = bool(rng.random() < 0.08)
-    parked = tuple(float(rng.choice([0.0, 1.2, BAY_M], p=[0.42, 0.23, 0.35])) for _ in range(2))
-    half = float(rng.uniform(3.0, 4.6)) + 0.5 * sum(parked) * float(rng.choice([0.6, 1.0])) + 3.5 * avenue
+    dense = rng.random() < 0.3
+    avenue = rng.random() < 0.08
+    left, right = (float(rng.choice([0.0, 1.2, BAY_M], p=[0.42, 0.23, 0.35])) for _ in range(2))
+    half = rng.uniform(3.0, 4.6) + 0.5 * (left + right) * rng.choice([0.6, 1.0]) + 3.5 * avenue
     walks = rng.uniform(1.8, 4.2 + dense, 2)
-    tight = float(rng.choice([0.0, 1 / 600, 1 / 250, 1 / 140]))
+    tight = rng.choice([0.0, 1 / 600, 1 / 250, 1 / 140])
     return Plan(
         kind="dense" if dense else "city",
         half_width=half,
-        sidewalks=(float(walks[0]), float(walks[1] if rng.random() < 0.85 else 0.0)),
-        kerb=float(rng.uniform(0.02, 0.14)),
-        median=float(rng.uniform(1.0, 2.5)) if avenue else 0.0,
+        sidewalks=(walks[0], walks[1] if rng.random() < 0.85 else 0.0),
+        kerb=rng.uniform(0.02, 0.14),
+        median=rng.uniform(1.0, 2.5) if avenue else 0.0,
         lanes=2 if avenue else 1,
-        ditch=0.0,
-        hill=(float(rng.uniform(0.0, 0.9)), float(rng.uniform(120, 300)), float(rng.uniform(0, 6.28))),
-        slope=(
-            float(rng.normal(0.2, 0.6)),
-            float(rng.normal(0.2, 0.6)),
-            float(rng.uniform(8, 25)),
-            float(rng.uniform(60, 160)),
-        ),
-        bend=(tight, float(rng.uniform(150, 400)), float(rng.uniform(0, 6.28))),
+        hill=_wave(rng, rng.uniform(0.0, 0.9), 120, 300),
+        slope=(rng.normal(0.2, 0.6), rng.normal(0.2, 0.6), rng.uniform(8, 25), rng.uniform(60, 160)),
+        bend=_wave(rng, tight, 150, 400),
         bump=0.03,
         tone=_tone(rng),
         crossings=_crossings(rng, length, (45.0, 120.0), 1.0),
-        parked=(parked[0], parked[1]),
+        parked=(left, right),
         length=length,
     )
 
 
 def _country(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
-    path = bool(rng.random() < 0.35)
+    path = rng.random() < 0.35
     return Plan(
         kind="country",
-        half_width=float(rng.uniform(2.6, 3.8)),
-        sidewalks=(0.0, float(rng.uniform(1.6, 2.6)) if path else 0.0),
-        kerb=float(rng.choice([0.0, 0.08])),
-        median=0.0,
-        lanes=1,
-        ditch=float(rng.choice([0.0, 0.25, 0.5])),
-        hill=(float(rng.uniform(0.2, 2.0)), float(rng.uniform(150, 400)), float(rng.uniform(0, 6.28))),
-        slope=(
-            float(rng.normal(0.3, 1.8)),
-            float(rng.normal(0.3, 1.8)),
-            float(rng.uniform(6, 30)),
-            float(rng.uniform(60, 200)),
-        ),
-        bend=(
-            float(rng.choice([1 / 900, 1 / 300, 1 / 130])),
-            float(rng.uniform(150, 400)),
-            float(rng.uniform(0, 6.28)),
-        ),
-        bump=float(rng.uniform(0.03, 0.07)),
+        half_width=rng.uniform(2.6, 3.8),
+        sidewalks=(0.0, rng.uniform(1.6, 2.6) if path else 0.0),
+        kerb=rng.choice([0.0, 0.08]),
+        ditch=rng.choice([0.0, 0.25, 0.5]),
+        hill=_wave(rng, rng.uniform(0.2, 2.0), 150, 400),
+        slope=(rng.normal(0.3, 1.8), rng.normal(0.3, 1.8), rng.uniform(6, 30), rng.uniform(60, 200)),
+        bend=_wave(rng, rng.choice([1 / 900, 1 / 300, 1 / 130]), 150, 400),
+        bump=rng.uniform(0.03, 0.07),
         tone=_tone(rng),
         crossings=_crossings(rng, length, (90.0, 250.0), 0.0),
         length=length,
@@ -119,27 +105,15 @@ def _country(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
 
 def _highway(rng: np.random.Generator, length: tuple[float, float]) -> Plan:
     lanes = int(rng.integers(2, 4))
-    median = float(rng.uniform(0.8, 2.0))
+    median = rng.uniform(0.8, 2.0)
     return Plan(
         kind="highway",
-        half_width=median + 3.6 * lanes + float(rng.uniform(1.0, 3.2)),
-        sidewalks=(0.0, 0.0),
-        kerb=0.0,
+        half_width=median + 3.6 * lanes + rng.uniform(1.0, 3.2),
         median=median,
         lanes=lanes,
-        ditch=0.0,
-        hill=(float(rng.uniform(0.0, 1.5)), float(rng.uniform(300, 600)), float(rng.uniform(0, 6.28))),
-        slope=(
-            float(rng.normal(0.5, 2.5)),
-            float(rng.normal(0.5, 2.5)),
-            float(rng.uniform(8, 20)),
-            float(rng.uniform(100, 300)),
-        ),
-        bend=(
-            float(rng.choice([1 / 2000, 1 / 700, 1 / 350])),
-            float(rng.uniform(300, 700)),
-            float(rng.uniform(0, 6.28)),
-        ),
+        hill=_wave(rng, rng.uniform(0.0, 1.5), 300, 600),
+        slope=(rng.normal(0.5, 2.5), rng.normal(0.5, 2.5), rng.uniform(8, 20), rng.uniform(100, 300)),
+        bend=_wave(rng, rng.choice([1 / 2000, 1 / 700, 1 / 350]), 300, 700),
         bump=0.05,
         tone=_tone(rng),
         length=length,

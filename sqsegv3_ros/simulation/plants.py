@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.simulation.materials import BARK, LEAF
-from sqsegv3_ros.simulation.meshes import Mesh, merge_meshes, tube, uniform_mesh
+from sqsegv3_ros.simulation.meshes import Mesh, grid_faces, merge_meshes, quad, rectangle, tube, uniform_mesh
 
 VEGETATION, TRUNK = 70, 71
 
@@ -36,7 +36,7 @@ _FACES = _icosahedron_faces()
 
 
 def _shade(rng: np.random.Generator) -> float:
-    return float(rng.uniform(0.29, 0.45))
+    return rng.uniform(0.29, 0.45)
 
 
 def leaves(centers: npt.NDArray[np.floating], size: float, albedo: float, rng: np.random.Generator) -> Mesh:
@@ -60,14 +60,7 @@ def clumps(centers: npt.NDArray[np.floating], radius: float, albedo: float, rng:
 
 def sheet(points: npt.NDArray[np.floating], gaps: float, albedo: float, rng: np.random.Generator) -> Mesh:
     """Build the surface through an (R, C, 3) grid of points; a share `gaps` of its triangles is missing."""
-    rows, columns = points.shape[:2]
-    corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
-    faces = np.concatenate(
-        [
-            np.stack([corner, corner + 1, corner + columns + 1], axis=1),
-            np.stack([corner, corner + columns + 1, corner + columns], axis=1),
-        ]
-    )
+    faces = grid_faces(*points.shape[:2])
     return uniform_mesh(points.reshape(-1, 3), faces[rng.random(len(faces)) >= gaps], VEGETATION, LEAF, albedo)
 
 
@@ -82,15 +75,15 @@ def crown(radii: tuple[float, float, float], height: float, rng: np.random.Gener
 
 def tree(rng: np.random.Generator, trunk_radius: float | None = None) -> Mesh:
     """Build a broad-leaved or columnar tree of 4 to 10 m: trunk with boughs, crown. Its foot is at the origin."""
-    radius = float(rng.uniform(0.08, 0.22)) if trunk_radius is None else trunk_radius
-    clear = float(rng.uniform(0.9, 3.0))  # height of the lowest leaves
+    radius = rng.uniform(0.08, 0.22) if trunk_radius is None else trunk_radius
+    clear = rng.uniform(0.9, 3.0)  # height of the lowest leaves
     spread = float(rng.uniform(1.2, 2.2) + 6 * radius)
-    tall = float(rng.uniform(1.6, 3.2))
+    tall = rng.uniform(1.6, 3.2)
     lean = rng.normal(0.0, 0.12, 2)
     top = (float(lean[0]), float(lean[1]), clear + tall)
-    bark = float(rng.uniform(0.22, 0.5))
+    bark = rng.uniform(0.22, 0.5)
     parts = [tube((0, 0, -0.3), top, (radius, radius * 0.6), TRUNK, BARK, bark, sides=7)]
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(rng.integers(1, 4)):
         angle, rise = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.6)
         start = clear * rng.uniform(0.7, 1.0)
         end = (spread * 0.5 * np.cos(angle), spread * 0.5 * np.sin(angle), start + rise)
@@ -102,10 +95,10 @@ def tree(rng: np.random.Generator, trunk_radius: float | None = None) -> Mesh:
 
 def conifer(rng: np.random.Generator) -> Mesh:
     """Build a spruce whose branches begin near the ground."""
-    width, height = float(rng.uniform(0.9, 2.0)), float(rng.uniform(5.0, 9.0))
+    width, height = rng.uniform(0.9, 2.0), rng.uniform(5.0, 9.0)
     shade = _shade(rng)
     parts = [tube((0, 0, -0.3), (0, 0, height), (0.14, 0.04), TRUNK, BARK, 0.33, sides=6)]
-    start = float(rng.uniform(0.1, 0.9))
+    start = rng.uniform(0.1, 0.9)
     for low in np.arange(start, height, 0.55):  # whorls: uneven skirts about the trunk
         reach = width * (1 - 0.9 * low / height)
         angle = np.linspace(0, 2 * np.pi, 9)
@@ -119,9 +112,9 @@ def conifer(rng: np.random.Generator) -> Mesh:
 
 def bush(rng: np.random.Generator, size: float | None = None) -> Mesh:
     """Build a bush, 0.6 to 2.5 m wide if no size is given."""
-    across = float(rng.uniform(0.6, 2.5)) if size is None else size
-    height = across * float(rng.uniform(0.5, 0.95))
-    count = int(rng.integers(5, 10))
+    across = rng.uniform(0.6, 2.5) if size is None else size
+    height = across * rng.uniform(0.5, 0.95)
+    count = rng.integers(5, 10)
     places = rng.uniform(-1, 1, (count, 3)) * [across * 0.32, across * 0.32, height * 0.3] + [0, 0, height * 0.48]
     return clumps(places, 0.33 * (across + height) / 2, _shade(rng), rng)
 
@@ -138,15 +131,11 @@ def hedge(length: float, width: float, height: float, rng: np.random.Generator) 
     grid[..., 1:] += rng.normal(0, 0.12, grid[..., 1:].shape)
     shade = _shade(rng)
     side = rng.choice([-1.0, 1.0], 30)
-    twigs = np.stack(
-        [rng.uniform(0, length, 30), side * (width / 2 + 0.03), rng.uniform(0.1, height + 0.1, 30)], axis=1
-    )
-    ends = [
-        [(e, -width / 2, 0), (e, width / 2, 0), (e, width / 2, height), (e, -width / 2, height)]
-        for e in (0.02, length - 0.02)
-    ]
-    caps = [uniform_mesh(end, [[0, 1, 2], [0, 2, 3]], VEGETATION, LEAF, shade) for end in ends]
-    return merge_meshes([sheet(grid, 0.02, shade, rng), leaves(twigs, 0.13, shade, rng), *caps])
+    places = [rng.uniform(0, length, 30), side * (width / 2 + 0.03), rng.uniform(0.1, height + 0.1, 30)]
+    surface = sheet(grid, 0.02, shade, rng)
+    twigs = leaves(np.stack(places, axis=1), 0.13, shade, rng)
+    ends = [rectangle(x, (-width / 2, width / 2), (0, height)) for x in (0.02, length - 0.02)]
+    return merge_meshes([surface, twigs, quad(ends, VEGETATION, LEAF, shade)])
 
 
 def thicket(length: float, depth: float, height: float, rng: np.random.Generator, grain: float = 0.5) -> Mesh:
@@ -175,15 +164,10 @@ def thicket(length: float, depth: float, height: float, rng: np.random.Generator
         grid[..., 1] += 0.8 * grain * swell
         parts.append(sheet(grid, 0.08 + 0.05 * layer, shade, rng))
     count = int(10 * length * height / 20)
-    stray = np.stack(
-        [rng.uniform(0, length, count), rng.uniform(0, depth * 0.5, count), rng.uniform(0.1, height, count)], axis=1
-    )
-    parts.append(leaves(stray, 0.6 * grain, shade, rng))
+    stray = [rng.uniform(low, high, count) for low, high in ((0, length), (0, depth * 0.5), (0.1, height))]
+    parts.append(leaves(np.stack(stray, axis=1), 0.6 * grain, shade, rng))
     for _ in range(int(length / 5)):
         at, back = rng.uniform(0, length), depth * rng.uniform(0.0, 0.8)
-        parts.append(
-            tube(
-                (at, back, -0.5), (at + rng.normal(0, 0.3), back, height + 2), (0.12, 0.07), TRUNK, BARK, 0.35, sides=5
-            )
-        )
+        foot, top = (at, back, -0.5), (at + rng.normal(0, 0.3), back, height + 2)
+        parts.append(tube(foot, top, (0.12, 0.07), TRUNK, BARK, 0.35, sides=5))
     return merge_meshes(parts)

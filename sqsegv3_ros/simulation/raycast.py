@@ -10,13 +10,12 @@ import numpy.typing as npt
 
 from sqsegv3_ros.errors import missing_package
 from sqsegv3_ros.simulation import materials
-from sqsegv3_ros.simulation.ground import CELL_M, HALF_DEPTH_M, KEEP, SURFACES, TILE_M, Plan, albedo_at, surface_at
-from sqsegv3_ros.simulation.meshes import Mesh, merge_meshes
+from sqsegv3_ros.simulation.ground import CELL_M, HALF_DEPTH_M, SURFACES, TILE_M, Plan, albedo_at, surface_at
+from sqsegv3_ros.simulation.meshes import FACE_PROPERTIES, Floats, Mesh, merge_meshes
 from sqsegv3_ros.simulation.tiles import Tile
 
 MAX_CROSSINGS = 12  # after this many leaves or panes the next one stops the ray
 _PAST_M = 0.01  # a ray continues this far behind a surface that let it through
-_GROUND, _OBJECTS, _ACTORS = 0, 1, 2
 _OPACITY = materials.column("opacity")
 
 
@@ -41,13 +40,15 @@ class Hits:
     instance: npt.NDArray[np.uint16]
 
 
-def _import_embree() -> tuple[Any, Any]:
+def _embree_scene(mesh: Mesh) -> Any:
     try:
         from embreex.mesh_construction import TriangleMesh
         from embreex.rtcore_scene import EmbreeScene
     except ImportError as error:
         raise missing_package("embreex", "simulating LiDAR scans", "simulate") from error
-    return EmbreeScene, TriangleMesh
+    scene = EmbreeScene()
+    TriangleMesh(scene, mesh.vertices, mesh.faces)
+    return scene
 
 
 @dataclass(frozen=True)
@@ -92,27 +93,15 @@ class World:
     """
 
     def __init__(self, plan: Plan, tiles: list[Tile], view: View) -> None:
-        scene, triangle_mesh = _import_embree()
         self.plan = plan
-        self.objects = merge_meshes([view.cull(tile.objects) for tile in tiles])
-        offsets = np.cumsum([0] + [len(tile.ground_vertices) for tile in tiles[:-1]])
-        ground = np.concatenate([tile.ground_vertices for tile in tiles])
-        self._ground_faces = np.concatenate([t.ground_faces + np.int32(o) for t, o in zip(tiles, offsets, strict=True)])
+        self.mesh = merge_meshes([tile.ground for tile in tiles] + [view.cull(tile.objects) for tile in tiles])
+        self._ground_faces = sum(len(tile.ground.faces) for tile in tiles)
         self._ground_uv = np.concatenate([tile.ground_uv for tile in tiles])
         self._surfaces = np.stack([tile.surfaces for tile in tiles])
         self._first_tile = tiles[0].number
-        self._scene = scene()
-        triangle_mesh(self._scene, ground, self._ground_faces)
-        triangle_mesh(self._scene, self.objects.vertices, self.objects.faces)
+        self._scene = _embree_scene(self.mesh)
 
-    def cast(
-        self,
-        origins: npt.NDArray[np.float32],
-        directions: npt.NDArray[np.float32],
-        actors: Mesh | None,
-        reach_m: float,
-        rng: np.random.Generator,
-    ) -> Hits:
+    def cast(self, origins: Floats, directions: Floats, actors: Mesh, reach_m: float, rng: np.random.Generator) -> Hits:
         """Cast rays.
 
         A random number decides at every crossing whether a material lets the ray pass. Hits beyond `reach_m` are
@@ -121,121 +110,61 @@ class World:
         Args:
             origins: (R, 3) float32 in world coordinates.
             directions: (R, 3) float32 unit vectors.
-            actors: Moving objects, or None.
+            actors: Moving objects.
             reach_m: Largest range.
             rng: Source of random numbers.
         """
         count = len(origins)
-        moving = None
-        if actors is not None:
-            scene, triangle_mesh = _import_embree()
-            moving = scene()
-            triangle_mesh(moving, actors.vertices, actors.faces)
-        kind = np.full(count, -1, dtype=np.int8)
-        primitive = np.zeros(count, dtype=np.int32)
-        bary = np.zeros((count, 2), dtype=np.float32)
+        moving = _embree_scene(actors)
+        # triangles are numbered across both scenes
+        surface = {n: np.concatenate([getattr(self.mesh, n), getattr(actors, n)]) for n in FACE_PROPERTIES}
+        face = np.full(count, -1, dtype=np.int32)
+        bary = np.zeros((count, 2))
         distance = np.full(count, np.inf, dtype=np.float32)
         cosine = np.zeros(count, dtype=np.float32)
         travelled = np.zeros(count, dtype=np.float32)
         active = np.arange(count)
         for crossing in range(MAX_CROSSINGS + 1):
             start = origins[active] + directions[active] * travelled[active, None]
-            hit = _nearest(self._scene, moving, start, directions[active])
-            met = (hit["kind"] >= 0) & (travelled[active] + hit["distance"] < reach_m)
+            hit = self._scene.run(start, directions[active], output=1)
+            other = moving.run(start, directions[active], output=1)
+            other["primID"] += len(self.mesh.faces)
+            nearer = other["tfar"] < hit["tfar"]  # both are huge if there is no hit
+            for key, values in hit.items():
+                values[nearer] = other[key][nearer]
+            met = travelled[active] + hit["tfar"] < reach_m
             active = active[met]
             hit = {key: values[met] for key, values in hit.items()}
-            material = self._material(hit["kind"], hit["primitive"], actors)
-            stopped = rng.random(len(active), dtype=np.float32) < _OPACITY[material]
+            stopped = rng.random(len(active), dtype=np.float32) < _OPACITY[surface["material"][hit["primID"]]]
             if crossing == MAX_CROSSINGS:
                 stopped[:] = True
             at = active[stopped]
-            kind[at], primitive[at] = hit["kind"][stopped], hit["primitive"][stopped]
-            bary[at] = hit["bary"][stopped]
-            distance[at] = travelled[at] + hit["distance"][stopped]
-            normal = hit["normal"][stopped]
+            face[at] = hit["primID"][stopped]
+            bary[at, 0], bary[at, 1] = hit["u"][stopped], hit["v"][stopped]
+            distance[at] = travelled[at] + hit["tfar"][stopped]
+            normal = hit["Ng"][stopped]
             across = np.abs(np.einsum("ij,ij->i", normal, directions[at]))
             cosine[at] = across / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
-            travelled[active] += hit["distance"] + np.float32(_PAST_M)
+            travelled[active] += hit["tfar"] + np.float32(_PAST_M)
             active = active[~stopped]
             if not len(active):
                 break
-        return self._describe_hits(kind, primitive, bary, distance, cosine, actors)
+        found = {name: np.where(face < 0, 0, values[face]).astype(values.dtype) for name, values in surface.items()}
+        at = np.flatnonzero((face >= 0) & (face < self._ground_faces))
+        found["label"][at], found["material"][at], found["albedo"][at] = self._ground(face[at], bary[at])
+        return Hits(distance, cosine, **found)
 
-    def _material(
-        self, kind: npt.NDArray[np.int8], primitive: npt.NDArray[np.int32], actors: Mesh | None
-    ) -> npt.NDArray[np.uint8]:
-        material = np.zeros(len(kind), dtype=np.uint8)
-        material[kind == _OBJECTS] = self.objects.material[primitive[kind == _OBJECTS]]
-        if actors is not None:
-            material[kind == _ACTORS] = actors.material[primitive[kind == _ACTORS]]
-        return material
+    def _ground(self, face: npt.NDArray[np.int32], bary: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], ...]:
+        """Look up label, material and albedo of the ground at barycentric coordinates."""
+        a, b, c = np.moveaxis(self._ground_uv[self.mesh.faces[face]], 1, 0)
+        u, v = (a + bary[:, :1] * (b - a) + bary[:, 1:] * (c - a)).T
+        surface = surface_at(self.plan, u, v, self._painted_surfaces(u, v))
+        label, material, _ = zip(*SURFACES, strict=True)
+        return np.array(label)[surface], np.array(material)[surface], albedo_at(self.plan, u, v, surface)
 
-    def _describe_hits(
-        self,
-        kind: npt.NDArray[np.int8],
-        primitive: npt.NDArray[np.int32],
-        bary: npt.NDArray[np.float32],
-        distance: npt.NDArray[np.float32],
-        cosine: npt.NDArray[np.float32],
-        actors: Mesh | None,
-    ) -> Hits:
-        label = np.zeros(len(kind), dtype=np.uint16)
-        instance = np.zeros(len(kind), dtype=np.uint16)
-        material = np.zeros(len(kind), dtype=np.uint8)
-        albedo = np.zeros(len(kind), dtype=np.float32)
-        for code, source in ((_OBJECTS, self.objects), (_ACTORS, actors)):
-            if source is not None:
-                at = np.flatnonzero(kind == code)
-                face = primitive[at]
-                label[at], instance[at] = source.label[face], source.instance[face]
-                material[at], albedo[at] = source.material[face], source.albedo[face]
-        at = np.flatnonzero(kind == _GROUND)
-        corners = self._ground_uv[self._ground_faces[primitive[at]]]
-        weight = bary[at].astype(np.float64)
-        uv = (
-            corners[:, 0]
-            + weight[:, :1] * (corners[:, 1] - corners[:, 0])
-            + weight[:, 1:] * (corners[:, 2] - corners[:, 0])
-        )
-        surface = surface_at(self.plan, uv[:, 0], uv[:, 1], self._painted_surfaces(uv))
-        label[at] = np.array([s[0] for s in SURFACES], dtype=np.uint16)[surface]
-        material[at] = np.array([s[1] for s in SURFACES], dtype=np.uint8)[surface]
-        albedo[at] = albedo_at(self.plan, uv[:, 0], uv[:, 1], surface)
-        return Hits(distance, cosine, material, albedo, label, instance)
-
-    def _painted_surfaces(self, uv: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-        """Look up the painted surfaces at (P, 2) street coordinates."""
-        number = np.floor(uv[:, 0] / TILE_M).astype(int)
-        row = ((uv[:, 0] - number * TILE_M) / CELL_M).astype(int)
-        column = ((uv[:, 1] + HALF_DEPTH_M) / CELL_M).astype(int)
-        tile = number - self._first_tile
-        inside = (tile >= 0) & (tile < len(self._surfaces))
-        painted = self._surfaces[
-            np.clip(tile, 0, len(self._surfaces) - 1),
-            np.clip(row, 0, self._surfaces.shape[1] - 1),
-            np.clip(column, 0, self._surfaces.shape[2] - 1),
-        ]
-        return np.where(inside, painted, KEEP).astype(np.uint8)
-
-
-def _nearest(
-    static: Any, moving: Any, origins: npt.NDArray[np.float32], directions: npt.NDArray[np.float32]
-) -> dict[str, npt.NDArray[Any]]:
-    """Nearest triangle on each ray: kind (-1 for none), primitive, barycentric coordinates, distance, normal."""
-    hit = static.run(origins, directions, output=1)
-    found = {
-        "kind": hit["geomID"].astype(np.int8),
-        "primitive": hit["primID"],
-        "bary": np.stack([hit["u"], hit["v"]], axis=1),
-        "distance": hit["tfar"],
-        "normal": hit["Ng"],
-    }
-    if moving is None:
-        return found
-    other = moving.run(origins, directions, output=1)
-    nearer = (other["primID"] >= 0) & ((found["kind"] < 0) | (other["tfar"] < found["distance"]))
-    found["kind"][nearer] = _ACTORS
-    found["primitive"][nearer] = other["primID"][nearer]
-    found["distance"][nearer] = other["tfar"][nearer]
-    found["normal"][nearer] = other["Ng"][nearer]
-    return found
+    def _painted_surfaces(self, u: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+        """Look up the painted surfaces at street coordinates."""
+        rows, columns = self._surfaces.shape[1:]
+        row = np.clip(((u - self._first_tile * TILE_M) / CELL_M).astype(int), 0, len(self._surfaces) * rows - 1)
+        column = np.clip(((v + HALF_DEPTH_M) / CELL_M).astype(int), 0, columns - 1)
+        return self._surfaces.reshape(-1, columns)[row, column]

@@ -26,21 +26,17 @@ _GRAZING = 0.19  # apparent range of slanted surfaces: range * cosine ** -0.19
 
 @dataclass(frozen=True)
 class BeamResponse:
-    """Differences between the beams of one unit of a sensor.
+    """Differences between the beams of one unit of a sensor, for every ray of a revolution in firing order.
 
     Attributes:
-        gain: (beams,) float32 factor of the remission, about 1.
-        dim: (beams,) float32 share of the remission that is lost at short range, where the beam is out of focus.
-        bias_m: (beams,) float32 bias of the range.
+        gain: (R,) float32 factor of the remission, about 1.
+        dim: (R,) float32 share of the remission that is lost at short range, where the beam is out of focus.
+        bias_m: (R,) float32 bias of the range.
     """
 
     gain: npt.NDArray[np.float32]
     dim: npt.NDArray[np.float32]
     bias_m: npt.NDArray[np.float32]
-
-    def tiled(self, columns: int) -> BeamResponse:
-        """Repeat the response for every firing, in firing order."""
-        return BeamResponse(*(np.tile(values, columns) for values in (self.gain, self.dim, self.bias_m)))
 
 
 def beam_response(sensor: SensorModel, rng: np.random.Generator) -> BeamResponse:
@@ -51,7 +47,7 @@ def beam_response(sensor: SensorModel, rng: np.random.Generator) -> BeamResponse
     upper = np.arange(sensor.beams) < sensor.beams // 2
     dim = np.clip(rng.normal(sensor.near_dim * upper, sensor.near_dim + 0.05), 0.0, 0.95)
     bias = rng.normal(0.0, sensor.range_bias_m, sensor.beams)
-    return BeamResponse(gain.astype(np.float32), dim.astype(np.float32), bias.astype(np.float32))
+    return BeamResponse(*(np.tile(values.astype(np.float32), sensor.columns) for values in (gain, dim, bias)))
 
 
 def simulate_returns(

@@ -17,10 +17,10 @@ from sqsegv3_ros.simulation.vehicles import CAR, OTHER_VEHICLE, TRUCK
 def _along(
     front: Frontage, name: str, gap: float, low: float, high: float, rng: np.random.Generator, yaw: float = np.pi
 ) -> None:
-    s = float(rng.uniform(0, gap))
+    s = rng.uniform(0, gap)
     while s < front.length:
-        front.add(pick(name, rng), s, float(rng.uniform(low, high)), yaw + float(rng.normal(0, 0.05)))
-        s += gap * float(rng.uniform(0.6, 1.4))
+        front.add(pick(name, rng), s, rng.uniform(low, high), yaw + rng.normal(0, 0.05))
+        s += gap * rng.uniform(0.6, 1.4)
 
 
 def _rail(front: Frontage, start: float, end: float, o: float) -> None:
@@ -34,7 +34,7 @@ def _wild(front: Frontage, o: float, name: str, share: float, rng: np.random.Gen
     """Place wild growth along the whole frontage from depth o on, with gaps."""
     for s in np.arange(0.0, front.length - THICKET_M * 0.5, THICKET_M):
         if rng.random() < share:
-            front.add(pick_variant(name, int(rng.integers(8))), float(s), o + float(rng.normal(0, 0.5)))
+            front.add(pick_variant(name, int(rng.integers(8))), float(s), o + rng.normal(0, 0.5))
 
 
 def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> None:
@@ -54,15 +54,15 @@ def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> No
         _along(front, "tree", 9.0, 2.5, 3.0, rng)
         _wild(front, 26.0, "far thicket", 0.5, rng)
     elif kind == 1:  # wood
-        o = float(rng.uniform(1.5, 6.0))
+        o = rng.uniform(1.5, 6.0)
         _wild(front, o, "thicket", 0.95, rng)
         _wild(front, o + 6.0, "thicket", 0.9, rng)
         _along(front, "tree", 6.0, o + 1, o + 12, rng)
     elif kind == 2:  # hedge bank
-        _wild(front, float(rng.uniform(1.0, 3.0)), "low thicket", 0.9, rng)
+        _wild(front, rng.uniform(1.0, 3.0), "low thicket", 0.9, rng)
         _along(front, "tree", 14.0, 3.0, 12.0, rng)
     elif kind == 3:  # pasture behind a fence
-        boundary(front, 0.0, front.length, float(rng.uniform(2.0, 4.0)), rng)
+        boundary(front, 0.0, front.length, rng.uniform(2.0, 4.0), rng)
         _along(front, "bush", 10.0, 4.0, 30.0, rng)
         _wild(front, 34.0, "far thicket", 0.7, rng)
     elif kind == 4:  # open field
@@ -78,7 +78,7 @@ def furnish_country(front: Frontage, style: int, rng: np.random.Generator) -> No
             s += 22.0
     if rng.random() < 0.12 and front.length > 15:  # lay-by
         front.paint((2.0, 14.0), (0.0, 5.0), OTHER_GROUND if rng.random() < 0.7 else TERRAIN)
-        front.add(pick_object(int(rng.choice([CAR, TRUCK, OTHER_VEHICLE])), rng), 8.0, 2.5, np.pi)
+        front.add(pick_object(rng.choice([CAR, TRUCK, OTHER_VEHICLE]), rng), 8.0, 2.5, np.pi)
 
 
 def furnish_highway(front: Frontage, style: int, rng: np.random.Generator) -> None:
@@ -89,7 +89,7 @@ def furnish_highway(front: Frontage, style: int, rng: np.random.Generator) -> No
     if kind != 3:
         _rail(front, 0.0, front.length, 0.8)
     if kind == 0:
-        _wild(front, float(rng.uniform(4.0, 9.0)), "thicket", 0.85, rng)
+        _wild(front, rng.uniform(4.0, 9.0), "thicket", 0.85, rng)
         _wild(front, 16.0, "far thicket", 0.7, rng)
     elif kind == 1:
         _along(front, "bush", 7.0, 4.0, 16.0, rng)
@@ -101,7 +101,7 @@ def furnish_highway(front: Frontage, style: int, rng: np.random.Generator) -> No
             front.add(wall, float(s), 4.0)
         _wild(front, 6.0, "thicket", 0.6, rng)
     else:
-        _wild(front, float(rng.uniform(10, 20)), "low thicket", 0.5, rng)
+        _wild(front, rng.uniform(10, 20), "low thicket", 0.5, rng)
         _along(front, "tree", 25.0, 12.0, 40.0, rng)
 
 
@@ -122,4 +122,4 @@ def furnish_median(builder: TileBuilder, rng: np.random.Generator) -> None:
     for u in np.arange(start + 3.0, start + 50.0, 9.0):
         if any(abs(u - s.u) < s.half_width + s.radius for s in clear):
             continue
-        builder.add(pick(str(rng.choice(["tree", "bush", "lamp post"])), rng), float(u), 0.0, 0.0)
+        builder.add(pick(rng.choice(["tree", "bush", "lamp post"]), rng), float(u), 0.0, 0.0)

@@ -95,9 +95,8 @@ class SensorModel:
         blocked = np.zeros((self.columns, self.beams), dtype=bool)
         for spot in self.blind_spots:
             aside = np.degrees(np.angle(np.exp(1j * (azimuth - np.radians(spot.azimuth_deg)))))
-            blocked |= (aside / spot.half_azimuth_deg) ** 2 + (
-                (elevation - spot.elevation_deg) / spot.half_elevation_deg
-            ) ** 2 < 1
+            above = elevation - spot.elevation_deg
+            blocked |= (aside / spot.half_azimuth_deg) ** 2 + (above / spot.half_elevation_deg) ** 2 < 1
         return blocked
 
 
@@ -112,7 +111,7 @@ def firing_azimuths(sensor: SensorModel) -> npt.NDArray[np.float64]:
 
 
 def _spread(top: float, bottom: float, count: int) -> tuple[float, ...]:
-    return tuple(float(v) for v in np.linspace(top, bottom, count))
+    return tuple(np.linspace(top, bottom, count).tolist())
 
 
 def _hdl64e() -> SensorModel:
@@ -122,10 +121,10 @@ def _hdl64e() -> SensorModel:
     aside = np.tile([-3.8, 1.3, -1.3, 3.8], 16) + 0.3 * off[1]
     return SensorModel(
         "hdl64e",
-        tuple(float(v) for v in np.sort(elevations)[::-1]),
+        tuple(np.sort(elevations)[::-1].tolist()),
         columns=2172,
         max_range_m=80.0,
-        beam_azimuths_deg=tuple(float(v) for v in aside),
+        beam_azimuths_deg=tuple(aside.tolist()),
         heights_m=(0.205,) * 32 + _spread(0.13, 0.09, 32),
         near_dim=0.3,
         range_bias_m=0.036,
@@ -148,13 +147,12 @@ def _hdl64e() -> SensorModel:
 def _vlp32c() -> SensorModel:
     middle = (3.333, 2.333, 1.667, 1.333, 1.0, 0.667, 0.333, 0.0, -0.333, -0.667, -1.0, -1.333, -1.667, -2.0, -2.333)
     lower = (-2.667, -3.0, -3.333, -3.667, -4.0, -4.667, -5.333, -6.148, -7.254, -8.843, -11.31, -15.639, -25.0)
-    aside = tuple(float(v) for v in np.tile([1.4, -1.4, 4.2, -1.4], 8))
     return SensorModel(
         "vlp32c",
         (15.0, 10.333, 7.0, 4.667, *middle, *lower),
         columns=1800,
         max_range_m=120.0,
-        beam_azimuths_deg=aside,
+        beam_azimuths_deg=(1.4, -1.4, 4.2, -1.4) * 8,
         range_noise_m=0.012,
         range_step_m=0.004,
         reach_m=90.0,
@@ -162,13 +160,12 @@ def _vlp32c() -> SensorModel:
 
 
 def _ouster(name: str, beams: int) -> SensorModel:
-    aside = tuple(float(v) for v in np.tile([3.1, 1.05, -1.05, -3.1], beams // 4))
     return SensorModel(
         name,
         _spread(21.5, -21.5, beams),
         columns=1024,
         max_range_m=100.0,
-        beam_azimuths_deg=aside,
+        beam_azimuths_deg=(3.1, 1.05, -1.05, -3.1) * (beams // 4),
         min_range_m=0.5,
         range_step_m=0.001,
         reach_m=75.0,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
-
-import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.data.ros2_messages import (
@@ -28,8 +26,11 @@ from sqsegv3_ros.simulation.simulator import Sweep
 CLOCK_HZ = 50
 
 
-class SimulatedBag:
-    """Writes sweeps to a bag. Use it in a `with` block; the bag exists only if the block succeeds.
+@contextmanager
+def simulated_bag(
+    path: Path, rate_hz: float, *, poses: bool = False, force: bool = False
+) -> Iterator[Callable[[Sweep, int], None]]:
+    """Open a bag to write sweeps to. It exists only if the `with` block succeeds.
 
     Args:
         path: Folder of a ROS 2 bag, or a single .mcap or .db3 file.
@@ -37,45 +38,31 @@ class SimulatedBag:
         poses: Write the sensor's pose at each sweep to /tf.
         force: Overwrite an existing bag.
 
+    Yields:
+        A function that adds a sweep with its number, stamped with the middle of its revolution and received at its end.
+        Sweeps of independent scenes follow one another in time as well.
+
     Raises:
         UserError: The bag exists, or cannot be written.
     """
+    messages = Ros2Messages()
+    clock_ns = START_NS
+    with BagWriter(path, default_storage(path), force=force) as bag:
+        clouds, clock = bag.add(TOPIC, CLOUD_TYPE), bag.add("/clock", CLOCK_TYPE)
+        tf = bag.add("/tf", TF_TYPE) if poses else None
 
-    def __init__(self, path: Path, rate_hz: float, *, poses: bool = False, force: bool = False) -> None:
-        self._bag = BagWriter(path, default_storage(path), force=force)
-        self._messages = Ros2Messages()
-        self._rate_hz, self._poses = rate_hz, poses
-        self._clock_ns = START_NS
+        def write(sweep: Sweep, number: int) -> None:
+            nonlocal clock_ns
+            stamp_ns = START_NS + round((number + 0.5) / rate_hz * 1e9)
+            received_ns = stamp_ns + round(0.5 / rate_hz * 1e9)
+            while clock_ns <= received_ns:
+                bag.write(clock, clock_ns, messages.clock(clock_ns))
+                clock_ns += 10**9 // CLOCK_HZ
+            if tf is not None:
+                bag.write(tf, received_ns, messages.tf([Transform(sweep.pose, WORLD_FRAME, FRAME)], stamp_ns))
+            points = structured_points(sweep.points, POINT_RING)
+            points["ring"] = sweep.rings
+            points["ground_truth"] = SEMANTIC_KITTI.to_labels(sweep.labels)
+            bag.write(clouds, received_ns, messages.cloud(points, stamp_ns))
 
-    def __enter__(self) -> SimulatedBag:
-        self._bag.__enter__()
-        self._clouds, self._clock = self._bag.add(TOPIC, CLOUD_TYPE), self._bag.add("/clock", CLOCK_TYPE)
-        self._tf = self._bag.add("/tf", TF_TYPE) if self._poses else None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bag.__exit__(kind, error, trace)
-
-    def write(self, sweep: Sweep, number: int) -> None:
-        """Add a sweep, stamped with the middle of its revolution and received at its end.
-
-        Sweeps of independent scenes follow one another in time as well.
-        """
-        stamp_ns = START_NS + round((number + 0.5) / self._rate_hz * 1e9)
-        received_ns = stamp_ns + round(0.5 / self._rate_hz * 1e9)
-        while self._clock_ns <= received_ns:
-            self._bag.write(self._clock, self._clock_ns, self._messages.clock(self._clock_ns))
-            self._clock_ns += 10**9 // CLOCK_HZ
-        if self._tf is not None:
-            transform = Transform(sweep.pose, WORLD_FRAME, FRAME)
-            self._bag.write(self._tf, received_ns, self._messages.tf([transform], stamp_ns))
-        self._bag.write(self._clouds, received_ns, self._messages.cloud(_points(sweep), stamp_ns))
-
-
-def _points(sweep: Sweep) -> npt.NDArray[Any]:
-    points = structured_points(sweep.points, POINT_RING)
-    points["ring"] = sweep.rings
-    points["ground_truth"] = SEMANTIC_KITTI.to_labels(sweep.labels)
-    return points
+        yield write

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.simulation.actors import Actor, actors_at, actors_mesh, traffic_lanes
+from sqsegv3_ros.simulation.actors import Actor, actors_at, traffic_lanes
 from sqsegv3_ros.simulation.drive import Drive, pose_matrix, rotation_matrices
 from sqsegv3_ros.simulation.ground import TILE_M, Plan, SideStreet, height, steepest, to_world
+from sqsegv3_ros.simulation.meshes import Mesh
 from sqsegv3_ros.simulation.plans import ego_lane_center, lane_center
 from sqsegv3_ros.simulation.raycast import View, World
 from sqsegv3_ros.simulation.returns import beam_response, simulate_returns
 from sqsegv3_ros.simulation.sensors import SensorModel, firing_azimuths
 from sqsegv3_ros.simulation.street import Street
+from sqsegv3_ros.simulation.tiles import place_meshes
 
 SCANS_PER_STREET = 4
 WINDOW_M = 60.0  # length of the drive that one world covers
@@ -62,7 +64,7 @@ class Simulator:
         self.compensated = compensated
         self.sight_m = sensor.max_range_m + 5.0
         self.lanes = traffic_lanes(street.plan, street.seed, drive.speed_mps)
-        self._response = beam_response(sensor, np.random.default_rng([*street.seed, 7])).tiled(sensor.columns)
+        self._response = beam_response(sensor, np.random.default_rng([*street.seed, 7]))
         self._blind = sensor.blind()
         self._directions, self._origins = _sensor_rays(sensor)
         self._world: tuple[int, World] | None = None
@@ -109,31 +111,31 @@ class Simulator:
         ego = float(place_u), float(place_v)
         world = self.world_around(ego[0])
         actors = actors_at(self.street.plan, self.street.seed, self.lanes, stamp + traffic_s, ego, self.sight_m)
-        times = self._observation_times(actors, drive.pose(np.array([stamp]))[0])
-        moving = actors_mesh(self.street.plan, actors, times)
+        pose = drive.pose(np.array([stamp]))[0]
+        moving = self._place_actors(actors, pose)
         hits = world.cast(origins, directions, moving, sensor.max_range_m + 2.0, rng)
         reported, distance, remission = simulate_returns(hits, self._response, sensor, rng)
         kept = np.flatnonzero(reported & ~self._blind.ravel())
         column, ring = np.divmod(kept, sensor.beams)
-        pose = pose_matrix(drive.pose(np.array([stamp]))[0])
+        transform = pose_matrix(pose)
         if self.compensated:
             world_points = origins[kept] + directions[kept] * distance[kept, None]
-            xyz = (world_points - pose[:3, 3]) @ pose[:3, :3]
+            xyz = (world_points - transform[:3, 3]) @ transform[:3, :3]
         else:
             xyz = sensor_origins[column, ring] + sensor_directions[column, ring] * distance[kept, None]
         points = np.concatenate([xyz, remission[kept, None]], axis=1).astype(np.float32)
         labels = hits.label[kept] + hits.instance[kept].astype(np.uint32) * np.uint32(1 << 16)
         ring_number = sensor.beams - 1 - ring if sensor.ring_from_bottom else ring
-        return Sweep(points, labels, ring_number.astype(np.uint16), pose, stamp)
+        return Sweep(points, labels, ring_number.astype(np.uint16), transform, stamp)
 
-    def _observation_times(self, actors: list[Actor], pose: npt.NDArray[np.float64]) -> list[float]:
-        """Times from the sweep's middle, in seconds, at which the head points at each actor."""
-        times = []
-        for actor in actors:
-            x, y = to_world(self.street.plan, np.array(actor.u), np.array(actor.v))
-            bearing = np.arctan2(y - pose[1], x - pose[0]) - pose[3]
-            times.append(float(-np.angle(np.exp(1j * bearing)) / (2 * np.pi * self.sensor.rate_hz)))
-        return times
+    def _place_actors(self, actors: list[Actor], pose: npt.NDArray[np.float64]) -> Mesh:
+        """Merge actors into one mesh in world coordinates, each at the time at which the head points at it."""
+        plan = self.street.plan
+        u, v, yaw, speed = np.array([(a.u, a.v, a.yaw, a.speed) for a in actors]).reshape(-1, 4).T
+        x, y = to_world(plan, u, v)
+        bearing = np.arctan2(y - pose[1], x - pose[0]) - pose[3]
+        delay = -np.angle(np.exp(1j * bearing)) / (2 * np.pi * self.sensor.rate_hz)  # from the middle of the sweep
+        return place_meshes(plan, [a.mesh for a in actors], np.stack([u + speed * delay, v, yaw], axis=1))
 
 
 def _sensor_rays(sensor: SensorModel) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -150,10 +152,8 @@ def _sensor_rays(sensor: SensorModel) -> tuple[npt.NDArray[np.float64], npt.NDAr
 def street_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...]) -> Drive:
     """Draw a drive along the street from u = 0 at a typical speed."""
     rng = np.random.default_rng([*seed, 9])
-    speed = _SPEED_MPS[street.plan.kind] * float(rng.uniform(0.7, 1.15))
-    return Drive(
-        street.plan, 0.0, speed, ego_lane_center(street.plan), sensor.mount_height_m, sway=int(rng.integers(1000))
-    )
+    plan, speed = street.plan, _SPEED_MPS[street.plan.kind] * rng.uniform(0.7, 1.15)
+    return Drive(plan, 0.0, speed, ego_lane_center(plan), sensor.mount_height_m, sway=int(rng.integers(1000)))
 
 
 def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], number: int) -> Drive:
@@ -164,10 +164,10 @@ def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], numb
     rng = np.random.default_rng([*seed, 10, number])
     plan = street.plan
     apart = WINDOW_M / SCANS_PER_STREET
-    u = apart * (number + float(rng.uniform(0, 1)))
+    u = apart * (number + rng.uniform(0, 1))
     near = [s for s in plan.crossings if 0 < s.u < WINDOW_M]
     if near and rng.random() < 0.4:
-        chosen = near[int(rng.integers(len(near)))]
+        chosen = near[rng.integers(len(near))]
         if rng.random() < 0.4:
             aside = _side_street_drive(plan, chosen, sensor, rng)
             if 0 < aside.u_m < WINDOW_M:
@@ -176,17 +176,17 @@ def scene_drive(street: Street, sensor: SensorModel, seed: tuple[int, ...], numb
     toward = 1 if rng.random() < 0.5 else -1
     lane = lane_center(plan, toward)
     lane = ego_lane_center(plan) if lane is None else lane
-    speed = _SPEED_MPS[plan.kind] * float(rng.uniform(0.0, 1.2))
-    turn = float(rng.normal(0, 0.03)) if rng.random() < 0.8 else float(rng.normal(0, 0.5))
-    v = lane + float(rng.normal(0, 0.25))
+    speed = _SPEED_MPS[plan.kind] * rng.uniform(0.0, 1.2)
+    turn = rng.normal(0, 0.03) if rng.random() < 0.8 else rng.normal(0, 0.5)
+    v = lane + rng.normal(0, 0.25)
     return Drive(plan, u, toward * max(speed, 0.01), v, sensor.mount_height_m, turn, int(rng.integers(1000)))
 
 
 def _side_street_drive(plan: Plan, chosen: SideStreet, sensor: SensorModel, rng: np.random.Generator) -> Drive:
     """Draw a vehicle that stands in a side street, facing towards the main street or away from it."""
-    side = chosen.side or int(rng.choice([-1, 1]))
-    v = side * float(rng.uniform(plan.half_width + plan.sidewalk(side), SIDE_M))
-    away = int(rng.choice([-1, 1])) * side  # along +v or -v
-    turn = away * np.pi / 2 - float(np.arctan(chosen.skew)) + float(rng.normal(0, 0.05))
+    side = chosen.side or rng.choice([-1, 1])
+    v = side * rng.uniform(plan.half_width + plan.sidewalk(side), SIDE_M)
+    away = rng.choice([-1, 1]) * side  # along +v or -v
+    turn = away * np.pi / 2 - float(np.arctan(chosen.skew)) + rng.normal(0, 0.05)
     u = float(chosen.middle(v)) + away * 0.15 * chosen.half_width  # a little to the right
     return Drive(plan, u, 0.01, v, sensor.mount_height_m, turn, int(rng.integers(1000)))

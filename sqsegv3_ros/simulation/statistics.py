@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -54,15 +54,13 @@ class ScanStatistics:
         from sqsegv3_ros.inference.range_image import ProjectionConfig, project
 
         image = project(torch.from_numpy(points), ProjectionConfig(height=ROWS, width=COLUMNS))
-        distance = np.sqrt((points[:, :3].astype(np.float64) ** 2).sum(axis=1))
+        distance = np.linalg.norm(points[:, :3].astype(np.float64), axis=1)
         near = distance < LABELLED_M
         self.scans += 1
         self.points += len(points)
-        for target, values, bins in (
-            (self.by_range, distance, RANGE_BINS),
-            (self.by_remission, points[:, 3], REMISSION_BINS),
-        ):
-            target += np.histogram2d(labels[near], values[near], bins=(np.arange(len(SEMANTIC_KITTI) + 1), bins))[0]
+        classes = np.arange(len(SEMANTIC_KITTI) + 1)
+        self.by_range += np.histogram2d(labels[near], distance[near], bins=(classes, RANGE_BINS))[0]
+        self.by_remission += np.histogram2d(labels[near], points[near, 3], bins=(classes, REMISSION_BINS))[0]
         mask, pixel_range = image.mask.numpy(), image.range.numpy()
         self.occupied += mask.mean(axis=1)
         rows = np.nonzero(mask)[0]
@@ -103,30 +101,27 @@ def class_table(real: ScanStatistics, simulated: ScanStatistics) -> str:
 
     Share of labelled points, range as median and 10th..90th percentile, remission as mean and share of zeros.
     """
+    middle = 0.5 * (REMISSION_BINS[1:] + REMISSION_BINS[:-1])
 
-    def shares(counted: ScanStatistics) -> Counts:
-        counts = counted.by_range.sum(axis=1)
-        return np.asarray(100 * counts / counts[1:].sum(), dtype=np.float64)
+    def cells(counted: ScanStatistics, label: int) -> list[str]:
+        near, bright = counted.by_range[label], counted.by_remission[label]
+        share = f"{100 * near.sum() / counted.by_range[1:].sum():.2f}"
+        if not near.any() or not bright.any():
+            return [share, "-", "-", "-"]
+        median, low, high = (histogram_quantile(near, RANGE_BINS, q) for q in (0.5, 0.1, 0.9))
+        mean, zeros = bright @ middle / bright.sum(), 100 * bright[0] / bright.sum()
+        return [share, f"{median:.0f} ({low:.0f}..{high:.0f})", f"{mean:.2f}", f"{zeros:.0f}"]
 
     whole = np.array([c.frequency or 0.0 for c in SEMANTIC_KITTI.classes])
-    whole = 100 * whole / whole[1:].sum()
-    middle = 0.5 * (REMISSION_BINS[1:] + REMISSION_BINS[:-1])
     lines = [
         "| class | share %: data set | real scans | simulated | range m: real | simulated "
         "| remission: real | simulated | zeros %: real | simulated |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    real_share, simulated_share = shares(real), shares(simulated)
     for label in range(1, len(SEMANTIC_KITTI)):
-        ranges, means, zeros = [], [], []
-        for counted in (real, simulated):
-            quantiles = [histogram_quantile(counted.by_range[label], RANGE_BINS, share) for share in (0.5, 0.1, 0.9)]
-            ranges.append("{:.0f} ({:.0f}..{:.0f})".format(*quantiles) if np.isfinite(quantiles[0]) else "-")
-            bright = counted.by_remission[label]
-            means.append(f"{bright @ middle / bright.sum():.2f}" if bright.sum() else "-")
-            zeros.append(f"{100 * bright[0] / bright.sum():.0f}" if bright.sum() else "-")
-        columns = [f"{whole[label]:.2f}", f"{real_share[label]:.2f}", f"{simulated_share[label]:.2f}"]
-        lines.append("| " + " | ".join([SEMANTIC_KITTI.names[label], *columns, *ranges, *means, *zeros]) + " |")
+        pairs = zip(cells(real, label), cells(simulated, label), strict=True)
+        share = f"{100 * whole[label] / whole[1:].sum():.2f}"
+        lines.append("| " + " | ".join([SEMANTIC_KITTI.names[label], share, *chain(*pairs)]) + " |")
     return "\n".join(lines)
 
 
@@ -134,27 +129,20 @@ def summary_table(real: ScanStatistics, simulated: ScanStatistics) -> str:
     """Tabulate the numbers of whole scans, in Markdown."""
     log_bins = np.log2(RANGE_BINS)
     by_row = [wasserstein_distance(a, b, log_bins) for a, b in zip(real.row_range, simulated.row_range, strict=True)]
-    occupied = [counted.occupied / counted.scans for counted in (real, simulated)]
-    rows: Iterable[tuple[str, str, str]] = [
-        ("scans", str(real.scans), str(simulated.scans)),
-        ("points a scan", f"{real.points / real.scans:.0f}", f"{simulated.points / simulated.scans:.0f}"),
-        *(
-            (
-                f"pixels with a point, {name} %",
-                f"{100 * occupied[0][part].mean():.1f}",
-                f"{100 * occupied[1][part].mean():.1f}",
-            )
-            for name, part in (
-                ("whole image", slice(None)),
-                ("rows 0-15", slice(0, 16)),
-                ("rows 16-47", slice(16, 48)),
-                ("rows 48-63", slice(48, 64)),
-            )
-        ),
-        ("mean difference of a row's occupancy, points", "", f"{100 * np.abs(occupied[0] - occupied[1]).mean():.1f}"),
-        ("mean shift of a row's ranges, octaves", "", f"{np.nanmean(by_row):.2f}"),
-    ]
-    return "\n".join(["| | real | simulated |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
+    occupied = [100 * counted.occupied / counted.scans for counted in (real, simulated)]
+    points = [f"{counted.points / counted.scans:.0f}" for counted in (real, simulated)]
+    rows = [["scans", str(real.scans), str(simulated.scans)], ["points a scan", *points]]
+    for name, first, last in (
+        ("whole image", 0, 64),
+        ("rows 0-15", 0, 16),
+        ("rows 16-47", 16, 48),
+        ("rows 48-63", 48, 64),
+    ):
+        rows.append([f"pixels with a point, {name} %", *(f"{o[first:last].mean():.1f}" for o in occupied)])
+    difference = np.abs(occupied[0] - occupied[1]).mean()
+    rows.append(["mean difference of a row's occupancy, points", "", f"{difference:.1f}"])
+    rows.append(["mean shift of a row's ranges, octaves", "", f"{np.nanmean(by_row):.2f}"])
+    return "\n".join(["| | real | simulated |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def draw_figures(real: ScanStatistics, simulated: ScanStatistics, folder: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from sqsegv3_ros.simulation.materials import CLOTH, GLASS, METAL, PAINT, RETRO, RUBBER
-from sqsegv3_ros.simulation.meshes import Mesh, box, extrude, hoop, merge_meshes, quad, tube, wheel
+from sqsegv3_ros.simulation.meshes import Mesh, box, extrude, hoop, merge_meshes, quad, rectangle, tube, wheel
 
 CAR, BICYCLE, BUS, MOTORCYCLE, TRUCK, OTHER_VEHICLE = 10, 11, 13, 15, 18, 20
 MOVING = {10: 252, 13: 257, 15: 255, 18: 258, 20: 259, 30: 254, 31: 253, 32: 255}
@@ -62,40 +61,30 @@ CAR_BODIES = (
 
 def _greenhouse(body: CarBody, label: int, closed_rear: bool, paint: float) -> Mesh:
     """Build windows, pillars and roof; vans have sheet metal behind the front doors."""
-    x = [(share - 0.5) * body.length for share in (body.rear_belt, body.roof_rear, body.roof_front, body.windscreen)]
+    shares = (body.rear_belt, body.roof_rear, body.roof_front, body.windscreen)
     low, high, z0, z1 = body.width * 0.465, body.width * 0.37 + 0.06 * (body.height > 1.8), body.belt, body.height
-    rear, roof_rear, roof_front, front = x
+    rear, roof_rear, roof_front, front = ((share - 0.5) * body.length for share in shares)
     belt = [(rear, low, z0), (front, low, z0), (front, -low, z0), (rear, -low, z0)]
     roof = [(roof_rear, high, z1), (roof_front, high, z1), (roof_front, -high, z1), (roof_rear, -high, z1)]
-    parts = [quad(roof, label, PAINT, paint)]
+    coat, glass, seat = (label, PAINT, paint), (label, GLASS, 0.1), (label, CLOTH, 0.12)
+    parts = [quad(roof, *coat)]
     for i in range(4):
         j = (i + 1) % 4
-        pane = [belt[i], belt[j], roof[j], roof[i]]
-        solid = closed_rear and i != 1
-        if solid and i != 3:  # only the front part of the side is glass
-            middle_low, middle_high = np.array(belt[i]), np.array(roof[i])
-            other_low, other_high = np.array(belt[j]), np.array(roof[j])
-            share = 0.68 if i == 0 else 0.32
-            a, b = middle_low + share * (other_low - middle_low), middle_high + share * (other_high - middle_high)
-            first, second = [belt[i], a, b, roof[i]], [a, belt[j], roof[j], b]
-            sheet, glass = (first, second) if i == 0 else (second, first)
-            parts += [quad(sheet, label, PAINT, paint), quad(glass, label, GLASS, 0.1)]
-        else:
-            parts.append(quad(pane, label, PAINT if solid else GLASS, paint if solid else 0.1))
-    for start, end in zip(belt, roof, strict=True):
-        parts.append(tube(start, end, 0.045, label, PAINT, paint, sides=4))
+        if not closed_rear or i in (1, 3):
+            parts.append(quad([belt[i], belt[j], roof[j], roof[i]], *(coat if closed_rear and i == 3 else glass)))
+        else:  # only the front part of the side is glass
+            a, b = (np.add(p[i], (0.68 if i == 0 else 0.32) * np.subtract(p[j], p[i])) for p in (belt, roof))
+            first, second = np.array([belt[i], a, b, roof[i]]), np.array([a, belt[j], roof[j], b])
+            parts += [quad(first, *(coat if i == 0 else glass)), quad(second, *(glass if i == 0 else coat))]
+    parts += [tube(start, end, 0.045, *coat, sides=4) for start, end in zip(belt, roof, strict=True)]
+    middle = 0.5 * (roof_rear + roof_front)
     for side in (1, -1):
-        middle = 0.5 * (roof_rear + roof_front)
-        parts.append(tube((middle, side * low, z0), (middle, side * high, z1), 0.05, label, PAINT, paint, sides=4))
-        parts.append(
-            tube((roof_rear, side * high, z1), (roof_front, side * high, z1), 0.05, label, PAINT, paint, sides=4)
-        )
-    seats = box((rear * 0.5, front * 0.3), (-low * 0.8, low * 0.8), (z0 - 0.1, z0 + 0.12), label, CLOTH, 0.12)
-    parts.append(seats)
-    for x_seat in (0.05 * body.length, -0.16 * body.length):
-        for y_seat in (0.36, -0.36):
-            back = box((x_seat - 0.06, x_seat + 0.06), (y_seat - 0.2, y_seat + 0.2), (z0, z0 + 0.3), label, CLOTH, 0.12)
-            parts.append(back)
+        parts.append(tube((middle, side * low, z0), (middle, side * high, z1), 0.05, *coat, sides=4))
+        parts.append(tube((roof_rear, side * high, z1), (roof_front, side * high, z1), 0.05, *coat, sides=4))
+    parts.append(box((rear * 0.5, front * 0.3), (-low * 0.8, low * 0.8), (z0 - 0.1, z0 + 0.12), *seat))
+    for x in (0.05 * body.length, -0.16 * body.length):
+        for y in (0.36, -0.36):
+            parts.append(box((x - 0.06, x + 0.06), (y - 0.2, y + 0.2), (z0, z0 + 0.3), *seat))
     return merge_meshes(parts)
 
 
@@ -113,13 +102,10 @@ def car(body: CarBody, paint: float = 0.2) -> Mesh:
         for side in (1, -1):
             parts.append(wheel(x, side * (half_width - 0.1), radius, 0.22, CAR, RUBBER, 0.06))
     for x in (half + 0.015, -half - 0.015):
-        parts.append(
-            quad([(x, y, z) for y, z in ((-0.26, 0.42), (0.26, 0.42), (0.26, 0.53), (-0.26, 0.53))], CAR, RETRO, 0.6)
-        )
-        inside = x - 0.06 * np.sign(x)
+        parts.append(quad(rectangle(x, (-0.26, 0.26), (0.42, 0.53)), CAR, RETRO, 0.6))
         for side in (1, -1):
-            y0, y1, z0 = side * 0.58 * half_width, side * 0.9 * half_width, body.hood - 0.16
-            lamp = [(inside, y0, z0), (inside, y1, z0), (inside, y1, z0 + 0.13), (inside, y0, z0 + 0.13)]
+            y = (side * 0.58 * half_width, side * 0.9 * half_width)
+            lamp = rectangle(x - 0.06 * np.sign(x), y, (body.hood - 0.16, body.hood - 0.03))
             parts.append(quad(lamp, CAR, RETRO, 0.5))
     return merge_meshes(parts)
 
@@ -130,73 +116,58 @@ def _wheels(places: list[float], half_width: float, radius: float, label: int) -
 
 def truck(rng: np.random.Generator) -> Mesh:
     """Build a truck of 6 to 10 m with a closed body, a tipper, or a flat bed."""
-    length, width = float(rng.uniform(5.8, 10.0)), float(rng.uniform(2.2, 2.5))
-    cab, high = float(rng.uniform(1.6, 2.2)), float(rng.uniform(2.4, 3.0))
+    length, width = rng.uniform(5.8, 10.0), rng.uniform(2.2, 2.5)
+    cab, high = rng.uniform(1.6, 2.2), rng.uniform(2.4, 3.0)
     front, rear, w = length / 2, -length / 2, width / 2
     paint, load = (float(v) for v in rng.uniform(0.2, 0.5, 2))
     parts = [box((front - cab, front), (-w, w), (0.55, high), TRUCK, PAINT, paint)]
-    screen = [
-        (front + 0.02, y, z)
-        for y, z in ((-w + 0.1, 1.5), (w - 0.1, 1.5), (w - 0.1, high - 0.3), (-w + 0.1, high - 0.3))
-    ]
-    parts.append(quad(screen, TRUCK, GLASS, 0.1))
+    parts.append(quad(rectangle(front + 0.02, (-w + 0.1, w - 0.1), (1.5, high - 0.3)), TRUCK, GLASS, 0.1))
     parts.append(box((rear, front - cab), (-0.5, 0.5), (0.5, 0.95), TRUCK, METAL, 0.2))
     back = front - cab - 0.15
-    kind = int(rng.integers(3))
+    kind = rng.integers(3)
     if kind == 0:
-        parts.append(box((rear, back), (-w, w), (0.95, float(rng.uniform(3.0, 3.8))), TRUCK, PAINT, load))
+        parts.append(box((rear, back), (-w, w), (0.95, rng.uniform(3.0, 3.8)), TRUCK, PAINT, load))
     else:
-        rim = 1.15 + (float(rng.uniform(0.3, 0.9)) if kind == 1 else 0.35)
+        rim = 1.15 + (rng.uniform(0.3, 0.9) if kind == 1 else 0.35)
         parts.append(box((rear, back), (-w, w), (0.95, 1.15), TRUCK, METAL, load))
-        for x0, x1, y0, y1 in (
-            (rear, back, -w, -w + 0.06),
-            (rear, back, w - 0.06, w),
-            (rear, rear + 0.06, -w, w),
-            (back - 0.06, back, -w, w),
-        ):
-            parts.append(
-                box((x0, x1), (y0, y1), (1.15, rim if x1 < back - 0.01 or kind == 1 else rim + 0.7), TRUCK, METAL, load)
-            )
+        fore = rim + 0.7 * (kind == 2)
+        walls = [((rear, back), (-w, -w + 0.06), fore), ((rear, back), (w - 0.06, w), fore)]
+        walls += [((rear, rear + 0.06), (-w, w), rim), ((back - 0.06, back), (-w, w), fore)]
+        parts += [box(x, y, (1.15, top), TRUCK, METAL, load) for x, y, top in walls]
     return merge_meshes([*parts, *_wheels([front - 1.0, rear + 1.0, rear + 2.1], w, 0.48, TRUCK)])
 
 
 def bus(rng: np.random.Generator) -> Mesh:
     """Build a city bus of 10 to 13 m with a band of windows."""
-    length, w, high = float(rng.uniform(10.0, 13.0)), 1.27, float(rng.uniform(2.9, 3.2))
-    half, paint = length / 2, float(rng.uniform(0.3, 0.5))
+    length, w, high = rng.uniform(10.0, 13.0), 1.27, rng.uniform(2.9, 3.2)
+    half, paint = length / 2, rng.uniform(0.3, 0.5)
     parts = [
         box((-half, half), (-w, w), (0.35, 1.2), BUS, PAINT, paint),
         box((-half, half), (-w, w), (2.3, high), BUS, PAINT, paint),
     ]
     for x0, x1 in zip(np.linspace(-half, half - 1.35, 9), np.linspace(-half + 1.2, half - 0.15, 9), strict=True):
         for y in (w, -w):
-            parts.append(quad([(x0, y, 1.2), (x1, y, 1.2), (x1, y, 2.3), (x0, y, 2.3)], BUS, GLASS, 0.25))
+            parts.append(quad(rectangle((x0, x1), y, (1.2, 2.3)), BUS, GLASS, 0.25))
             parts.append(tube((x1 + 0.07, y, 1.2), (x1 + 0.07, y, 2.3), 0.08, BUS, PAINT, paint, sides=4))
     for x in (-half, half):
-        parts.append(quad([(x, -w, 1.2), (x, w, 1.2), (x, w, 2.3), (x, -w, 2.3)], BUS, GLASS, 0.2))
+        parts.append(quad(rectangle(x, (-w, w), (1.2, 2.3)), BUS, GLASS, 0.2))
     parts.append(box((-half + 0.3, half - 1.5), (-0.9, 0.9), (0.6, 1.45), BUS, CLOTH, 0.2))
     return merge_meshes([*parts, *_wheels([half - 2.6, -half + 3.1], w, 0.48, BUS)])
 
 
 def other_vehicle(rng: np.random.Generator) -> Mesh:
     """Build a caravan, a trailer, a tractor or a camper: the data set's other-vehicle."""
-    kind = int(rng.integers(4))
-    paint = float(rng.uniform(0.3, 0.5))
+    kind = rng.integers(4)
+    paint = rng.uniform(0.3, 0.5)
     if kind == 0:  # caravan
-        half, w, high = float(rng.uniform(2.2, 3.0)), 1.1, float(rng.uniform(2.3, 2.6))
-        profile = [
-            (-half, 0.5),
-            (-half - 0.1, 1.4),
-            (-half + 0.2, high),
-            (half - 0.5, high),
-            (half, 1.3),
-            (half - 0.1, 0.5),
-        ]
+        half, w, high = rng.uniform(2.2, 3.0), 1.1, rng.uniform(2.3, 2.6)
+        profile = [(-half, 0.5), (-half - 0.1, 1.4), (-half + 0.2, high)]
+        profile += [(half - 0.5, high), (half, 1.3), (half - 0.1, 0.5)]
         parts = [extrude(profile, w, OTHER_VEHICLE, PAINT, paint), *_wheels([-0.1], w, 0.32, OTHER_VEHICLE)]
         parts.append(tube((half, 0, 0.5), (half + 1.2, 0, 0.45), 0.06, OTHER_VEHICLE, METAL, 0.2, sides=4))
     elif kind == 1:  # trailer
-        half, w = float(rng.uniform(1.1, 2.4)), float(rng.uniform(0.7, 1.05))
-        parts = [box((-half, half), (-w, w), (0.5, float(rng.uniform(0.9, 2.0))), OTHER_VEHICLE, METAL, paint)]
+        half, w = rng.uniform(1.1, 2.4), rng.uniform(0.7, 1.05)
+        parts = [box((-half, half), (-w, w), (0.5, rng.uniform(0.9, 2.0)), OTHER_VEHICLE, METAL, paint)]
         parts += _wheels([-0.1], w + 0.3, 0.3, OTHER_VEHICLE)
         parts.append(tube((half, 0, 0.5), (half + 1.1, 0, 0.45), 0.05, OTHER_VEHICLE, METAL, 0.2, sides=4))
     elif kind == 2:  # tractor
@@ -209,7 +180,7 @@ def other_vehicle(rng: np.random.Generator) -> Mesh:
         parts += [wheel(-0.9, s * 0.85, 0.78, 0.45, OTHER_VEHICLE, RUBBER, 0.1) for s in (1, -1)]
         parts += [wheel(1.5, s * 0.8, 0.45, 0.3, OTHER_VEHICLE, RUBBER, 0.1) for s in (1, -1)]
     else:  # camper
-        half, w, high = float(rng.uniform(2.8, 3.6)), 1.12, float(rng.uniform(2.7, 3.1))
+        half, w, high = rng.uniform(2.8, 3.6), 1.12, rng.uniform(2.7, 3.1)
         profile = [(-half, 0.4), (-half, high), (half - 1.4, high), (half - 0.6, 1.9), (half - 0.1, 1.1), (half, 0.4)]
         parts = [extrude(profile, w, OTHER_VEHICLE, PAINT, paint)]
         parts += _wheels([half - 1.0, -half + 1.3], w, 0.36, OTHER_VEHICLE)
@@ -252,12 +223,8 @@ def _vehicle_pool() -> dict[int, tuple[Mesh, ...]]:
     """A fixed set of vehicles of every class, built once; streets use copies."""
     rng = np.random.default_rng(19)
     coats = (0.0, 0.14, 0.3, 0.5, 0.7)
-    builders: dict[int, Callable[[], Mesh]] = {
-        TRUCK: lambda: truck(rng),
-        BUS: lambda: bus(rng),
-        OTHER_VEHICLE: lambda: other_vehicle(rng),
-    }
-    pool = {label: tuple(build() for _ in range(12)) for label, build in builders.items()}
+    builders = ((TRUCK, truck), (BUS, bus), (OTHER_VEHICLE, other_vehicle))
+    pool = {label: tuple(build(rng) for _ in range(12)) for label, build in builders}
     pool[CAR] = tuple(car(body, coat) for body in CAR_BODIES for coat in coats)
     pool[BICYCLE] = (bicycle(),)
     pool[MOTORCYCLE] = (motorcycle(), motorcycle(scooter=True))
@@ -269,9 +236,9 @@ def pick_vehicle(label: int, rng: np.random.Generator) -> Mesh:
     choices = _vehicle_pool()[label]
     if label == CAR:  # dark coats are the most frequent, vans and coupes the rarest
         weights = np.array([1.2, 2, 2, 1.5, 1.2, 2, 1.5, 1, 0.8, 1, 0.5, 0.5, 0.3])
-        body = int(rng.choice(len(CAR_BODIES), p=weights / weights.sum()))
-        coat = int(rng.choice(5, p=[0.3, 0.25, 0.2, 0.15, 0.1]))
+        body = rng.choice(len(CAR_BODIES), p=weights / weights.sum())
+        coat = rng.choice(5, p=[0.3, 0.25, 0.2, 0.15, 0.1])
         chosen = choices[body * 5 + coat]
     else:
-        chosen = choices[int(rng.integers(len(choices)))]
-    return chosen.transformed(scale=float(rng.uniform(0.97, 1.04)))
+        chosen = choices[rng.integers(len(choices))]
+    return chosen.transformed(scale=rng.uniform(0.97, 1.04))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import require
 from sqsegv3_ros.inference.range_image import ProjectionConfig
 
 Points = npt.NDArray[np.float32]
@@ -37,10 +37,11 @@ class RandomMagnitude:
     high: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise UserError(f"augmentation: a probability must lie in 0..1, found {self.probability}")
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise UserError(f"augmentation: low must be at most high and both finite, found {self.low} and {self.high}")
+        require(0 <= self.probability <= 1, "augmentation: probability", "in 0..1", self.probability)
+        finite = math.isfinite(self.low) and math.isfinite(self.high)
+        require(
+            finite and self.low <= self.high, "augmentation: low and high", "finite, low <= high", (self.low, self.high)
+        )
 
     def draw(self, rng: np.random.Generator) -> float | None:
         """Draw the magnitude; None if the change is not applied this time."""
@@ -94,14 +95,11 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("flip_probability", "remission_drop_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augmentation: {name} must lie in 0..1, found {getattr(self, name)}")
+            require(0 <= getattr(self, name) <= 1, f"augmentation: {name}", "in 0..1", getattr(self, name))
         for name in ("point_dropout", "far_dropout", "beam_dropout"):
-            share = getattr(self, name)
-            if not 0 <= share.low <= share.high <= 1:
-                raise UserError(f"augmentation: {name} is a share of the points, 0..1, found {share.low}..{share.high}")
-        if self.scale.probability and self.scale.low <= 0:
-            raise UserError(f"augmentation: scale must be above 0, found {self.scale.low}")
+            low, high = getattr(self, name).low, getattr(self, name).high
+            require(0 <= low <= high <= 1, f"augmentation: {name}", "a share of the points, 0..1", (low, high))
+        require(not self.scale.probability or self.scale.low > 0, "augmentation: scale", "above 0", self.scale.low)
 
 
 def transform_scene(
@@ -121,7 +119,7 @@ def transform_scene(
     points = points.copy()
     yaw = config.yaw_deg.draw(rng)
     if yaw is not None:
-        points[:, :2] = _rotated(points[:, :2], math.radians(yaw))
+        points[:, :2] = rotated(points[:, :2], math.radians(yaw))
     if rng.random() < config.flip_probability:
         points[:, 1] *= -1.0
     scale = config.scale.draw(rng)
@@ -229,7 +227,8 @@ def in_sector(points: Points, start: float, width: float) -> npt.NDArray[np.bool
     return np.mod(azimuth - np.float32(start), np.float32(2 * math.pi)) < width
 
 
-def _rotated(xy: npt.NDArray[np.float32], angle: float) -> npt.NDArray[np.float32]:
+def rotated(xy: npt.NDArray[np.float32], angle: float) -> npt.NDArray[np.float32]:
+    """Rotate points (N, 2) counter-clockwise by an angle in radians."""
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     return np.stack((cos * xy[:, 0] - sin * xy[:, 1], sin * xy[:, 0] + cos * xy[:, 1]), axis=1)
 

@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from sqsegv3_ros.errors import require
 from sqsegv3_ros.files import write_atomically
 from sqsegv3_ros.training.module import BEST_METRIC, SegmentationModule
 
@@ -210,37 +212,49 @@ def _step(line: str) -> int:
         return 2**62
 
 
-def run_callbacks(
-    output: Path, *, checkpoint_minutes: float, ema_decay: float, early_stop_patience: int
-) -> list[Callback]:
-    """Make the callbacks of a run.
+@dataclass(frozen=True)
+class RunSettings:
+    """Output folder and checkpoints of a run.
 
-    Args:
-        output: Folder for best.ckpt, last.ckpt and history.jsonl.
-        checkpoint_minutes: Interval of last.ckpt between validations.
-        ema_decay: Decay of the averaged weights; 0 for none.
-        early_stop_patience: Validations without improvement after which training ends; 0 to disable.
-
-    Returns:
-        The callbacks, in the order in which they must run.
+    Attributes:
+        output: Folder for best.ckpt, last.ckpt, history.jsonl, config.yaml and TensorBoard's files.
+        resume: Resume from last.ckpt of that folder.
+        checkpoint_minutes: Interval of last.ckpt, which is also written after every validation and epoch.
+        ema_decay: Decay of an exponential moving average of the weights, which is validated and saved; 0 disables it.
+        early_stop_patience: Validations without a better mIoU after which training ends; 0 disables it.
     """
-    callbacks: list[Callback] = [
-        History(output / HISTORY_NAME),
-        ModelCheckpoint(
-            dirpath=output,
-            filename=BEST_NAME,
-            monitor=BEST_METRIC,
-            mode="max",
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,  # before last.ckpt, which stores the score of the best one
-        ),
-        LastCheckpoint(output / f"{LAST_NAME}.ckpt", checkpoint_minutes),
-    ]
-    if early_stop_patience:
-        callbacks.insert(
-            0, EarlyStopping(BEST_METRIC, mode="max", patience=early_stop_patience, check_on_train_epoch_end=False)
-        )
-    if ema_decay:
-        callbacks.insert(0, WeightEma(ema_decay))
-    return callbacks
+
+    output: str = "runs/sqsegv3"
+    resume: bool = False
+    checkpoint_minutes: float = 10.0
+    ema_decay: float = 0.0
+    early_stop_patience: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.checkpoint_minutes > 0, "run: checkpoint_minutes", "above 0", self.checkpoint_minutes)
+        require(0 <= self.ema_decay < 1, "run: ema_decay", "in [0, 1)", self.ema_decay)
+        require(self.early_stop_patience >= 0, "run: early_stop_patience", "0 or more", self.early_stop_patience)
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return Path(self.output).expanduser()
+
+
+def run_callbacks(run: RunSettings) -> list[Callback]:
+    """Make the callbacks of a run, in the order in which they must run."""
+    callbacks: list[Callback] = [WeightEma(run.ema_decay)] if run.ema_decay else []
+    if run.early_stop_patience:
+        patience = run.early_stop_patience
+        callbacks.append(EarlyStopping(BEST_METRIC, mode="max", patience=patience, check_on_train_epoch_end=False))
+    best = ModelCheckpoint(
+        dirpath=run.folder,
+        filename=BEST_NAME,
+        monitor=BEST_METRIC,
+        mode="max",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,  # before last.ckpt, which stores the score of the best one
+    )
+    last = LastCheckpoint(run.folder / f"{LAST_NAME}.ckpt", run.checkpoint_minutes)
+    return [*callbacks, History(run.folder / HISTORY_NAME), best, last]

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.model_file import find_model, is_model_file, read_info, read_training_state
+from sqsegv3_ros.inference.knn import KnnConfig
+from sqsegv3_ros.inference.model_file import ModelInfo, find_model, is_model_file, read_info, read_training_state
+from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
 
@@ -48,23 +51,33 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     return data[KEY], weights
 
 
-def read_trained(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_trained(path: str | Path) -> tuple[ModelInfo, dict[str, Tensor]]:
     """Read a checkpoint or a model file.
 
     Args:
         path: The file, or the name of a model that ships.
 
     Returns:
-        Description of the model and weights of the network, as `read_checkpoint` does.
+        Metadata of the model and weights of the network.
 
     Raises:
         UserError: The file is missing, damaged or of another kind.
     """
     found = find_model(path)
-    if not is_model_file(found):
-        return read_checkpoint(found)
-    info = read_info(found).to_dict()
-    return {**info, "network": info["architecture"], "training": info["provenance"]}, read_training_state(found)
+    if is_model_file(found):
+        return read_info(found), read_training_state(found)
+    description, weights = read_checkpoint(found)
+    info = ModelInfo(
+        name=description["name"],
+        architecture=description["network"],
+        labels=LabelSet.from_dict(description["labels"]),
+        projection=ProjectionConfig.from_dict(description["projection"]),
+        normalization=Normalization.from_dict(description["normalization"]),
+        knn=KnnConfig.from_dict(description["knn"]),
+        sensor_height_m=description.get("sensor_height_m"),
+        provenance=description["training"],
+    )
+    return info, weights
 
 
 def load_network(description: dict[str, Any], weights: dict[str, Tensor]) -> SqueezeSegV3:
@@ -106,7 +119,9 @@ def load_weights(network: nn.Module, source: str | Path) -> str:
     """
     source = Path(source).expanduser()
     if source.is_dir():
-        weights = _official_weights(source)
+        from sqsegv3_ros.network.official import load_official
+
+        weights = load_official(source).model.state_dict()
     elif is_model_file(source):
         weights = read_training_state(source)
     else:
@@ -123,12 +138,6 @@ def load_weights(network: nn.Module, source: str | Path) -> str:
     network.load_state_dict({k: own[k] if k in other else v for k, v in weights.items()})
     heads = " (without the heads, whose classes differ)" if other else ""
     return f"starting from the weights of {source}{heads}"
-
-
-def _official_weights(folder: Path) -> dict[str, Tensor]:
-    from sqsegv3_ros.network.official import load_official
-
-    return dict(load_official(folder).model.state_dict())
 
 
 def _difference(key: str, own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:

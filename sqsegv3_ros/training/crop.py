@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import require
 from sqsegv3_ros.inference.range_image import RangeImage
 from sqsegv3_ros.network.config import WIDTH_DIVISOR
 from sqsegv3_ros.training.augment import Labels, Points, in_sector
@@ -67,11 +67,9 @@ def check_crop(crop_width: int | None, full_width: int) -> None:
     """
     if crop_width is None:
         return
-    if not WIDTH_DIVISOR <= crop_width <= full_width or crop_width % WIDTH_DIVISOR:
-        raise UserError(
-            f"data: crop_width must be a multiple of {WIDTH_DIVISOR} in {WIDTH_DIVISOR}..{full_width} "
-            f"(the image's width), found {crop_width}"
-        )
+    valid = WIDTH_DIVISOR <= crop_width <= full_width and crop_width % WIDTH_DIVISOR == 0
+    expected = f"a multiple of {WIDTH_DIVISOR} in {WIDTH_DIVISOR}..{full_width} (the image's width)"
+    require(valid, "data: crop_width", expected, crop_width)
 
 
 def set_azimuth_padding(network: nn.Module, circular: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN, LabelSet
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.inference.range_image import ProjectionConfig, project
 from sqsegv3_ros.training import augment
 from sqsegv3_ros.training.augment import Augmentation, Labels, Points
@@ -238,6 +239,7 @@ class ResumableLoader(DataLoader):
         self._resume_at = state["batches"]
 
 
+@dataclass(eq=False)
 class ScanData(LightningDataModule):
     """Training and validation scans.
 
@@ -261,48 +263,37 @@ class ScanData(LightningDataModule):
         seed: Taken from seed_everything.
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        train: Sequence[str] = SEMANTIC_KITTI_TRAIN,
-        val: Sequence[str] = SEMANTIC_KITTI_VAL,
-        val_root: str | None = None,
-        extra: Sequence[Root] = (),
-        root_weight: float | None = None,
-        invalid: str = "raise",
-        batch_size: int = 2,
-        samples_per_epoch: int | None = None,
-        crop_width: int | None = None,
-        workers: int = 0,
-        cache_gb: float = 4.0,
-        paste_classes: Sequence[str] = RARE,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
-        projection: ProjectionConfig = ProjectionConfig(),  # noqa: B008 (frozen)
-        labels: str = "semantic-kitti",
-        seed: int = 0,
-    ):
+    root: str | None = None
+    train: Sequence[str] = SEMANTIC_KITTI_TRAIN
+    val: Sequence[str] = SEMANTIC_KITTI_VAL
+    val_root: str | None = None
+    extra: Sequence[Root] = ()
+    root_weight: float | None = None
+    invalid: str = "raise"
+    batch_size: int = 2
+    samples_per_epoch: int | None = None
+    crop_width: int | None = None
+    workers: int = 0
+    cache_gb: float = 4.0
+    paste_classes: Sequence[str] = RARE
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
+    projection: ProjectionConfig = ProjectionConfig()  # noqa: RUF009 (frozen)
+    labels: str = "semantic-kitti"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         super().__init__()
-        check_crop(crop_width, projection.width)
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-            if value < least:
-                raise UserError(f"data: {name} must be {least} or more, found {value}")
-        if root is None and not extra:
+        check_crop(self.crop_width, self.projection.width)
+        require(self.batch_size >= 1, "data: batch_size", "1 or more", self.batch_size)
+        require(self.workers >= 0, "data: workers", "0 or more", self.workers)
+        if self.root is None and not self.extra:
             raise UserError("data: no training data given; set --data.root to a folder with sequences/NN/velodyne")
-        if val_root is None and root is None:
+        if self.val_root is None and self.root is None:
             raise UserError("data: no validation data given; set --data.val_root")
-        self.projection = projection
-        self.label_set = load_label_set(labels)
-        self.invalid = invalid
-        self.batch_size = batch_size
-        self.samples_per_epoch = samples_per_epoch
-        self.crop_width = crop_width
-        self.workers = workers
-        self.cache_bytes = cache_gb * 2**30
-        self.paste_classes = tuple(paste_classes)
-        self.augmentation = augmentation
-        self.seed = seed
-        self.train_roots = [*([Root(root, list(train), root_weight)] if root is not None else []), *extra]
-        self.val_root = Root(val_root or root or "", list(val))
+        self.label_set = load_label_set(self.labels)
+        own = [] if self.root is None else [Root(self.root, list(self.train), self.root_weight)]
+        self.train_roots = [*own, *self.extra]
+        self.held_out = Root(self.val_root or self.root or "", list(self.val))
         self._check_split()
         self.train_store: ScanStore | None = None
         self.val_store: ScanStore | None = None
@@ -316,41 +307,36 @@ class ScanData(LightningDataModule):
         if self.train_store is not None:
             return
         settings: dict[str, Any] = {"labels": self.label_set, "invalid": self.invalid}
-        self.train_store = ScanStore(self.train_roots, **settings, cache_bytes=self.cache_bytes)
-        remaining = self.cache_bytes - sum(scan.nbytes for scan in self.train_store.cached())
-        self.val_store = ScanStore([self.val_root], **settings, cache_bytes=remaining)
-        rank_zero_info(describe(self.train_store.summary, self.label_set, "training"))
-        rank_zero_info(describe(self.val_store.summary, self.label_set, "validation"))
+        self.train_store = ScanStore(self.train_roots, **settings, cache_bytes=self.cache_gb * 2**30)
+        remaining = self.cache_gb * 2**30 - sum(scan.nbytes for scan in self.train_store.cached())
+        self.val_store = ScanStore([self.held_out], **settings, cache_bytes=remaining)
+        rank_zero_info(describe(self.train_store, "training"))
+        rank_zero_info(describe(self.val_store, "validation"))
 
     @property
     def frequencies(self) -> list[float]:
         """Share of each class in the training points, 0..1, counted in the scans in memory."""
         assert self.train_store is not None
-        points = self.train_store.summary.points
+        points = self.train_store.points
         return [float(p) for p in points / max(int(points.sum()), 1)]
 
     def provenance(self) -> dict[str, Any]:
         """Describe the data in plain JSON types, with folder names instead of paths."""
-        roots = [
-            {"name": Path(r.path).expanduser().resolve().name, "sequences": r.sequences, "weight": r.weight}
-            for r in self.train_roots
-        ]
-        train, val = self.train_store, self.val_store
+        training = [_describe_root(root) | {"weight": root.weight} for root in self.train_roots]
         return {
-            "training": roots,
-            "training_scans": len(train) if train else 0,
-            "validation": {
-                "name": Path(self.val_root.path).expanduser().resolve().name, "sequences": self.val_root.sequences
-            },
-            "validation_scans": len(val) if val else 0,
-        }  # fmt: skip
+            "training": training,
+            "training_scans": len(self.train_store or ()),
+            "validation": _describe_root(self.held_out),
+            "validation_scans": len(self.val_store or ()),
+        }
 
     def train_dataloader(self) -> ResumableLoader:
         """Make the loader of training crops, which yields `Batch`."""
         assert self.train_store is not None
         bank = self._object_bank(self.train_store) if self.augmentation.paste_objects.probability else None
+        settings: dict[str, Any] = {"crop_width": self.crop_width, "bank": bank, "seed": self.seed}
         return ResumableLoader(
-            self._training_set(bank),
+            TrainingSet(self.train_store, self.projection, self.augmentation, **settings),
             batch_size=self.batch_size,
             sampler=self._sampler(),
             drop_last=True,
@@ -359,11 +345,6 @@ class ScanData(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             collate_fn=_stack,
         )
-
-    def _training_set(self, bank: ObjectBank | None) -> TrainingSet:
-        assert self.train_store is not None
-        settings: dict[str, Any] = {"crop_width": self.crop_width, "bank": bank, "seed": self.seed}
-        return TrainingSet(self.train_store, self.projection, self.augmentation, **settings)
 
     def batches_per_epoch(self) -> int:
         """Batches of each process in an epoch."""
@@ -405,21 +386,25 @@ class ScanData(LightningDataModule):
         return bank
 
     def _check_split(self) -> None:
-        if not self.val_root.sequences:
+        if not self.held_out.sequences:
             raise UserError("data: the validation split is empty; name its sequences with data.val")
-        held_out = Path(self.val_root.path).expanduser().resolve()
+        held_out = Path(self.held_out.path).expanduser().resolve()
         for root in self.train_roots:
             if root.sequences is not None and not root.sequences:
                 raise UserError(f"data: the training split of {root.path} is empty; name its sequences with data.train")
             if Path(root.path).expanduser().resolve() != held_out:
                 continue
-            own = {s.zfill(2) for s in self.val_root.sequences}
+            own = {s.zfill(2) for s in self.held_out.sequences}
             shared = own if root.sequences is None else own & {s.zfill(2) for s in root.sequences}
             if shared:
                 raise UserError(
                     f"data: sequences {', '.join(sorted(shared))} of {root.path} are in training and validation; "
                     "hold sequences out whole, their scans are nearly alike"
                 )
+
+
+def _describe_root(root: Root) -> dict[str, Any]:
+    return {"name": Path(root.path).expanduser().resolve().name, "sequences": root.sequences}
 
 
 def _label_image(labels: Labels, index: Tensor) -> Tensor:

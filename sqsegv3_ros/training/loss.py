@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import require
 
 CLASS_WEIGHTS = ("release", "paper", "sqrt", "none")
 RELEASE_EPSILON = 0.001  # epsilon_w of the release
@@ -34,15 +34,12 @@ class LossConfig:
     lovasz: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.class_weights not in CLASS_WEIGHTS:
-            raise UserError(
-                f"loss: class_weights must be one of {', '.join(CLASS_WEIGHTS)}, found '{self.class_weights}'"
-            )
+        names = ", ".join(CLASS_WEIGHTS)
+        require(self.class_weights in CLASS_WEIGHTS, "loss: class_weights", f"one of {names}", self.class_weights)
         object.__setattr__(self, "heads", tuple(float(h) for h in self.heads))
-        if len(self.heads) != 5 or min(self.heads) < 0 or self.heads[0] == 0:
-            raise UserError(f"loss: heads must be five factors >= 0, the first one above 0, found {self.heads}")
-        if not self.lovasz >= 0:
-            raise UserError(f"loss: lovasz must be 0 or more, found {self.lovasz}")
+        valid = len(self.heads) == 5 and min(self.heads) >= 0 and self.heads[0] > 0
+        require(valid, "loss: heads", "five factors >= 0, the first one above 0", self.heads)
+        require(self.lovasz >= 0, "loss: lovasz", "0 or more", self.lovasz)
 
 
 def class_weights(kind: str, frequencies: Sequence[float], ignored: Sequence[bool]) -> Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.training.augment import Labels, Points
+from sqsegv3_ros.training.augment import Labels, Points, rotated
 
 MIN_POINTS = 30
 GROUND_RADIUS_M = 1.0
@@ -17,19 +16,6 @@ GROUND_POINTS = 5
 OBSTACLE_HEIGHT_M = 0.4  # points higher above the ground block a place
 ATTEMPTS = 8
 MAX_RANGE_M = 40.0
-
-
-@dataclass(frozen=True)
-class ObjectSample:
-    """One object.
-
-    Attributes:
-        points: (M, 4) in the frame of the sensor that recorded it.
-        label: Its class.
-    """
-
-    points: Points
-    label: int
 
 
 class ObjectBank:
@@ -45,7 +31,7 @@ class ObjectBank:
         self.classes = tuple(classes)
         self.ground = np.array(sorted(ground))
         self.per_class = per_class
-        self.objects: dict[int, list[ObjectSample]] = {}
+        self.objects: dict[int, list[Points]] = {}
 
     def add(self, points: Points, labels: Labels, instances: npt.NDArray[np.uint16]) -> None:
         """Collect the objects of one scan: points of one class that share an instance id other than 0."""
@@ -56,12 +42,9 @@ class ObjectBank:
                 chosen = points[of_class[instances[of_class] == instance]]
                 near = len(chosen) >= MIN_POINTS and np.hypot(*np.median(chosen[:, :2], axis=0)) <= MAX_RANGE_M
                 if near and len(samples) < self.per_class:
-                    samples.append(ObjectSample(chosen.copy(), label))
+                    samples.append(chosen)
             if samples:
                 self.objects[label] = samples
-
-    def __len__(self) -> int:
-        return sum(len(samples) for samples in self.objects.values())
 
     def paste(
         self,
@@ -89,30 +72,30 @@ class ObjectBank:
         if not present:
             return points, labels
         for _ in range(count):
-            samples = self.objects[present[rng.integers(len(present))]]
+            label = present[rng.integers(len(present))]
+            samples = self.objects[label]
             chosen = samples[rng.integers(len(samples))]
             placed = self._place(chosen, points, labels, rng, window)
             if placed is not None:
                 points = np.concatenate((points, placed))
-                labels = np.concatenate((labels, np.full(len(placed), chosen.label, dtype=labels.dtype)))
+                labels = np.concatenate((labels, np.full(len(placed), label, dtype=labels.dtype)))
         return points, labels
 
     def _place(
         self,
-        chosen: ObjectSample,
+        chosen: Points,
         points: Points,
         labels: Labels,
         rng: np.random.Generator,
         window: tuple[float, float] | None,
     ) -> Points | None:
-        centre = chosen.points[:, :2].mean(axis=0)
-        radius = float(np.hypot(*(chosen.points[:, :2] - centre).T).max())
+        centre = chosen[:, :2].mean(axis=0)
+        radius = float(np.hypot(*(chosen[:, :2] - centre).T).max())
         own_azimuth = math.atan2(centre[1], centre[0])
         start, width = window or (-math.pi, 2 * math.pi)
         for _ in range(ATTEMPTS):
             turn = start + width * rng.random() - own_azimuth
-            cos, sin = math.cos(turn), math.sin(turn)
-            x, y = cos * centre[0] - sin * centre[1], sin * centre[0] + cos * centre[1]
+            x, y = rotated(centre[None], turn)[0]
             reach = max(radius, GROUND_RADIUS_M)
             near = np.flatnonzero((np.abs(points[:, 0] - x) < reach) & (np.abs(points[:, 1] - y) < reach))
             on_ground = near[np.isin(labels[near], self.ground)]
@@ -121,9 +104,8 @@ class ObjectBank:
             height = float(np.median(points[on_ground, 2]))
             if np.any(points[near, 2] > height + OBSTACLE_HEIGHT_M):
                 continue
-            placed = chosen.points.copy()
-            placed[:, 0] = cos * chosen.points[:, 0] - sin * chosen.points[:, 1]
-            placed[:, 1] = sin * chosen.points[:, 0] + cos * chosen.points[:, 1]
-            placed[:, 2] += np.float32(height - chosen.points[:, 2].min())
+            placed = chosen.copy()
+            placed[:, :2] = rotated(placed[:, :2], turn)
+            placed[:, 2] += np.float32(height - chosen[:, 2].min())
             return placed
         return None

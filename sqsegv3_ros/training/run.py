@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +17,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.training.callbacks import BEST_NAME, LAST_NAME, AtomicCheckpointIO, LastCheckpoint, run_callbacks
+from sqsegv3_ros.training.callbacks import (
+    BEST_NAME,
+    LAST_NAME,
+    AtomicCheckpointIO,
+    LastCheckpoint,
+    RunSettings,
+    run_callbacks,
+)
 from sqsegv3_ros.training.checkpoint import read_checkpoint
 from sqsegv3_ros.training.data import ScanData
 from sqsegv3_ros.training.module import BEST_METRIC, SegmentationModule
 
 CONFIG_NAME = "config.yaml"
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """Output folder and checkpoints of a run.
-
-    Attributes:
-        output: Folder for best.ckpt, last.ckpt, history.jsonl, config.yaml and TensorBoard's files.
-        resume: Resume from last.ckpt of that folder.
-        checkpoint_minutes: Interval of last.ckpt, which is also written after every validation and epoch.
-        ema_decay: Decay of an exponential moving average of the weights, which is validated and saved; 0 disables it.
-        early_stop_patience: Validations without a better mIoU after which training ends; 0 disables it.
-    """
-
-    output: str = "runs/sqsegv3"
-    resume: bool = False
-    checkpoint_minutes: float = 10.0
-    ema_decay: float = 0.0
-    early_stop_patience: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.checkpoint_minutes > 0:
-            raise UserError(f"run: checkpoint_minutes must be above 0, found {self.checkpoint_minutes}")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"run: ema_decay must be in [0, 1), found {self.ema_decay}")
-        if self.early_stop_patience < 0:
-            raise UserError(f"run: early_stop_patience must be 0 or more, found {self.early_stop_patience}")
 
 
 class TrainCLI(LightningCLI):
@@ -90,19 +69,12 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with the callbacks and the logger of the run."""
         run = self.settings
-        output = Path(run.output).expanduser()
-        callbacks = run_callbacks(
-            output,
-            checkpoint_minutes=run.checkpoint_minutes,
-            ema_decay=run.ema_decay,
-            early_stop_patience=run.early_stop_patience,
-        )
         given = self._get(self.config_init, "trainer")
-        kwargs["callbacks"] = [*(given.get("callbacks") or []), *callbacks]
+        kwargs["callbacks"] = [*(given.get("callbacks") or []), *run_callbacks(run)]
         if given.get("logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(save_dir=output, name="", version="tensorboard")
+            kwargs["logger"] = TensorBoardLogger(save_dir=run.folder, name="", version="tensorboard")
         kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
-        kwargs["default_root_dir"] = output
+        kwargs["default_root_dir"] = run.folder
         return super().instantiate_trainer(**kwargs)
 
     @property
@@ -151,10 +123,10 @@ def train(options: Sequence[str]) -> int:
         raise UserError(f"invalid trainer settings: {error}") from error
     except (OSError, RuntimeError, UserError) as error:
         raise _as_user_error(error) from error
-    output = Path(cli.settings.output).expanduser()
-    best = output / f"{BEST_NAME}.ckpt"
+    best = cli.settings.folder / f"{BEST_NAME}.ckpt"
     if best.is_file():
-        print(f"done; best mIoU {100 * _miou(best):.2f} % in {best}")
+        metrics = read_checkpoint(best)[0]["training"]["metrics"]
+        print(f"done; best mIoU {100 * metrics.get(BEST_METRIC, 0.0):.2f} % in {best}")
     elif cli.last.path.is_file():
         print(f"done; no validation selected a {best.name}; the weights are in {cli.last.path}")
     else:
@@ -162,14 +134,9 @@ def train(options: Sequence[str]) -> int:
     return 0
 
 
-def _miou(checkpoint: Path) -> float:
-    description, _ = read_checkpoint(checkpoint)
-    return float(description["training"]["metrics"].get(BEST_METRIC, 0.0))
-
-
 def _prepare_output(cli: TrainCLI) -> Path | None:
     """Create the output folder, write the settings into it and return the checkpoint to resume, if any."""
-    output = Path(cli.settings.output).expanduser()
+    output = cli.settings.folder
     last = output / f"{LAST_NAME}.ckpt"
     if cli.settings.resume:
         if not last.is_file():

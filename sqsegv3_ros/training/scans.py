@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.labelled_bag import folder_of
 from sqsegv3_ros.data.semantic_kitti import POINT_BYTES, ScanFile, find_scans, read_labels, read_scan
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, require
 
 INVALID = ("raise", "skip")
 _log = logging.getLogger(__name__)
@@ -34,8 +34,7 @@ class Root:
     weight: float | None = None
 
     def __post_init__(self) -> None:
-        if self.weight is not None and not self.weight > 0:
-            raise UserError(f"data: the weight of root {self.path} must be above 0, found {self.weight}")
+        require(self.weight is None or self.weight > 0, f"data: weight of root {self.path}", "above 0", self.weight)
 
 
 @dataclass
@@ -56,25 +55,6 @@ class Scan:
     def nbytes(self) -> int:
         """Memory of the scan in bytes."""
         return self.points.nbytes + self.labels.nbytes + self.instances.nbytes
-
-
-@dataclass
-class SplitSummary:
-    """Contents of a split.
-
-    Attributes:
-        scans: Usable scans.
-        sequences: Sequences that they belong to.
-        cached: Scans in memory.
-        points: (C,) points of each class in the scans in memory.
-        skipped: One message per file left out.
-    """
-
-    scans: int = 0
-    sequences: int = 0
-    cached: int = 0
-    points: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    skipped: list[str] = field(default_factory=list)
 
 
 def read_labelled_scan(file: ScanFile, labels: LabelSet) -> Scan:
@@ -118,32 +98,33 @@ class ScanStore:
         invalid: 'raise' an error for a file that cannot be used, or 'skip' it.
         cache_bytes: Memory for scans; the others are read every time.
 
+    Attributes:
+        points: (C,) points of each class in the scans in memory.
+        skipped: One message per file left out.
+
     Raises:
         UserError: A file cannot be used (with 'raise'), or no scan is left.
     """
 
     def __init__(self, roots: Sequence[Root], labels: LabelSet, *, invalid: str, cache_bytes: float) -> None:
-        if invalid not in INVALID:
-            raise UserError(f"data: invalid must be one of {', '.join(INVALID)}, found '{invalid}'")
+        require(invalid in INVALID, "data: invalid", f"one of {', '.join(INVALID)}", invalid)
         self.labels = labels
         self.invalid = invalid
         self.files: list[ScanFile] = []
         self.indices_of_root: list[list[int]] = []
         self.weights: list[float] = []
-        self.summary = SplitSummary(points=np.zeros(len(labels), np.int64))
+        self.points = np.zeros(len(labels), np.int64)
+        self.skipped: list[str] = []
         self._cache: dict[int, Scan] = {}
         self._used_bytes = 0
         self._unreadable: dict[int, str] = {}
         for root in roots:
             self._add_root(root, cache_bytes)
         if not self.files:
-            first = f"; the first: {self.summary.skipped[0]}" if self.summary.skipped else ""
+            first = f"; the first: {self.skipped[0]}" if self.skipped else ""
             raise UserError(
-                f"data: no usable scan in {', '.join(r.path for r in roots)} "
-                f"({len(self.summary.skipped)} were skipped{first})"
+                f"data: no usable scan in {', '.join(r.path for r in roots)} ({len(self.skipped)} were skipped{first})"
             )
-        self.summary.scans, self.summary.cached = len(self.files), len(self._cache)
-        self.summary.sequences = len({(f.path.parent, f.sequence) for f in self.files})
 
     def __len__(self) -> int:
         return len(self.files)
@@ -201,7 +182,7 @@ class ScanStore:
             except UserError as error:
                 if self.invalid == "raise":
                     raise
-                self.summary.skipped.append(str(error))
+                self.skipped.append(str(error))
                 continue
             self.files.append(file)
             indices.append(index)
@@ -213,7 +194,7 @@ class ScanStore:
         """Check the contents of scans kept in memory and the file sizes of the others."""
         if self._used_bytes < cache_bytes:
             scan = read_labelled_scan(file, self.labels)
-            self.summary.points += np.bincount(scan.labels, minlength=len(self.labels))
+            self.points += np.bincount(scan.labels, minlength=len(self.labels))
             self._cache[index] = scan
             self._used_bytes += scan.nbytes
             return
@@ -228,23 +209,21 @@ def _require_labels(file: ScanFile) -> None:
         raise UserError(f"{file.path}: no labels for it, expected {file.labels_path}")
 
 
-def describe(summary: SplitSummary, labels: LabelSet, title: str) -> str:
+def describe(store: ScanStore, title: str) -> str:
     """Describe a split in a few lines: scans, share of each class, absent classes, skipped files."""
-    total = int(summary.points.sum())
+    names, points, skipped = store.labels.names, store.points, store.skipped
+    total, cached = int(points.sum()), len(store.cached())
+    sequences = len({(f.path.parent, f.sequence) for f in store.files})
+    shares = (f"{names[c]} {100.0 * int(points[c]) / total:.3g} %" for c in np.argsort(-points) if points[c])
     lines = [
-        f"{title}: {summary.scans} scans of {summary.sequences} sequences, {total / 1e6:.1f} M points in memory "
-        f"({summary.cached} scans), {len(summary.skipped)} files skipped"
+        f"{title}: {len(store)} scans of {sequences} sequences, {total / 1e6:.1f} M points in memory "
+        f"({cached} scans), {len(skipped)} files skipped",
+        f"  classes: {', '.join(shares)}",
     ]
-    shares = [
-        f"{labels.names[c]} {100.0 * int(summary.points[c]) / max(total, 1):.3g} %"
-        for c in np.argsort(-summary.points)
-        if summary.points[c]
-    ]
-    lines.append(f"  classes: {', '.join(shares)}")
-    absent = [labels.names[c] for c in labels.evaluated if not summary.points[c]]
-    if absent and summary.cached == summary.scans:
+    absent = [names[c] for c in store.labels.evaluated if not points[c]]
+    if absent and cached == len(store):
         lines.append(f"  absent: {', '.join(absent)}")
-    lines += [f"  skipped: {message}" for message in summary.skipped[:5]]
-    if len(summary.skipped) > 5:
-        lines.append(f"  ... and {len(summary.skipped) - 5} more")
+    lines += [f"  skipped: {message}" for message in skipped[:5]]
+    if len(skipped) > 5:
+        lines.append(f"  ... and {len(skipped) - 5} more")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, require
 
 METHODS = ("sgd", "adamw")
 SCHEDULES = ("release", "one-cycle", "constant")
@@ -40,20 +40,17 @@ class OptimizerConfig:
     warmup_share: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"optimizer: {name} must be one of {', '.join(allowed)}, found {getattr(self, name)!r}")
-        limits = (
+        for name, valid, expected in (
+            ("method", self.method in METHODS, f"one of {', '.join(METHODS)}"),
+            ("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
             ("lr", self.lr > 0, "above 0"),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("warmup_epochs", self.warmup_epochs >= 0, "0 or more"),
             ("decay_per_epoch", 0 < self.decay_per_epoch <= 1, "in (0, 1]"),
             ("warmup_share", 0 < self.warmup_share < 1, "between 0 and 1"),
-        )
-        for name, valid, expected in limits:
-            if not valid:
-                raise UserError(f"optimizer: {name} must be {expected}, found {getattr(self, name)}")
+        ):
+            require(valid, f"optimizer: {name}", expected, getattr(self, name))
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -255,9 +255,9 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(folder
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--limit", "0"], "whole number of 1 or more, found '0'"),
-        (["--limit", "two"], "whole number of 1 or more, found 'two'"),
-        (["--border", "0"], "at least 1 pixel"),
+        (["--limit", "0"], "--limit must be 1 or more, found 0"),
+        (["--limit", "two"], "invalid int value: 'two'"),
+        (["--border", "0"], "pixels must be 1 or more"),
         (["--border", "--border-connectivity", "6"], "invalid choice: 6"),
         (["--border-connectivity", "8"], "--border"),
     ],

@@ -8,7 +8,7 @@ from conftest import GOLDEN, needs_shared
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelClass, LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.metrics import ConfusionMatrix, count_pairs, range_bands
+from sqsegv3_ros.evaluation.metrics import ConfusionMatrix, range_bands
 
 TINY = LabelSet(
     "tiny",
@@ -104,16 +104,6 @@ def test_an_empty_matrix_scores_zero_without_a_warning(recwarn):
 def test_labels_that_do_not_fit_are_refused(prediction, truth):
     with pytest.raises(UserError):
         matrix_of(prediction, truth)
-
-
-def test_points_are_counted_by_group():
-    rng = np.random.default_rng(0)
-    prediction, truth, group = rng.integers(0, 4, 500), rng.integers(0, 4, 500), rng.integers(0, 3, 500)
-    counts = count_pairs(prediction, truth, 4, group, 3)
-    for g in range(3):
-        for p in range(4):
-            for t in range(4):
-                assert counts[g, p, t] == sum((prediction == p) & (truth == t) & (group == g))
 
 
 def test_range_bands_include_their_lower_edge_and_separate_non_finite_ranges():

@@ -70,7 +70,7 @@ def test_eight_neighbours_reach_over_corners_and_four_do_not():
 
 @pytest.mark.parametrize(("pixels", "connectivity"), [(0, 4), (1, 6)])
 def test_invalid_settings_are_refused(pixels, connectivity):
-    with pytest.raises(UserError, match="connectivity 4 or 8"):
+    with pytest.raises(UserError, match=r"border: (pixels|connectivity) must be"):
         BorderConfig(pixels, connectivity)
 
 

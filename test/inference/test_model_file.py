@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,3 +209,23 @@ def test_models_that_ship_are_found_by_name_and_files_by_path(
     with pytest.raises(UserError, match=r"smiulated not found: no such file, and the shipped models are default, simu"):
         find_model("smiulated")
     assert find_model("/nowhere/mine.pt") == Path("/nowhere/mine.pt")  # who reads it says so
+
+
+def test_the_end_of_torchscript_is_not_announced_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # as torch does on Python 3.14
+    def warning(name: str) -> Any:
+        function = getattr(torch.jit, name)
+
+        def warn(*arguments: Any, **options: Any) -> Any:
+            warnings.warn(f"`torch.jit.{name}` is not supported in Python 3.14+ and may break.", FutureWarning, 2)
+            return function(*arguments, **options)
+
+        return warn
+
+    network = torch.jit.script(torch.nn.Conv2d(5, 20, 3, padding=1).eval())
+    for name in ("load", "save"):
+        monkeypatch.setattr(torch.jit, name, warning(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_model(tmp_path / "model.pt", network, INFO, STATE)
+        load_model(tmp_path / "model.pt")

@@ -83,7 +83,7 @@ def test_confidence_is_the_softmax_of_the_label_at_the_points_own_pixel(segmente
     result = segmenter.segment(points)
     network_input = normalize(result.image, segmenter.info.normalization)
     with torch.inference_mode():
-        softmax = segmenter.model.network(network_input)[0].double().softmax(0)
+        softmax = load_model(segmenter.model_path).network(network_input)[0].double().softmax(0)
     rows, columns = result.image.py, result.image.px
     expected = softmax[torch.from_numpy(result.labels).long(), rows, columns]
     np.testing.assert_allclose(result.confidences, expected, atol=1e-5)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sqsegv3_ros.inference.backends import TorchBackend
 from sqsegv3_ros.inference.knn import MODES, KnnConfig
+from sqsegv3_ros.inference.model_file import load_model
 from sqsegv3_ros.inference.segmenter import Segmenter, _StageClock
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.export import ExportedNetwork
@@ -39,7 +40,7 @@ def test_between_upload_and_download_no_value_is_looked_at_and_none_comes_from_t
     on_meta = replace(segmenter.runtime, device=torch.device("meta"))
     segmenter.device = on_meta.device
     network = ExportedNetwork(SqueezeSegV3(NetworkConfig.ssgv3_21().scaled(0.125))).to("meta")
-    model = replace(segmenter.model, network=cast(torch.jit.ScriptModule, network))
+    model = replace(load_model(small_model), network=cast(torch.jit.ScriptModule, network))
     segmenter._network = TorchBackend(model, on_meta)
     points = torch.empty(5000, 4, device="meta")
 

@@ -19,7 +19,6 @@ from sqsegv3_ros.network.config import BLOCKS, NetworkConfig
 from sqsegv3_ros.network.export import trace
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.training.checkpoint import load_weights
-from sqsegv3_ros.training.module import SegmentationModule
 
 MARGIN = 1e-4
 SMALL = NetworkConfig.ssgv3_21(attention_kernel=1).scaled(1 / 8)
@@ -180,6 +179,17 @@ def test_training_starts_from_the_state_in_a_model_file() -> None:
         torch.testing.assert_close(found, load_model(path).network(image).softmax(1), rtol=0, atol=2e-3)  # as float16
     with pytest.raises(UserError, match="do not fit the network"):
         load_weights(SqueezeSegV3(config.scaled(0.5)), path)
+
+
+def test_training_starts_from_a_model_given_by_its_name() -> None:
+    pytest.importorskip("lightning", reason="needs lightning: pip install 'sqsegv3_ros[train]'")
+    from sqsegv3_ros.training.module import SegmentationModule
+
+    path = default_model()
+    assert path is not None
+    config = NetworkConfig.from_dict(read_info(path).architecture)
+    network = SqueezeSegV3(config)
+    load_weights(network, path)
     by_name = SegmentationModule(network=config, start_from="default")
     assert torch.equal(by_name.network.stem.conv.weight, network.stem.conv.weight)
     with pytest.raises(UserError, match="defualt not found: no such file"):

@@ -48,7 +48,7 @@ def test_rays_hit_a_flat_street_at_the_computed_range_and_get_its_surface():
     azimuth = np.tile(np.linspace(-np.pi, np.pi, 90, endpoint=False) + 0.01, 22)
     ray = directions(azimuth, elevation)
     start = np.tile(np.array([175.0, 0.0, 1.73], dtype=np.float32), (len(ray), 1))
-    hits = flat_world().cast(start, ray, None, 200.0, np.random.default_rng(0))
+    hits = flat_world().cast(start, ray, EMPTY, 200.0, np.random.default_rng(0))
     camber = 0.08  # largest height of the crown of the road
     expected = 1.73 / -np.sin(elevation)
     assert np.all(hits.range < expected + 1e-3)
@@ -68,7 +68,7 @@ def test_a_ray_stops_at_the_first_of_two_boxes_with_the_cosine_of_its_face():
     azimuth = np.array([0.0, 0.5, -0.6])
     ray = directions(azimuth, np.zeros(3))
     start = np.tile(np.array([175.0, 0.0, 1.5], dtype=np.float32), (3, 1))
-    hits = flat_world(far, near).cast(start, ray, None, 100.0, np.random.default_rng(0))
+    hits = flat_world(far, near).cast(start, ray, EMPTY, 100.0, np.random.default_rng(0))
     np.testing.assert_allclose(hits.range, 5 / np.cos(azimuth), rtol=1e-5)
     np.testing.assert_allclose(hits.cosine, np.cos(azimuth), rtol=1e-5)
     assert list(hits.label) == [10, 10, 10]
@@ -82,7 +82,7 @@ def test_a_wire_fence_passes_the_share_of_rays_of_its_material_to_the_wall_behin
     count = 20000
     ray = directions(rng.uniform(-1, 1, count), rng.uniform(0.05, 0.3, count))
     start = np.tile(np.array([175.0, 0.0, 1.5], dtype=np.float32), (count, 1))
-    hits = flat_world(wire, wall).cast(start, ray, None, 100.0, rng)
+    hits = flat_world(wire, wall).cast(start, ray, EMPTY, 100.0, rng)
     opacity = materials.MATERIALS[materials.MESH].opacity
     assert abs((hits.label == 51).mean() - opacity) < 4 * np.sqrt(opacity * (1 - opacity) / count)
     assert set(hits.label) == {50, 51}
@@ -95,8 +95,8 @@ def test_objects_beyond_the_reach_change_nothing_not_even_random_numbers():
     rng = np.random.default_rng(2)
     ray = directions(rng.uniform(-3, 3, 5000), rng.uniform(-0.3, 0.3, 5000))
     start = np.tile(np.array([175.0, 0.0, 1.5], dtype=np.float32), (5000, 1))
-    one = flat_world(wire).cast(start, ray, None, 50.0, np.random.default_rng(3))
-    two = flat_world(wire, beyond).cast(start, ray, None, 50.0, np.random.default_rng(3))
+    one = flat_world(wire).cast(start, ray, EMPTY, 50.0, np.random.default_rng(3))
+    two = flat_world(wire, beyond).cast(start, ray, EMPTY, 50.0, np.random.default_rng(3))
     for field in dataclasses.fields(Hits):
         np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
 
@@ -111,8 +111,8 @@ def test_culling_changes_no_hit():
     ray = directions(rng.uniform(-np.pi, np.pi, 20000), np.radians(rng.uniform(-25, 2, 20000)))
     start = np.tile(np.array([x, y, z], dtype=np.float32), (20000, 1))
     whole, culled = World(street.plan, tiles, EVERYWHERE), World(street.plan, tiles, view)
-    assert len(culled.objects.faces) < 0.8 * len(whole.objects.faces)
-    one, two = (world.cast(start, ray, None, 82.0, np.random.default_rng(3)) for world in (whole, culled))
+    assert len(culled.mesh.faces) < 0.8 * len(whole.mesh.faces)
+    one, two = (world.cast(start, ray, EMPTY, 82.0, np.random.default_rng(3)) for world in (whole, culled))
     np.testing.assert_array_equal(one.label, two.label)
     np.testing.assert_array_equal(one.range, two.range)
 
@@ -293,6 +293,6 @@ def test_an_empty_world_returns_nothing():
     assert len(tile.objects.faces) == len(EMPTY.faces) == 0
     up = np.array([[0.0, 0.0, 1.0]], dtype=np.float32)
     hits = World(FLAT, [tile], EVERYWHERE).cast(
-        np.array([[175.0, 0, 2]], dtype=np.float32), up, None, 80.0, np.random.default_rng(0)
+        np.array([[175.0, 0, 2]], dtype=np.float32), up, EMPTY, 80.0, np.random.default_rng(0)
     )
     assert np.isinf(hits.range[0]) and hits.label[0] == 0

@@ -122,7 +122,7 @@ def test_neighbouring_tiles_meet_without_a_seam(scene):
     end = np.isclose(one.ground_uv[:, 0], TILE_M)
     start = np.isclose(two.ground_uv[:, 0], TILE_M)
     np.testing.assert_array_equal(one.ground_uv[end], two.ground_uv[start])
-    np.testing.assert_allclose(one.ground_vertices[end], two.ground_vertices[start], atol=1e-4)
+    np.testing.assert_allclose(one.ground.vertices[end], two.ground.vertices[start], atol=1e-4)
 
 
 def test_kerbs_rise_by_their_height_and_roads_fall_to_their_edges():

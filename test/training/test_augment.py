@@ -259,7 +259,7 @@ def test_objects_without_an_instance_or_with_few_points_are_not_collected():
     bank = ObjectBank([PERSON], [ROAD])
     bank.add(points, labels, np.zeros_like(instances))
     bank.add(points[-20:], labels[-20:], instances[-20:])
-    assert len(bank) == 0
+    assert not bank.objects
     assert bank.paste(points, labels, 3, rng())[0] is points
 
 

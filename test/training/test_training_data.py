@@ -52,8 +52,8 @@ def make_data(root, **settings):
 
 def test_summary_of_a_split(root):
     data = make_data(root)
-    assert (data.train_store.summary.scans, data.val_store.summary.scans) == (6, 3)
-    text = describe(data.train_store.summary, data.label_set, "training")
+    assert (len(data.train_store), len(data.val_store)) == (6, 3)
+    text = describe(data.train_store, "training")
     assert "training: 6 scans of 2 sequences, 0.0 M points in memory (6 scans), 0 files skipped" in text
     assert "road" in text.splitlines()[1]
     assert "absent: bicycle, motorcycle, truck" in text
@@ -112,8 +112,8 @@ def test_a_bad_file_is_skipped_and_counted_if_requested(root, spoil):
     spoil(root / "sequences/01")
     data = make_data(root, invalid="skip")
     assert len(data.train_store) == 5
-    assert len(data.train_store.summary.skipped) == 1
-    assert "1 files skipped" in describe(data.train_store.summary, data.label_set, "training")
+    assert len(data.train_store.skipped) == 1
+    assert "1 files skipped" in describe(data.train_store, "training")
     assert len(list(data.train_dataloader())) == 2
 
 
@@ -315,8 +315,8 @@ def test_validation_sees_whole_scans_and_every_usable_point(root):
 def test_moving_classes_are_kept_apart_with_their_label_set(root):
     folder = root / "sequences/00/labels"
     write_labels(folder / "000000.label", np.full(1500, 252))
-    assert make_data(root).train_store.summary.points[1] > 1500
+    assert make_data(root).train_store.points[1] > 1500
     data = make_data(root, labels="semantic-kitti-all")
     moving = data.label_set.index("moving-car")
-    assert data.train_store.summary.points[moving] == 1500
+    assert data.train_store.points[moving] == 1500
     assert load_label_set("semantic-kitti-all") is data.label_set
