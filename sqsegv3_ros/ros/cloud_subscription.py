@@ -114,7 +114,7 @@ class CloudSubscription:
         profile = QoSProfile(depth=1, reliability=reliability, durability=DurabilityPolicy.VOLATILE)
         overridable = QoSOverridingOptions(policy_kinds=(QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH))
         callback = self._on_numbered_cloud if HAS_MESSAGE_INFO else self._on_cloud
-        arguments = (PointCloud2, self._topic, callback, profile)
+        arguments: Any = (PointCloud2, self._topic, callback, profile)
         events = SubscriptionEventCallbacks(message_lost=self._on_message_lost)
         try:
             return self._node.create_subscription(
