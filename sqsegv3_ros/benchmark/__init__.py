@@ -1,1 +1,1 @@
-"""Measures what a scan costs, stage by stage, beside the machine's own limits and the official release's way."""
+"""Benchmarks: per-scan latency by stage, compared with the reference implementation and other runtimes."""

@@ -23,7 +23,7 @@ BACKENDS = ("auto", "torch", "openvino")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 DEVICES = ("auto", "cuda", "cpu")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
@@ -228,18 +228,13 @@ class OpenVinoBackend:
         openvino = import_openvino()
         self.shape = shape
         graph = _convert(model, shape)
-        settings = {
-            "INFERENCE_NUM_THREADS": runtime.threads,
-            "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[runtime.precision],
-            "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # two nodes would share a core
-        }
+        settings = openvino_settings(runtime.threads, runtime.precision)
         try:
             compiled = openvino.Core().compile_model(graph, "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"OpenVINO cannot compile model {model.path}: {_last_line(error)}") from error
         found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.precision = next((name for name, kind in _OPENVINO_TYPES.items() if kind == found), found)
+        self.precision = next((name for name, kind in OPENVINO_TYPES.items() if kind == found), found)
         if self.precision != runtime.precision:
             raise UserError(
                 f"OpenVINO runs model {model.path} in {self.precision} on this CPU instead of {runtime.precision}; "
@@ -254,6 +249,16 @@ class OpenVinoBackend:
         # memory is shared in both directions; numpy views need a tensor that is not one of inference mode
         result = self._request.infer([image.numpy()], share_inputs=True, share_outputs=True)
         return torch.from_numpy(result[0])
+
+
+def openvino_settings(threads: int, precision: str) -> dict[str, Any]:
+    """Settings that compile a network for the latency of one scan."""
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # two nodes would share a core
+    }
 
 
 def import_openvino() -> ModuleType:

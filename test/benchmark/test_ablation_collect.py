@@ -72,7 +72,7 @@ def test_a_folder_without_runs_and_a_broken_history_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["ablate", "--collect", "--runs", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere is no folder" in capsys.readouterr().err
+    assert "nowhere is not a folder" in capsys.readouterr().err
     assert main(["ablate", "--collect", "--runs", str(tmp_path)]) == 2
     assert "holds no run with a validation" in capsys.readouterr().err
     write_run(tmp_path, "conv-seed0", [])
