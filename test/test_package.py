@@ -143,7 +143,7 @@ def test_placeholders_are_named_in_the_release_checklist() -> None:
         assert set(addresses) == {"sqsegv3-ros.example"}, name
 
 
-def test_versions_agree_in_package_xml_setup_py_and_citation_and_the_changelog_has_a_forthcoming_section(
+def test_versions_agree_and_the_changelog_has_a_forthcoming_section(
     source: Path,
 ) -> None:
     version = ET.parse(ROOT / "package.xml").getroot().findtext("version")

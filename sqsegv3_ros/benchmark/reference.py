@@ -42,7 +42,7 @@ class ReferenceImage:
 
 
 def project(points: npt.NDArray[np.float32], config: ProjectionConfig) -> ReferenceImage:
-    """(N, 4) float32 x, y, z, remission, every point finite and off the origin -> image (laserscan.py of the release)."""
+    """(N, 4) float32 x, y, z, remission, all finite and off the origin -> image (laserscan.py of the release)."""
     xyz, remission = points[:, :3], points[:, 3]
     fov_down, fov_up = (abs(a) / 180 * np.pi for a in (config.fov_down_deg, config.fov_up_deg))
     point_range = np.linalg.norm(xyz, 2, axis=1)

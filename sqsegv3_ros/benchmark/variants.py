@@ -243,7 +243,8 @@ class OnnxRuntime(_Runtime):
 class OpenVino(_Runtime):
     """OpenVINO on the exported ONNX file, compiled with the settings of this package's backend.
 
-    The parent passes its settings and type names: importing the backend would load torch, and count towards OpenVINO's peak memory.
+    The parent passes its settings and type names: importing the backend would load torch, which would count towards
+    OpenVINO's peak memory.
     """
 
     name = "openvino"

@@ -122,7 +122,7 @@ def _describe_image(projection: ProjectionConfig) -> str:
     if projection.ring_count is not None:
         parts.append(f"{projection.ring_count} rings")
     if projection.fill_rows:
-        parts.append(f"gaps of up to {projection.fill_rows} rows filled")
+        parts.append(f"empty pixels filled from up to {projection.fill_rows} rows away")
     if projection.official_mask:
         parts.append("mask as in the official release")
     return ", ".join(parts)

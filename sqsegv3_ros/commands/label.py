@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     existing = [job for job in jobs if job.target.exists()]
     if existing and not (args.force or args.skip_existing):
         raise UserError(
-            f"{existing[0].target} exists already ({_count(len(existing), 'existing output')}); choose another output, pass --force "
-            "to overwrite them, or --skip-existing to label only the rest"
+            f"{existing[0].target} exists already ({_count(len(existing), 'existing output')}); choose another output, "
+            "pass --force to overwrite, or --skip-existing to label only the rest"
         )
     if args.skip_existing:
         jobs = [job for job in jobs if not job.target.exists()]
