@@ -20,7 +20,7 @@ export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 test: lint
 	$(RUN) pytest -n 2 --dist loadfile
 
-# for whoever edits: the rooms without ROS and without processes, under a minute
+# quick check while editing: the tests without ROS and without processes, under a minute
 test-fast: $(INSTALLED)
 	$(RUN) pytest -q -n 2 -m "not long and not slow" test/test_architecture.py test/pointcloud2 test/data test/inference test/network
 
@@ -41,7 +41,7 @@ test-cuda: $(INSTALLED)
 demo: $(INSTALLED)
 	$(CLI) demo --output demo $(if $(MODEL),--model $(MODEL))
 
-# The models that ship, made again: hours on two cores each. Interrupted, they go on where they were.
+# Rebuild the shipped models: hours on two cores each. Interrupted runs resume.
 # `make model` makes models/simulated.pt from nothing: first at 64 x 1024, then at 64 x 512; the node runs it at 64 x 576.
 # `make model-kitti KITTI=~/data/semantic_kitti` makes models/default.pt from that one and labelled scans.
 MODEL_DATA ?= build/model/scans

@@ -22,8 +22,8 @@ VERBS = {
     "render": "draw a scan and its labels",
     "report": "write an evaluation as an HTML page",
     "simulate": "simulate labelled scans of synthetic scenes",
-    "benchmark": "measure what a scan costs, beside the reference implementation and other runtimes",
-    "ablate": "measure, train and plot the variants that the paper compares",
+    "benchmark": "measure per-scan latency, memory and throughput",
+    "ablate": "measure, train and plot the paper's ablation variants",
     "replay": "publish a bag or a SemanticKITTI sequence at its recorded rate",
     "convert": "convert a SemanticKITTI sequence into a bag, or a bag into a sequence",
 }

@@ -13,7 +13,7 @@ from conftest import ROOT
 from installing import colcon_build, copy_source, needs_colcon, run, site_packages
 
 EXECUTABLES = ("segment_node", "evaluate_node", "sqsegv3")
-# imported from a ROS installation, and the package of package.xml that brings it where the names differ
+# imported from a ROS installation, and the package of package.xml that provides it if the names differ
 ROS_MODULES = {"rclpy", "launch", "launch_ros", "tf2_ros", "tf_transformations", "sensor_msgs_py"}
 BROUGHT_BY = {"tf2_ros": "tf2_ros_py"}
 
@@ -143,7 +143,9 @@ def test_placeholders_are_named_in_the_release_checklist() -> None:
         assert set(addresses) == {"sqsegv3-ros.example"}, name
 
 
-def test_versions_agree_in_package_xml_setup_py_and_citation_and_the_changelog_goes_on(source: Path) -> None:
+def test_versions_agree_and_the_changelog_has_a_forthcoming_section(
+    source: Path,
+) -> None:
     version = ET.parse(ROOT / "package.xml").getroot().findtext("version")
     assert version
     assert run(sys.executable, "setup.py", "--version", cwd=source).stdout.strip().splitlines()[-1] == version

@@ -1,1 +1,1 @@
-"""Benchmarks: what a scan costs, load tests of the node, and the ablations of the paper."""
+"""Benchmarks: per-scan latency by stage beside other runtimes, load tests of the node, the paper's ablations."""

@@ -1,4 +1,4 @@
-"""Load test of the running node: every cloud is labelled, dropped for a newer one as the node counts it, or lost."""
+"""Load test of the running node: how many clouds are labelled, dropped for a newer one, refused or lost."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _SAMPLE_S = 1.0
 _START_S = 120.0
 _SETTLED_S = 120.0
 _DOMAINS = range(215, 232)  # the upper ones that ROS 2 calls safe on Linux: robots and tests use low numbers
-_UNWANTED = "not labelled without subscribers"
-# what becomes of a cloud in the node
-_ENDS = ("labelled", "superseded by a newer cloud", "rejected", "failed", _UNWANTED)
-COUNTED = ("received", "lost on the way", *_ENDS)
+SKIPPED = "not labelled without subscribers"
+# outcomes of a cloud in the node
+OUTCOMES = ("labelled", "superseded by a newer cloud", "rejected", "failed", SKIPPED)
+COUNTED = ("received", "lost on the way", *OUTCOMES)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is published: clouds a second, points in each, bytes of a point, reliability of the publisher."""
+    """What is published: clouds per second, points per cloud, bytes per point, reliability of the publisher."""
 
     hz: float
     points: int
@@ -109,27 +109,27 @@ class Bench:
         return 100 * (_cpu_s(self.node.pid) - before) / seconds
 
     def measure(self, case: Case, seconds: float) -> dict[str, Any]:
-        """Publish for so long, and account for every cloud."""
+        """Publish for this many seconds, and account for every cloud."""
         before = _counts(self._settled()["diagnostics"])
         published = self._publish(case, seconds)
-        said = self._settled()
-        grown = {key: value - before[key] for key, value in _counts(said["diagnostics"]).items()}
-        latencies = [latency for _, latency in said["latencies"]]
-        stages = self._stages(said)
-        dropped = grown["superseded by a newer cloud"] + grown["lost on the way"]
+        report = self._settled()
+        delta = {key: value - before[key] for key, value in _counts(report["diagnostics"]).items()}
+        latencies = [latency for _, latency in report["latencies"]]
+        stages = self._stages(report)
+        dropped = delta["superseded by a newer cloud"] + delta["lost on the way"]
         return {
             **asdict(case),
             **published,
             "labelled": len(latencies),
             "dropped": dropped,
-            "refused": grown["rejected"] + grown["failed"],
-            "lost": published["sent"] - len(latencies) - dropped - grown["rejected"] - grown["failed"],
-            "damaged": said["damaged"],
+            "refused": delta["rejected"] + delta["failed"],
+            "lost": published["sent"] - len(latencies) - dropped - delta["rejected"] - delta["failed"],
+            "damaged": report["damaged"],
             "latency_ms": distribution(latencies),
-            "in_node_ms": p50(said["diagnostics"].get("processing", {}), "latency"),
+            "in_node_ms": p50(report["diagnostics"].get("processing", {}), "latency"),
             "stages_ms": stages,
             "processing_ms": sum(stages.values()),
-            "arrivals": said["latencies"],
+            "arrivals": report["latencies"],
         }
 
     def soak(self, case: Case, seconds: float) -> dict[str, Any]:
@@ -152,18 +152,18 @@ class Bench:
         return {**result, "samples": samples, **trends(samples, result["arrivals"])}
 
     def _settled(self) -> dict[str, Any]:
-        """What has come and what the node says, once nothing is in work any more."""
+        """Received clouds and diagnostics once the node has processed everything."""
         end = time.monotonic() + _SETTLED_S
-        said = self._receiver.ask("collect")
-        while (counts := _counts(said["diagnostics"]))["received"] > sum(counts[key] for key in _ENDS):
+        report = self._receiver.ask("collect")
+        while (counts := _counts(report["diagnostics"]))["received"] > sum(counts[key] for key in OUTCOMES):
             if time.monotonic() > end:
-                raise OperationError(f"the node still has clouds in work after {_SETTLED_S:.0f} s: {counts}")
+                raise OperationError(f"the node is still processing clouds after {_SETTLED_S:.0f} s: {counts}")
             more = self._receiver.ask("collect")
-            said = {**more, **{key: said[key] + more[key] for key in ("latencies", "damaged")}}
-        return said
+            report = {**more, **{key: report[key] + more[key] for key in ("latencies", "damaged")}}
+        return report
 
-    def _stages(self, said: Mapping[str, Any]) -> dict[str, float]:
-        processing = said["diagnostics"].get("processing", {})
+    def _stages(self, report: Mapping[str, Any]) -> dict[str, float]:
+        processing = report["diagnostics"].get("processing", {})
         return {stage: p50(processing, stage) for stage in NODE_STAGES}
 
     def _publish(self, case: Case, seconds: float) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def usage(pid: int) -> tuple[float, int, int]:
 
 
 def trends(samples: Sequence[Sequence[float]], arrivals: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """What a soak shows: the memory's slope after the first fifth of the time, and the last half beside the first.
+    """Trends of a soak test: slope of the memory after the first fifth of the time, latency of both halves.
 
     samples: (seconds, MiB, threads, files). arrivals: (nanoseconds, latency in ms).
     """
@@ -201,13 +201,13 @@ def _counts(diagnostics: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
     return {key: int(values.get(key, "0")) for key in COUNTED}
 
 
-def p50(said: Mapping[str, str], name: str) -> float:
-    """A median in the node's diagnostics, ms; NaN if they do not have it."""
-    return float(said.get(f"{name} p50/p95/max (ms)", "nan").partition("/")[0])
+def p50(values: Mapping[str, str], name: str) -> float:
+    """A median from the node's diagnostics, ms; NaN if it is missing."""
+    return float(values.get(f"{name} p50/p95/max (ms)", "nan").partition("/")[0])
 
 
 def ros_environment(profile: bool) -> dict[str, str]:
-    """Environment of node and ends: nothing leaves the machine, and no other node is heard."""
+    """Environment of node, publisher and receiver: no traffic to or from other machines or nodes."""
     environment = {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_DOMAIN_ID": str(random.SystemRandom().choice(_DOMAINS)),
@@ -251,13 +251,15 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run(bench: Bench, wanted: Sequence[Case], seconds: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure one case after another with one node; `say` gets a line after each."""
+def run(
+    bench: Bench, cases: Sequence[Case], seconds: float, on_progress: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Measure one case after another with one node; `on_progress` is called with a line after each."""
     results = []
     with bench.running() as running:
-        for number, case in enumerate(wanted, 1):
+        for number, case in enumerate(cases, 1):
             results.append(running.measure(case, seconds))
-            say(f"{number}/{len(wanted)}: {results[-1]['labelled']} of {results[-1]['sent']} labelled")
+            on_progress(f"{number}/{len(cases)}: {results[-1]['labelled']} of {results[-1]['sent']} labelled")
     return results
 
 
@@ -282,7 +284,7 @@ def text(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def soak_text(result: Mapping[str, Any]) -> str:
-    """What a soak has shown, in words."""
+    """The result of a soak test as text."""
     first, second = result["p99_ms_by_half"]
     return "\n".join(
         [

@@ -44,7 +44,7 @@ class Options:
         height: Rows of the image; None: the model's own.
         width: Columns of the image; None: the model's own.
         knn_k: Neighbours that vote; None: the model's own.
-        knn_search: Side of KNN's window; None: the model's own.
+        knn_search: KNN window size in pixels; None: the model's own.
         backend: 'auto', 'torch' or 'openvino'.
         device: 'auto', 'cuda', 'cuda:N' or 'cpu'.
         precision: 'auto', 'fp32', 'fp16' or 'bf16'.
@@ -130,7 +130,7 @@ def _measure(options: Options, folder: Path) -> dict[str, Any]:
         settings = {"scan": str(scan), "model": str(model)}
         children = {
             "ours": stack.enter_context(
-                Child("benchmark.variants.Ours", {**settings, "parameters": options.parameters})
+                Child("benchmark.variants.Pipeline", {**settings, "parameters": options.parameters})
             )
         }
         about = children["ours"].ask("describe")
@@ -140,15 +140,20 @@ def _measure(options: Options, folder: Path) -> dict[str, Any]:
         if options.compare:
             filled = _write_image(points, clear_points, about, folder)
             network = {"image": str(folder / "image.npy"), "onnx": str(folder / "model.onnx")}
+            from sqsegv3_ros.inference.backends import OPENVINO_TYPES, openvino_settings
+
             maker.ask("expect", model=str(model), image=network["image"], folder=str(folder))
             if set(options.compare) & {"onnxruntime", "openvino"}:
                 height, width = about["height"], about["width"]
                 maker.ask("onnx", model=str(model), path=network["onnx"], height=height, width=width)
-            network["threads"] = about["threads"]
             settings_of = {
                 "reference": {**settings, **{name: about[name] for name in _ABOUT_REFERENCE}},
-                "onnxruntime": network,
-                "openvino": {**network, "precision": about["precision"]},
+                "onnxruntime": {**network, "threads": about["threads"]},
+                "openvino": {
+                    **network,
+                    "settings": openvino_settings(about["threads"], about["precision"]),
+                    "types": OPENVINO_TYPES,
+                },
             }
             for name in options.compare:
                 children[name] = stack.enter_context(Child(COMPARABLE[name], settings_of[name]))
@@ -331,7 +336,7 @@ def _agreement(
 
     Returns:
         Counts of pixels, KNN labels (given one label image) and classes that differ; `all`: whether none does that
-        must not. Where the two best classes of a pixel are closer than MARGIN, or one of two equally far neighbours
+        must not. If the two best classes of a pixel are closer than MARGIN, or one of two equally far neighbours
         votes, either result is right.
     """
     expected = np.load(folder / "expected.npz")

@@ -42,7 +42,7 @@ class ReferenceImage:
 
 
 def project(points: npt.NDArray[np.float32], config: ProjectionConfig) -> ReferenceImage:
-    """(N, 4) float32 x, y, z, remission, every point finite and off the origin -> image (fact sheet 3)."""
+    """(N, 4) float32 x, y, z, remission, all finite and off the origin -> image (laserscan.py of the release)."""
     xyz, remission = points[:, :3], points[:, 3]
     fov_down, fov_up = (abs(a) / 180 * np.pi for a in (config.fov_down_deg, config.fov_up_deg))
     point_range = np.linalg.norm(xyz, 2, axis=1)
@@ -73,7 +73,7 @@ def project(points: npt.NDArray[np.float32], config: ProjectionConfig) -> Refere
 
 
 def normalize(image: ReferenceImage, normalization: Normalization, official_mask: bool) -> Tensor:
-    """(1, 5, H, W) float32, 0 in masked pixels (fact sheet 4)."""
+    """(1, 5, H, W) float32, 0 in masked pixels."""
     channels = torch.cat(
         [
             torch.from_numpy(image.range).unsqueeze(0),
@@ -89,7 +89,7 @@ def normalize(image: ReferenceImage, normalization: Normalization, official_mask
 
 
 def vote(label_image: Tensor, image: ReferenceImage, config: KnnConfig, num_classes: int) -> Tensor:
-    """(H, W) int64 labels -> (N,) int64 labels by KNN in the release's own mode (fact sheet 5)."""
+    """(H, W) int64 labels -> (N,) int64 labels (postproc/KNN.py of the release)."""
     distance, pixel = _distances(image, config)
     nearest = distance.topk(config.k, dim=0, largest=False, sorted=False).indices
 

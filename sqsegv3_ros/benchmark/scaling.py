@@ -98,7 +98,7 @@ class _Bench:
 
     def child(self, model: str, **parameters: Any) -> Child:
         settings = {"scan": self._usual_scan, "model": model, "parameters": self._parameters | parameters}
-        return Child("benchmark.variants.Ours", settings)
+        return Child("benchmark.variants.Pipeline", settings)
 
     def sample(self, child: Child, x: float, scan: str = "") -> dict[str, Any]:
         runs = [child.ask(scan=scan or self._usual_scan) for _ in range(self._repeat)]

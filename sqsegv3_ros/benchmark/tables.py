@@ -100,7 +100,7 @@ def _equality(result: Mapping[str, Any]) -> str:
         reference = result["reference"]
         lines += [
             f"{equal['pixels_differ']} pixels of the projection differ, {equal['knn_labels_differ']} labels of KNN on "
-            f"one label image, {equal['knn_ties_differ']} where two neighbours are equally far; "
+            f"one label image, {equal['knn_ties_differ']} of tied neighbours; "
             f"{equal['labels_differ']} labels of {result['points'] - result['points_at_edges']} points at the end.",
             f"Beside the reference: {result['cpu_seconds']:.2f} against {reference['cpu_seconds']:.2f} CPU seconds a "
             f"scan, {result['rss_ratio']:.2f} of its memory. Total compares project to knn, which both have.",

@@ -2,6 +2,7 @@
 
 Each runs in a child process (`child.py`), so heavy modules are imported where a variant needs them. Every variant has
 `run`, which labels one scan, and `finish`, which reports peak memory and writes the label image of a given input.
+`Maker` is not a variant: it prepares their files in a child process, so that the parent does not import torch.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros import process
-from sqsegv3_ros.benchmark.codec import PointCloud2, PointField
+from sqsegv3_ros.benchmark.messages import PointCloud2, PointField
 from sqsegv3_ros.benchmark.stages import STAGES, peak_rss_mb, timed
 from sqsegv3_ros.errors import OperationError, missing_package
 
 MARGIN = 1e-4
-"""Where the two best softmax probabilities of a pixel are closer than this, rounding decides which is best."""
+"""If the two best softmax probabilities of a pixel are closer than this, rounding decides which is best."""
 _BELONGS_TO = {"upload": "project", "download": "restore", "input checks": "decode"}
-_OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
-class Ours:
-    """The node's pipeline, from message to message, without ROS."""
+class Pipeline:
+    """This package's pipeline, from message to message, without ROS."""
 
     def __init__(self, scan: str, model: str, parameters: dict[str, Any]) -> None:
         process.prepare()
@@ -152,7 +152,7 @@ class Reference:
         return {"stages": stages, **times}
 
     def vote(self, label_image: str, size: int) -> dict[str, Any]:
-        """KNN alone, as `Ours.vote`; and how many labels this package's KNN gives otherwise."""
+        """KNN alone, as `Pipeline.vote`; and how many labels of this package's KNN differ."""
         import torch
 
         from sqsegv3_ros.benchmark import reference
@@ -241,11 +241,15 @@ class OnnxRuntime(_Runtime):
 
 
 class OpenVino(_Runtime):
-    """OpenVINO on the exported ONNX file, without this package: latency hint, no pinned threads."""
+    """OpenVINO on the exported ONNX file, compiled with the settings of this package's backend.
+
+    The parent passes its settings and type names: importing the backend would load torch, which would count towards
+    OpenVINO's peak memory.
+    """
 
     name = "openvino"
 
-    def __init__(self, onnx: str, image: str, threads: int, precision: str) -> None:
+    def __init__(self, onnx: str, image: str, settings: dict[str, Any], types: dict[str, str]) -> None:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # or the import sends usage statistics
         try:
             import openvino
@@ -254,18 +258,9 @@ class OpenVino(_Runtime):
         core = openvino.Core()
         model = core.read_model(onnx)
         model.reshape(list(np.load(image, mmap_mode="r").shape))  # a fixed batch size is quicker
-        compiled = core.compile_model(
-            model,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": threads,
-                "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision],
-                "ENABLE_CPU_PINNING": False,
-            },
-        )
-        in_force = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.precision = {value: key for key, value in _OPENVINO_PRECISIONS.items()}[in_force]
+        compiled = core.compile_model(model, "CPU", settings)
+        found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.precision = {kind: name for name, kind in types.items()}[found]
         self._request = compiled.create_infer_request()
         super().__init__(image)
 
@@ -276,7 +271,7 @@ class OpenVino(_Runtime):
 
 
 class Maker:
-    """Writes the files that the other variants read."""
+    """Prepares the variants: writes model files, ONNX files and expected label images, and counts work."""
 
     def run(self, path: str, network: str, height: int, width: int) -> dict[str, Any]:
         """Write a model file with random weights."""
@@ -301,14 +296,14 @@ class Maker:
         with torch.inference_mode():
             probabilities = training_model(Path(model))(torch.from_numpy(np.load(image)))[0][0].softmax(0)
         if not bool(probabilities.isfinite().all()):
-            raise OperationError(f"the network of {model} gives probabilities that are not finite")
+            raise OperationError(f"the network of {model} outputs non-finite probabilities")
         best = probabilities.topk(2, 0).values
         label_image = probabilities.argmax(0).numpy()
         _write(folder, "expected", label_image=label_image, clear=(best[0] - best[1] > MARGIN).numpy())
         return {}
 
     def work(self, architecture: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-        """What a network computes for one image."""
+        """Multiply-accumulates and bytes moved by a network for one image."""
         from sqsegv3_ros.benchmark.work import count
         from sqsegv3_ros.network.config import NetworkConfig
 

@@ -19,31 +19,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     from sqsegv3_ros.benchmark.ablation.variants import CONFIG
 
-    parser.add_argument("--network", choices=("21", "53"), default="21", help="default: %(default)s")
+    parser.add_argument(
+        "--network", choices=("21", "53"), default="21", help="layers of the backbone (default: %(default)s)"
+    )
     parser.add_argument("--height", type=int, default=64, metavar="H", help="rows of the image (default: %(default)s)")
     parser.add_argument(
-        "--width", type=int, default=2048, metavar="W", help="columns of the image whose work is counted (%(default)s)"
+        "--width", type=int, default=2048, metavar="W", help="columns of the image (default: %(default)s)"
     )
-    parser.add_argument("--repeat", type=int, default=10, metavar="N", help="timings of a block; 0: none (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="where blocks are timed: cpu, cuda, cuda:N (%(default)s)")
+    parser.add_argument(
+        "--repeat", type=int, default=10, metavar="N", help="timings per block, 0 = none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="device of the timings: cpu, cuda or cuda:N (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
-    group = parser.add_argument_group("training all of them", "one command for each row of the tables 3, 4 and 5")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="plot the results as PNG (needs matplotlib)")
+    group = parser.add_argument_group("training", "the networks of the paper's tables 3 to 5")
     instead = group.add_mutually_exclusive_group()
-    instead.add_argument("--commands", action="store_true", help="print the commands instead of measuring")
-    instead.add_argument("--collect", action="store_true", help="print the tables that their runs make, with --runs")
-    instead.add_argument("--figures", type=Path, metavar="DIR", help="plot figures of the scans in --root into DIR")
-    group.add_argument("--root", default="ROOT", help="data set to train on, or to plot (default: %(default)s)")
-    group.add_argument("--runs", default="runs/ablation", metavar="DIR", help="where runs are kept (%(default)s)")
-    group.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
-    group.add_argument("--config", default=CONFIG, metavar="YAML", help="the recipe of all of them (%(default)s)")
+    instead.add_argument(
+        "--commands", action="store_true", help="print the training commands, one per network and seed"
+    )
+    instead.add_argument("--collect", action="store_true", help="print the tables of the finished runs in --runs")
+    instead.add_argument(
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="plot figures 2 and 3 of the paper for the scans in --root, into DIR",
+    )
     group.add_argument(
-        "--multiplier", type=float, default=0.25, metavar="M", help="of the paper's channels (default: %(default)s)"
+        "--root", default="ROOT", help="SemanticKITTI root to train on or to plot (default: %(default)s)"
+    )
+    group.add_argument(
+        "--runs", default="runs/ablation", metavar="DIR", help="output folder of the runs (default: %(default)s)"
+    )
+    group.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="random seeds (default: 0 1 2)"
+    )
+    group.add_argument("--config", default=CONFIG, metavar="YAML", help="training configuration (default: %(default)s)")
+    group.add_argument(
+        "--multiplier",
+        type=float,
+        default=0.25,
+        metavar="M",
+        help="channels relative to the paper's (default: %(default)s)",
     )
     figures = parser.add_argument_group(
-        "figures", "with --figures: coordinate statistics and filter activations by pixel, the paper's figures 2 and 3"
+        "figures", "with --figures: coordinate statistics and filter activations per pixel"
     )
     figures.add_argument("--sequences", nargs="+", metavar="NN", help="sequences to plot (default: all)")
     figures.add_argument("--limit", type=int, metavar="N", help="plot only the first N scans")
@@ -53,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CKPT",
-        help="also plot filter activations of this network; repeat to compare networks",
+        help="also plot filter activations of this network; repeatable",
     )
     figures.add_argument(
         "--stage", type=int, choices=range(1, 6), default=3, help="encoder stage of the filters (default: %(default)s)"
@@ -83,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if args.png is not None:
         from sqsegv3_ros.benchmark.tables import import_pyplot
 
-        import_pyplot()  # better missed now than after the measurement
+        import_pyplot()  # fail before the measurement
     from sqsegv3_ros.benchmark.ablation.cost import cost
     from sqsegv3_ros.benchmark.ablation.cost_tables import draw, text
 
@@ -105,7 +128,7 @@ def _collect(args: argparse.Namespace) -> int:
     from sqsegv3_ros.benchmark.ablation.collect import collect, read_scores, text
 
     if args.png is not None:
-        raise UserError("--png draws what was measured; --collect has --json and --markdown")
+        raise UserError("--png cannot be combined with --collect; use --json or --markdown")
     result = collect(read_scores(Path(args.runs)))
     _say(args, result, text(result))
     return 0

@@ -1,4 +1,4 @@
-"""`sqsegv3 benchmark`: what a scan costs, beside the reference implementation and other runtimes."""
+"""`sqsegv3 benchmark`: measure per-scan latency, memory and throughput."""
 
 from __future__ import annotations
 
@@ -19,50 +19,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from sqsegv3_ros.benchmark.networks import NAMES
 
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", type=Path, help="model file, or the name of one that ships (default: default)")
+    model.add_argument("--model", type=Path, help="model file, or the name of a shipped model (default: default)")
     model.add_argument("--network", help=f"random weights instead: {', '.join(NAMES)}, or another width multiplier")
     parser.add_argument("--scan", type=Path, metavar="BIN", help="KITTI .bin (default: a synthetic scene)")
-    parser.add_argument("--backend", choices=("auto", "torch", "openvino"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "torch", "openvino"),
+        default="auto",
+        help="runtime of the network (default: auto)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N or cpu (default: auto)")
     parser.add_argument(
-        "--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="default: auto, the fastest"
+        "--precision",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default="auto",
+        help="precision of the network (default: auto)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
     parser.add_argument("--cuda-graph", action="store_true", help="replay the network as a CUDA graph")
     parser.add_argument("--repeat", type=int, metavar="N", help="scans to measure (default: 10)")
     parser.add_argument("--height", type=int, metavar="H", help="rows of the image (default: the model's own)")
     parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: the model's own)")
-    parser.add_argument("--knn-k", type=int, metavar="K", help="neighbours that vote (default: the model's own)")
-    parser.add_argument("--knn-search", type=int, metavar="S", help="side of KNN's window (default: the model's own)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="plot the figures (needs matplotlib)")
-    group = parser.add_argument_group("what is measured", "one scan, stage by stage, unless one of these is given")
+    parser.add_argument(
+        "--knn-k", type=int, metavar="K", help="number of neighbours that vote (default: the model's own)"
+    )
+    parser.add_argument(
+        "--knn-search", type=int, metavar="S", help="KNN window size in pixels (default: the model's own)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="plot the results as PNG (needs matplotlib)")
+    group = parser.add_argument_group("what to measure", "default: one scan, by stage")
     what = group.add_mutually_exclusive_group()
     what.add_argument(
         "--compare",
         type=lambda names: tuple(dict.fromkeys(names.split(","))),
         default=(),
         metavar="NAMES",
-        help=f"also measure any of {','.join(COMPARABLE)} on the same weights",
+        help=f"also measure with the same weights: any of {','.join(COMPARABLE)}",
     )
-    what.add_argument("--scaling", action="store_true", help="cost against points, image size, threads, channels")
+    what.add_argument("--scaling", action="store_true", help="latency by points, image size, threads and channels")
     what.add_argument("--live", action="store_true", help="latency of the running node (ROS 2)")
     what.add_argument(
-        "--load", action="store_true", help="what the running node labels, drops and loses under load (ROS 2)"
+        "--load", action="store_true", help="clouds labelled, dropped and lost by the running node under load (ROS 2)"
     )
     what.add_argument(
-        "--soak", action="store_true", help="one case of the load test, with memory, threads and files watched"
+        "--soak", action="store_true", help="one case of the load test, with memory, threads and open files monitored"
     )
     load = parser.add_argument_group(
-        "load test", f"a random network, {LOAD_NETWORK} at {LOAD_WIDTH} columns, unless given"
+        "load test", f"default model: random weights, {LOAD_NETWORK} at {LOAD_WIDTH} columns"
     )
-    load.add_argument("--seconds", type=float, default=20.0, metavar="S", help="per case (default: 20)")
-    load.add_argument("--rates", type=float, nargs="+", default=[10.0, 20.0], metavar="HZ", help="default: 10 20")
-    load.add_argument("--points", type=int, nargs="+", default=[130_000, 260_000], help="default: 130000 260000")
+    load.add_argument("--seconds", type=float, default=20.0, metavar="S", help="seconds per case (default: 20)")
+    load.add_argument(
+        "--rates", type=float, nargs="+", default=[10.0, 20.0], metavar="HZ", help="clouds per second (default: 10 20)"
+    )
+    load.add_argument(
+        "--points", type=int, nargs="+", default=[130_000, 260_000], help="points per cloud (default: 130000 260000)"
+    )
     sizes = (16, 22, 32, 48)
-    load.add_argument("--bytes", type=int, nargs="+", choices=sizes, default=sizes, help="of a point (default: all)")
+    load.add_argument(
+        "--bytes", type=int, nargs="+", choices=sizes, default=sizes, help="bytes per point (default: all)"
+    )
     publishers = ("reliable", "best_effort")
-    load.add_argument("--publisher", nargs="+", choices=publishers, default=publishers, help="default: both")
+    load.add_argument(
+        "--publisher",
+        nargs="+",
+        choices=publishers,
+        default=publishers,
+        help="reliability of the publisher (default: both)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,14 +196,14 @@ def _load(args: argparse.Namespace) -> int:
     else:
         model = find_model(model)
         read_info(model)
-    wanted = load_test.cases(args.rates, args.points, args.bytes, [p == "reliable" for p in args.publisher])
+    cases = load_test.cases(args.rates, args.points, args.bytes, [p == "reliable" for p in args.publisher])
     bench = load_test.Bench(model, network, args.width or LOAD_WIDTH, {"threads": args.threads or 0})
     if args.soak:
         with bench.running() as running:
-            results = [running.soak(wanted[0], args.seconds)]
+            results = [running.soak(cases[0], args.seconds)]
         print(load_test.soak_text(results[0]))
     else:
-        results = load_test.run(bench, wanted, args.seconds, lambda line: print(line, file=sys.stderr, flush=True))
+        results = load_test.run(bench, cases, args.seconds, lambda line: print(line, file=sys.stderr, flush=True))
         print(load_test.text(results))
     _write_json(args.json, results)
     return 1 if any(result["lost"] > 0 or result["damaged"] for result in results) else 0

@@ -13,7 +13,9 @@ KITTI_SENSOR_HEIGHT_M = 1.73  # height above ground of the Velodyne on KITTI's c
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument("folder", type=Path, help="checkpoint folder: arch_cfg.yaml, data_cfg.yaml, backbone, ...")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="checkpoint folder: arch_cfg.yaml, data_cfg.yaml, backbone, ..."
+    )
     add_output(parser, "MODEL")
     weights = "files with the best validation IoU, or with the best training IoU (*_train) (default: %(default)s)"
     parser.add_argument("--weights", choices=("best", "train"), default="best", help=weights)

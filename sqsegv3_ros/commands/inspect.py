@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.commands.options import add_runtime_options, runtime_settings
 from sqsegv3_ros.files import refuse_existing, write_atomically
+from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
+from sqsegv3_ros.inference.range_image import ProjectionConfig
+
+_NETWORK = ("blocks", "channels", "block", "attention_kernel", "azimuth_padding", "halvings")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,23 +61,25 @@ def _runtime(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _describe(info: ModelInfo, path: Path, sha256: str, runtime: dict[str, Any]) -> str:
-    rows = {
-        "model": info.name,
-        "file": f"{path} ({path.stat().st_size / 1e6:.1f} MB, format version {info.format_version})",
-        "file sha256": sha256,
-        "weights": f"{info.weights_dtype}, sha256 {info.weights_sha256}",
-        "architecture": _settings(dict(info.architecture)),
-        "projection": _settings(info.projection.to_dict()),
-        "means": _settings(dict(zip(("range", "x", "y", "z", "remission"), info.normalization.means, strict=True))),
-        "stds": _settings(dict(zip(("range", "x", "y", "z", "remission"), info.normalization.stds, strict=True))),
-        "knn": _settings(info.knn.to_dict()),
-        "sensor height": f"{info.sensor_height_m} m" if info.sensor_height_m else "unknown",
-        **{f"provenance: {key}": _value(value) for key, value in info.provenance.items()},
-        **({"runs here on": _settings(runtime)} if runtime else {}),
-        "label set": f"{info.labels.name}, {len(info.labels)} classes",
-    }
-    width = max(map(len, rows))
-    lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
+    channels = ("range", "x", "y", "z", "remission")
+    rows = [
+        ("model", info.name),
+        ("licence", info.licence),
+        ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB, format version {info.format_version})"),
+        ("file sha256", sha256),
+        ("weights", f"{info.weights_dtype}, sha256 {info.weights_sha256}"),
+        *_describe_provenance(info.provenance),
+        ("network", _settings({k: v for k, v in info.architecture.items() if k in _NETWORK})),
+        ("image", _describe_image(info.projection)),
+        ("channel means", _settings(dict(zip(channels, info.normalization.means, strict=True)))),
+        ("channel stds", _settings(dict(zip(channels, info.normalization.stds, strict=True)))),
+        ("KNN", _describe_knn(info.knn)),
+        ("sensor height", f"{info.sensor_height_m} m" if info.sensor_height_m else "unknown"),
+        *([("runtime", _settings(runtime))] if runtime else []),
+        ("classes", f"{len(info.labels)} ({info.labels.name})"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
     lines.append(f"\n{'id':>4} {'raw id':>7}  {'RGB':<14}  class")
     for label, c in enumerate(info.labels.classes):
         color = " ".join(f"{channel:>3}" for channel in c.color)
@@ -80,13 +87,57 @@ def _describe(info: ModelInfo, path: Path, sha256: str, runtime: dict[str, Any])
     return "\n".join(lines)
 
 
-def _settings(values: dict[str, object]) -> str:
-    return ", ".join(f"{name} {_value(value)}" for name, value in values.items())
+def _describe_provenance(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Source, data, accuracy and every other plain value; nested ones, such as the augmentation, only in --json."""
+    rows = []
+    for key, value in provenance.items():
+        if key == "data" and isinstance(value, Mapping):
+            for what in ("training", "validation"):
+                if what in value:
+                    rows.append((f"{what} data", _describe_data(value[what], value.get(f"{what}_scans"))))
+        elif key == "metrics" and isinstance(value, Mapping):
+            names = {"val/miou": "mIoU", "val/accuracy": "accuracy"}
+            found = [f"{names[k]} {v:.1%}" for k, v in value.items() if k in names and isinstance(v, float)]
+            if found:
+                rows.append(("validation", ", ".join(found)))
+        elif key != "licence" and isinstance(value, (str, int, float)):
+            rows.append((key.replace("_", " "), str(value)))
+    return rows
 
 
-def _value(value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return (
-            "-".join(map(str, value)) if all(isinstance(v, (int, float)) for v in value) else ", ".join(map(str, value))
-        )
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+def _describe_data(sets: Any, scans: Any) -> str:
+    """Data sets, as `ScanData.provenance` names them, and the number of scans."""
+    named = [one for one in (sets if isinstance(sets, list) else [sets]) if isinstance(one, Mapping)]
+    parts = [f"{one.get('name')} ({' '.join(map(str, one.get('sequences') or ()))})" for one in named]
+    return ", ".join(parts) + (f": {scans} scans" if scans is not None else "")
+
+
+def _describe_image(projection: ProjectionConfig) -> str:
+    parts = [
+        f"{projection.height} x {projection.width} pixels",
+        f"field of view {projection.fov_down_deg:g} to {projection.fov_up_deg:g} deg",
+        f"rows by {projection.rows.replace('_', ' ')}",
+        f"{projection.keep} point per pixel",
+    ]
+    if projection.ring_count is not None:
+        parts.append(f"{projection.ring_count} rings")
+    if projection.fill_rows:
+        parts.append(f"empty pixels filled from up to {projection.fill_rows} rows away")
+    if projection.official_mask:
+        parts.append("mask as in the official release")
+    return ", ".join(parts)
+
+
+def _describe_knn(knn: KnnConfig) -> str:
+    if knn.mode == "off":
+        return "off"
+    cutoff = f", cutoff {knn.cutoff_m:g} m" if knn.cutoff_m > 0 else ""
+    return f"{knn.mode}, {knn.k} neighbours in {knn.search} x {knn.search} pixels, sigma {knn.sigma:g}{cutoff}"
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in values.items())
+
+
+def _value(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -59,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
     existing = [job for job in jobs if job.target.exists()]
     if existing and not (args.force or args.skip_existing):
         raise UserError(
-            f"{existing[0].target} exists already ({len(existing)} outputs exist); choose another output, pass --force "
-            "to overwrite them, or --skip-existing to label only the rest"
+            f"{existing[0].target} exists already ({_count(len(existing), 'existing output')}); choose another output, "
+            "pass --force to overwrite, or --skip-existing to label only the rest"
         )
     if args.skip_existing:
         jobs = [job for job in jobs if not job.target.exists()]
-    skipped = f" ({len(existing)} outputs existed already)" if existing and args.skip_existing else ""
+    skipped = f" ({_count(len(existing), 'output')} existed already)" if existing and args.skip_existing else ""
     if not jobs:
         print(f"nothing to label{skipped}: {args.output}")
         return 0
@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
             warnings.setdefault(source, warning)
     if warnings:
         source, warning = next(iter(warnings.items()))
-        more = f" (and warnings for {len(warnings) - 1} more folders or bags)" if len(warnings) > 1 else ""
+        more = f" (and warnings for {_count(len(warnings) - 1, 'more input')})" if len(warnings) > 1 else ""
         print(f"sqsegv3 label: {source}: {warning}{more}", file=sys.stderr)
-    print(f"labelled {total} scans{skipped} with {segmenter.segmenter.info.name} ({runtime}): {args.output}")
+    print(f"labelled {_count(total, 'scan')}{skipped} with {segmenter.segmenter.info.name} ({runtime}): {args.output}")
     return 0
 
 
@@ -121,6 +121,10 @@ def _make_segmenter(args: argparse.Namespace) -> CloudSegmenter:
     }
     values.update({name: check_value(name, value) for name, value in overrides.items() if value is not None})
     return CloudSegmenter(Settings(values), warm_up=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

@@ -236,10 +236,9 @@ class OpenVinoBackend:
         openvino = import_openvino()
         self.shape = shape
         graph = _convert(model, shape)
+        settings = openvino_settings(runtime.threads, runtime.precision)
         try:
-            compiled = openvino.Core().compile_model(
-                graph, "CPU", openvino_settings(runtime.threads, runtime.precision)
-            )
+            compiled = openvino.Core().compile_model(graph, "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"OpenVINO cannot compile model {model.path}: {last_line(error)}") from error
         found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -260,7 +259,7 @@ class OpenVinoBackend:
 
 
 def openvino_settings(threads: int, precision: str) -> dict[str, Any]:
-    """The settings with which a network is compiled: least latency, explicit threads and precision."""
+    """Settings that compile a network for the latency of one scan."""
     return {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[precision],

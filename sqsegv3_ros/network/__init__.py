@@ -1,1 +1,1 @@
-"""The model module: SqueezeSegV3 in its training form and its deploy form, official checkpoints, export."""
+"""The model module: SqueezeSegV3 for training, official checkpoints, and export."""

@@ -1,4 +1,4 @@
-"""`sqsegv3 ablate`: work counted as the fact sheet has it, times, the paper's numbers, and commands that can be run."""
+"""`sqsegv3 ablate`: counted work, timings, the paper's numbers, and training commands that run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return json.loads((folder / "a.json").read_text()), folder
 
 
-def test_extra_work_over_the_standard_convolution_is_the_fact_sheets(measured: Any) -> None:
+def test_extra_work_over_the_standard_convolution_is_as_expected(measured: Any) -> None:
     rows = {row["name"]: row for row in measured[0]["variants"]}
     expected = {"sac-s": (0.014, 0.029), "sac-is": (2.17, 2.74), "sac-sk": (0.122, 0.261), "sac-isk": (19.55, 24.64)}
     for name, (parameters, macs) in expected.items():

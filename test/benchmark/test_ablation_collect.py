@@ -37,7 +37,7 @@ def test_mean_spread_and_difference_by_seed(tmp_path: Path, capsys: pytest.Captu
     # differences 1, 2, 3 of the same seed: the spread is theirs, not that of the two means
     assert cells(said, "sac-isk")[2:5] == ["3", "13.00 ± 1.73", "+2.00 ± 1.00"]
     assert cells(said, "sac-isk")[6:] == ["46.3", "+2.3"]
-    assert [line for line in said.splitlines() if line.startswith("Without a run: sac-s, ")]
+    assert [line for line in said.splitlines() if line.startswith("Variants without a run: sac-s, ")]
     found = {row["name"]: row for row in json.loads((tmp_path / "a.json").read_text())["variants"]}
     assert found["sac-isk"]["miou_over_baseline"]["each"] == [1.0, 2.0, 3.0]
     assert found["conv"]["steps"] == [160]
@@ -72,9 +72,9 @@ def test_a_folder_without_runs_and_a_broken_history_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["ablate", "--collect", "--runs", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere is no folder" in capsys.readouterr().err
+    assert "nowhere is not a folder" in capsys.readouterr().err
     assert main(["ablate", "--collect", "--runs", str(tmp_path)]) == 2
     assert "holds no run with a validation" in capsys.readouterr().err
     write_run(tmp_path, "conv-seed0", [])
     assert main(["ablate", "--collect", "--runs", str(tmp_path)]) == 2
-    assert "conv-seed0/history.jsonl: its last line is no validation" in capsys.readouterr().err
+    assert "conv-seed0/history.jsonl: its last line is not the validation of a run" in capsys.readouterr().err

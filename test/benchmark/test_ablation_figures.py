@@ -104,5 +104,5 @@ def test_the_command_plots_and_writes_the_numbers(tmp_path: Path, capsys: pytest
 
 
 def test_nothing_to_look_at_is_an_error() -> None:
-    with pytest.raises(UserError, match="no scan to look at"):
+    with pytest.raises(UserError, match="no scans found"):
         observation.coordinates([], IMAGE)

@@ -114,7 +114,7 @@ def test_the_plot_is_a_picture(compared: Any) -> None:
 
 
 def test_work_is_counted_as_in_the_releases_table() -> None:
-    # fact sheet 1.7, GMAC with all heads, and 1.5: heads 2 to 5 see W/8, W/8, W/4, W/2
+    # GMAC of the released networks with all heads; heads 2 to 5 see W/8, W/8, W/4, W/2
     table = {("21", 512): 49.122, ("21", 2048): 196.486, ("53", 512): 130.508}
     for (name, width), gmac in table.items():
         all_heads = count(network_config(name), 64, width)
@@ -159,7 +159,7 @@ def test_the_reference_projects_as_the_release() -> None:
         read_scan(DATA / "semantic_kitti/sequences/00/velodyne/000001.bin"), ProjectionConfig(official_mask=True)
     )
     for name, values in (("px", image.px), ("py", image.py), ("proj_range", image.range), ("proj_xyz", image.xyz)):
-        # the release's numpy rounds the angles otherwise where it has AVX-512: two points of this scan
+        # the release's numpy rounds the angles differently with AVX-512: two points of this scan
         assert (values != golden[name]).sum() <= (values.size // 10_000 if name == "proj_xyz" else 12), name
     network_input = reference.normalize(image, Normalization(), official_mask=True)[0]
     first = golden["crop_cols"][0]
@@ -215,7 +215,7 @@ def test_classes_may_differ_from_the_reference_in_low_precision_only(tmp_path: P
         assert found["classes_differ"] == 1 and found["all"] is not exact
 
 
-def test_a_point_is_tied_where_one_of_two_equally_far_neighbours_votes() -> None:
+def test_a_point_is_tied_if_one_of_two_equally_far_neighbours_votes() -> None:
     config = KnnConfig("official", 3, 3, cutoff_m=0.0)
     ranges = np.array([[20, 30, 40], [50, 10, 60], [70, 80, 90]], np.float32)  # all at other distances of the middle
 
@@ -339,7 +339,7 @@ def test_a_child_that_fails_says_why() -> None:
         pass
     with (
         pytest.raises(UserError, match=r"model file \S+ not found"),
-        Child("benchmark.variants.Ours", {"scan": "", "model": "/no/such.pt", "parameters": {}}),
+        Child("benchmark.variants.Pipeline", {"scan": "", "model": "/no/such.pt", "parameters": {}}),
     ):
         pass
 

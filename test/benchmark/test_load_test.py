@@ -51,7 +51,7 @@ def result(**changes: object) -> dict:
     }  # fmt: skip
 
 
-def test_the_table_has_a_line_for_each_case_also_where_nothing_came() -> None:
+def test_the_table_has_a_line_for_each_case_even_if_nothing_came() -> None:
     lines = load_test.text([result(), result(labelled=0, latency_ms=distribution([]), lost=181)]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert cells[0] == ["10 Hz", "130,000", "22", "best effort", "200", "180", "19", "0", "1", "0", "50", "60", "70", "48", "45"]  # fmt: skip  # noqa: E501
@@ -102,7 +102,7 @@ BENCHMARK = ["benchmark", "--network", "1/16", "--width", "64", "--repeat", "100
     [
         (LOAD, "variants.Maker"),
         (LOAD, "sqsegv3_ros.ros.segment_node"),
-        (BENCHMARK, "variants.Ours"),
+        (BENCHMARK, "variants.Pipeline"),
         (["benchmark", "--scaling"], "variants.Maker"),
     ],
 )

@@ -163,8 +163,9 @@ def test_without_a_model_the_shipped_one_is_used_and_a_missing_one_is_reported(
 def test_inspect_prints_the_metadata_of_the_model(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("inspect", small_model) == 0
     text = capsys.readouterr().out
-    for part in ("small-random", "random weights for tests", "traffic-sign", "fov_down_deg -25.0", "sha256"):
+    for part in ("small-random", "random weights for tests", "traffic-sign", "field of view -25 to 3 deg", "sha256"):
         assert part in text
+    assert "{" not in text and max(map(len, text.splitlines())) < 200
 
 
 def test_inspect_draws_a_legend_of_the_models_classes(

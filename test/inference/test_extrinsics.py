@@ -94,7 +94,7 @@ def test_an_unknown_height_on_either_side_changes_nothing(own: float, models: fl
     assert Extrinsics(height_m=own).compensate_height(image, models) is image
 
 
-def test_missing_returns_stay_missing_on_a_lifted_mount() -> None:
+def test_missing_returns_stay_missing_on_a_raised_sensor() -> None:
     points = torch.tensor([[0.0, 0.0, 0.0, 0.5], [math.nan, 1.0, 1.0, 0.5], [5.0, 0.0, -0.5, 0.5]])
     extrinsics = Extrinsics.from_angles(0, 10, 0, height_m=1.0)
     image = extrinsics.compensate_height(project(extrinsics.level(points), ProjectionConfig()), 1.73)

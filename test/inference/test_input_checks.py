@@ -1,4 +1,4 @@
-"""What is warned about about clouds that do not fit: synthetic ones, and real sensors' recordings with every preset."""
+"""Warnings for clouds that do not fit the model: synthetic ones, and recordings of real sensors with every preset."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def of(
     return "; ".join(check_input(points, rings, Expected(projection, Normalization(), extrinsics or Extrinsics())))
 
 
-def test_a_scan_of_the_expected_sensor_is_not_remarked() -> None:
+def test_a_scan_of_the_expected_sensor_gives_no_warning() -> None:
     assert of(*scan(PUCK), VLP16) == ""
     assert of(*scan(np.linspace(2, -24.8, 64)), ProjectionConfig()) == ""
 
 
-def test_a_sensor_whose_upper_beams_meet_nothing_is_not_remarked() -> None:
+def test_a_sensor_without_returns_from_the_upper_beams_gives_no_warning() -> None:
     points, rings = scan(PUCK)
     low = points[:, 2] < 0
     assert of(points[low], rings[low], VLP16) == ""
@@ -61,7 +61,7 @@ def test_intensity_of_another_scale_gives_a_warning(intensity: float, warning: s
     assert warning in found and bool(found) == bool(warning) and ("intensity_" in found) == bool(warning)
 
 
-def test_points_beyond_the_field_of_view_are_remarked_with_what_was_found() -> None:
+def test_points_beyond_the_field_of_view_give_a_warning_with_the_angles_found() -> None:
     points, _ = scan(PUCK)
     assert "37 % of the points are outside -25..3 deg (found -15.0..15.0)" in of(points, None, ProjectionConfig())
     assert "fill -15.0..15.0 deg of -60..60" in of(points, None, ProjectionConfig(16, 512, 60.0, -60.0))
@@ -86,13 +86,13 @@ def test_another_number_of_rings_gives_a_warning() -> None:
         (np.concatenate([np.arange(0, 16, 2), np.arange(1, 16, 2)[::-1]]), "ring_from_bottom", "not by elevation"),
     ],
 )
-def test_rows_from_rings_that_are_numbered_otherwise_are_remarked(order: np.ndarray, rows: str, warning: str) -> None:
+def test_rows_from_rings_in_another_order_give_a_warning(order: np.ndarray, rows: str, warning: str) -> None:
     points, rings = scan(PUCK)
     found = of(points, order[rings].astype(np.int32), ProjectionConfig(16, 1024, 16.0, -16.0, rows=rows))
     assert warning in found and bool(found) == bool(warning)
 
 
-def test_gaps_between_beams_are_remarked_where_the_cloud_has_no_rings_and_not_where_they_are_filled() -> None:
+def test_gaps_between_beams_give_a_warning_without_rings_unless_they_are_filled() -> None:
     points, _ = scan(PUCK)
     sparse = ProjectionConfig(64, 1024, 16.0, -16.0)
     assert "of the image's rows between them are empty" in of(points, None, sparse)
@@ -115,7 +115,7 @@ def test_an_image_wider_than_the_sensors_turn_gives_a_warning(columns: int, widt
     assert ("columns do not fit" in found) != fits and bool(found) != fits
 
 
-def test_the_cloud_is_judged_as_its_mount_levels_it() -> None:
+def test_a_tilted_cloud_is_checked_after_levelling() -> None:
     points, rings = scan(PUCK)
     extrinsics = Extrinsics.from_angles(0, 30, 0)
     tilted = points.copy()
@@ -155,7 +155,7 @@ def test_a_sensor_at_another_height_than_it_is_said_to_be_gives_a_warning(
     assert check_input(points, None, Expected(VLP16, Normalization(), extrinsics, None)) == ()
 
 
-def test_clouds_of_few_points_and_of_nothing_are_not_judged() -> None:
+def test_clouds_of_few_points_or_only_zeros_give_no_warning() -> None:
     points, rings = scan(PUCK, 20)
     assert of(points, rings, ProjectionConfig()) == ""
     assert of(np.zeros((100_000, 4), np.float32), None, ProjectionConfig()) == ""
@@ -165,7 +165,7 @@ def test_clouds_of_few_points_and_of_nothing_are_not_judged() -> None:
 
 
 def recording(name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(N, 4) x, y, z, intensity as recorded, and the rings where the file has them."""
+    """(N, 4) x, y, z, intensity as recorded, and the rings if the file has them."""
     path = next(OTHERS.rglob(f"{name}*"))
     if path.suffix == ".bin":
         return np.fromfile(path, np.float32).reshape(-1, 4).copy(), None
@@ -184,12 +184,12 @@ def preset(name: str) -> tuple[ProjectionConfig, CloudSettings]:
 
     values = read_parameters(ROOT / "config" / "sensors" / f"{name}.yaml")
     settings = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("projection.")}
-    assert "width" not in settings  # the model's own: here that of those that ship
+    assert "width" not in settings  # the model's own: here that of the shipped ones
     intensity = {key: value for key, value in values.items() if key in ("intensity_scale", "intensity_exponent")}
     return ProjectionConfig(width=576, **settings), CloudSettings(**intensity)
 
 
-def remarks_on(name: str, sensor: str) -> str:
+def warnings_for(name: str, sensor: str) -> str:
     points, rings = recording(name)
     projection, intensity = preset(sensor)
     to_remission(points[:, 3], intensity)
@@ -215,7 +215,7 @@ UNCALIBRATED = ("mrpt_hdl32", "ouster_OS-1-64")
 @needs_shared
 @pytest.mark.parametrize("name", OWN)
 def test_real_clouds_fit_their_sensors_preset(name: str) -> None:
-    found = remarks_on(name, OWN[name])
+    found = warnings_for(name, OWN[name])
     if name in UNCALIBRATED:
         assert found.startswith("intensity does not fit: its median") and found.count("does not fit") == 1
         assert "do not fit" not in found
@@ -269,14 +269,14 @@ def test_real_clouds_do_not_fit_what_a_64_beam_model_learned_from(name: str) -> 
         ("ouster_OS-1-128", "ouster_os1_64"), ("ouster_OS-1-128", "hdl32e"), ("vel000104", "hdl64e"),
     ],
 )  # fmt: skip
-def test_real_clouds_with_another_sensors_preset_are_remarked(name: str, sensor: str) -> None:
-    found = remarks_on(name, sensor)
+def test_real_clouds_with_another_sensors_preset_give_a_warning(name: str, sensor: str) -> None:
+    found = warnings_for(name, sensor)
     assert "field of view does not fit" in found or "rings do not fit" in found or "beams do not fit" in found
 
 
 @needs_shared
 def test_an_ouster_recording_with_raw_intensity_of_another_scale_gives_a_warning() -> None:
-    assert "intensity does not fit: it hardly exceeds" in remarks_on("000104.bin", "ouster_os1_64")
+    assert "intensity does not fit: it hardly exceeds" in warnings_for("000104.bin", "ouster_os1_64")
 
 
 def test_the_documentation_lists_every_preset_with_its_image() -> None:

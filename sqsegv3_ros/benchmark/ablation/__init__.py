@@ -1,1 +1,1 @@
-"""What the paper compares, measured: its variants, their cost beside its tables, and its figures from data here."""
+"""The paper's ablations: its networks, their cost and accuracy, and its figures on local data."""

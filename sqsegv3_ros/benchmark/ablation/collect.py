@@ -1,7 +1,7 @@
-"""The folders of finished runs come in; the paper's tables 3, 4 and 5 made of them, mean and spread, go out.
+"""Mean and spread of finished runs, as in the paper's tables 3-5.
 
-A run is what a command of `training_commands` leaves: a folder NAME-seedN with a `history.jsonl`. What counts is its
-last validation, not its best one, which would be chosen by the scans that evaluate it.
+A run is the output of one of the `training_commands`: a folder NAME-seedN with a `history.jsonl`. Its last validation
+counts, not its best one, which would be selected on the scans that evaluate it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Score:
 
 
 def read_scores(runs: Path) -> dict[str, dict[int, Score]]:
-    """By variant and seed. Raises UserError where there is no run of a variant, or one's history cannot be read."""
+    """By variant and seed. Raises UserError if there is no run of a variant, or a history cannot be read."""
     if not runs.is_dir():
-        raise UserError(f"{runs} is no folder; --runs names the one that holds the runs of `sqsegv3 ablate --commands`")
+        raise UserError(f"{runs} is not a folder; set --runs to the output of `sqsegv3 ablate --commands`")
     scores: dict[str, dict[int, Score]] = {}
     for history in sorted(runs.glob("*-seed*/history.jsonl")):
         found = _FOLDER.fullmatch(history.parent.name)
@@ -51,7 +51,7 @@ def _last(history: Path) -> Score:
         entry = json.loads(history.read_text().splitlines()[-1])
         return Score(entry["step"], 100 * entry["val/miou"], 100 * entry["val/accuracy"])
     except (OSError, IndexError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{history}: its last line is no validation of a run ({error})") from None
+        raise UserError(f"{history}: its last line is not the validation of a run ({error})") from None
 
 
 def collect(scores: Mapping[str, Mapping[int, Score]]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The tables as Markdown, and below them what makes their rows unlike one another."""
+    """The tables as Markdown, and notes on differences between the runs."""
     found = {row["name"]: row for row in result["variants"]}
     base = next(variant.published.miou for variant in VARIANTS if variant.name == BASELINE)
     header = ("row", "name", "seeds", "mIoU %", "over the baseline", "accuracy %", "paper: mIoU", "over its baseline")
@@ -104,10 +104,10 @@ def text(result: Mapping[str, Any]) -> str:
             parts.append(f"Table {number}, {what}:\n\n" + table(header, rows))
     steps = sorted({step for row in found.values() for step in row["steps"]})
     if len(steps) > 1:
-        parts.append(f"The runs' last validations are of different steps ({', '.join(map(str, steps))}).")
+        parts.append(f"The runs' last validations are from different steps ({', '.join(map(str, steps))}).")
     missing = [variant.name for variant in VARIANTS if variant.name not in found]
     if missing:
-        parts.append(f"Without a run: {', '.join(missing)}.")
+        parts.append(f"Variants without a run: {', '.join(missing)}.")
     return "\n\n".join(parts)
 
 
@@ -125,14 +125,14 @@ def _row(number: int, variant: Variant, found: Mapping[str, Any], base: float) -
         variant.tables[number],
         f"`{variant.name}`",
         str(len(found["seeds"])),
-        _said(found["miou_percent"]),
-        "" if variant.name == BASELINE or over is None else _said(over, "+"),
-        _said(found["accuracy_percent"]),
+        _format(found["miou_percent"]),
+        "" if variant.name == BASELINE or over is None else _format(over, "+"),
+        _format(found["accuracy_percent"]),
         f"{variant.published.miou:.1f}",
         "" if variant.name == BASELINE else f"{variant.published.miou - base:+.1f}",
     )
 
 
-def _said(spread: Mapping[str, Any], sign: str = "") -> str:
+def _format(spread: Mapping[str, Any], sign: str = "") -> str:
     deviation = spread["standard_deviation"]
     return f"{spread['mean']:{sign}.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")

@@ -1,4 +1,4 @@
-"""What `observation` found comes in; pictures after the paper's figures 2 and 3 go out."""
+"""Plots of those statistics, after the paper's figures 2 and 3."""
 
 from __future__ import annotations
 

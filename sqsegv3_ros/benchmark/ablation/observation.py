@@ -1,4 +1,4 @@
-"""Scans, and trained networks, come in; what lies where in LiDAR images, and which filters are active where, goes out.
+"""Per-pixel coordinate statistics and filter activations.
 
 The paper's observation (its sections 1, 3 and 4.1, figures 2 and 3): the distribution of a LiDAR image's channels
 differs from place to place in the image, so the filters of standard convolutions are active in some places only.
@@ -43,7 +43,7 @@ class Coordinates:
 
 
 def coordinates(scans: Iterable[Points], projection: ProjectionConfig) -> Coordinates:
-    """Where things lie, by pixel. scans: (N, 4) points each. Raises UserError where there is none."""
+    """Mean coordinates per pixel. scans: (N, 4) points each. Raises UserError if there are no scans."""
     height, width = projection.height, projection.width
     middle = [(2 * i + 1) / (2 * LOCATIONS) for i in range(LOCATIONS)]
     places = [(int(height * v), int(width * u)) for v in middle for u in middle]
@@ -60,7 +60,7 @@ def coordinates(scans: Iterable[Points], projection: ProjectionConfig) -> Coordi
             near = (slice(row - up, row + up + 1), slice(column - aside, column + aside + 1))
             samples.append(xyz[:, near[0], near[1]][:, mask[near]].T)
     if not count:
-        raise UserError("there is no scan to look at")
+        raise UserError("no scans found")
     mean = np.where(filled > 0, total / np.maximum(filled, 1), np.nan)
     return Coordinates(mean, count, places, [np.concatenate(samples) for samples in seen])
 
@@ -82,7 +82,7 @@ def activation(
 ) -> Activation:
     """Mean activation of the first convolution, adaptive or not, of a stage's first block, after its ReLU.
 
-    stage: 1..5. scans: (N, 4) points each. Raises UserError where there is no such stage or no scan.
+    stage: 1..5. scans: (N, 4) points each. Raises UserError if there is no such stage or no scan.
     """
     if not 1 <= stage <= len(network.encoder):
         raise UserError(f"the encoder has stages 1 to {len(network.encoder)}, found {stage}")
@@ -103,7 +103,7 @@ def activation(
     finally:
         hook.remove()
     if not count:
-        raise UserError("there is no scan to look at")
+        raise UserError("no scans found")
     mean = (total / count).numpy()
     return Activation(mean, evenness(mean))
 
@@ -111,8 +111,8 @@ def activation(
 def evenness(mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(C, H, W) activations, none below 0 -> (C,) over how much of the image each filter's activity is spread.
 
-    The participation ratio (sum a)^2 / (pixels * sum a^2): 1 where all pixels are alike, s where a share s of them is
-    and the others are 0. NaN for a filter that is never active.
+    The participation ratio (sum a)^2 / (pixels * sum a^2): 1 if all pixels are equally active, s if a share s of
+    them is and the others are 0. NaN for a filter that is never active.
     """
     flat = mean.reshape(len(mean), -1)
     square = flat.shape[1] * (flat**2).sum(1)

@@ -1,4 +1,4 @@
-"""Nothing comes in; every network that the paper's tables 3, 4 and 5 compare comes out, with the paper's numbers."""
+"""The networks in the paper's tables 3-5, with the published numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAST_HEAD_ONLY = (1.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper says: percent, milliseconds (its table 3 counts in 1e-4 s); None where it says nothing."""
+    """The published numbers: percent, milliseconds (table 3 counts in 1e-4 s); None if not published."""
 
     miou: float
     accuracy: float
