@@ -71,6 +71,12 @@ def missing_torch(error: ModuleNotFoundError, purpose: str) -> UserError:
     return missing_package("torch", purpose)
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, which holds the reason in torch's and OpenVINO's long ones."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
 def require(valid: bool, name: str, expected: str, found: object) -> None:
     """Raise UserError unless a setting is valid."""
     if not valid:

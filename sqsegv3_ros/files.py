@@ -15,6 +15,10 @@ from sqsegv3_ros.errors import UserError
 
 T = TypeVar("T")
 
+# read once: it can only be read by setting it, which other threads that create files would notice
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write a file so that no reader ever sees half of it: into a temporary neighbour, then renamed.
@@ -33,9 +37,9 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+            file.flush()
+            os.fsync(file.fileno())  # otherwise a power cut after the renaming may leave an empty file
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
         temporary = None
     except OSError as error:

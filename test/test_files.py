@@ -75,6 +75,31 @@ def test_a_failed_rename_never_loses_the_existing_output(
         assert "old" in copies and read(Path(str(error.value).rpartition("its previous content is ")[2])) == "old"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="is about POSIX permissions")
+def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plain").write_bytes(b"x")
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def note_fsync(file: int) -> None:
+        assert os.fstat(file).st_size == 3
+        calls.append("fsync")
+        fsync(file)
+
+    def note_replace(source: str, target: Path) -> None:
+        calls.append("replace")
+        replace(source, target)
+
+    def umask(mask: int) -> int:
+        raise AssertionError("the umask belongs to all threads")
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    monkeypatch.setattr(os, "umask", umask)
+    write_atomically(tmp_path / "file", b"abc")
+    assert calls == ["fsync", "replace"] and (tmp_path / "file").read_bytes() == b"abc"
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.skipif(os.name != "posix", reason="is about POSIX folders")
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -1,1 +1,1 @@
-"""Measures what a scan costs, stage by stage, beside the machine's own limits and the official release's way."""
+"""Benchmarks: what a scan costs, load tests of the node, and the ablations of the paper."""

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-STAGES = ("decode", "project", "network", "restore", "knn", "encode", "input checks")
+STAGES = ("decode", "project", "network", "restore", "knn", "encode", "input_checks")
 """The stages of a scan in the benchmark, which counts upload to project and download to restore."""
-NODE_STAGES = ("decode", "upload", "project", "network", "restore", "knn", "download", *STAGES[5:], "publish")
-"""The stages of a cloud in the node."""
+NODE_STAGES = (
+    "decode", "upload", "project", "network", "restore", "knn", "download", "encode", "input checks", "publish",
+)  # fmt: skip
+"""The stages of a cloud in the node's diagnostics."""
 COMPARED = STAGES[1:5]
 """The stages that the reference implementation has, too."""
 

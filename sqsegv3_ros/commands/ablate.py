@@ -1,5 +1,4 @@
-"""`sqsegv3 ablate`: what the paper's variants cost, beside its tables 1 and 3; the commands that train them all; and
-what came of those, beside its tables 3, 4 and 5."""
+"""`sqsegv3 ablate`: measure, train and plot the paper's ablation variants, next to the published numbers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Backends: what runs the exported network, image -> logits. torch on CUDA or the CPU, or OpenVINO on the CPU."""
+"""Inference backends for the exported network: torch (CUDA, CPU) and OpenVINO (CPU)."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.errors import UserError, install_command, missing_package
+from sqsegv3_ros.errors import UserError, install_command, last_line, missing_package
 from sqsegv3_ros.inference.model_file import ModelFile
 from sqsegv3_ros.inference.torchscript import as_recorded, no_deprecation_warnings
 
@@ -23,7 +24,7 @@ BACKENDS = ("auto", "torch", "openvino")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 DEVICES = ("auto", "cuda", "cpu")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
@@ -53,9 +54,7 @@ class Runtime:
 
 
 class Backend(Protocol):
-    """A network, ready to run for one image size; `precision` is what it computes in."""
-
-    precision: str
+    """A network, ready to run for one image size."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """(1, 5, H, W) float32 on the device -> logits (1, C, H, W) float32, which the next call may overwrite."""
@@ -86,8 +85,10 @@ def resolve_runtime(
     _check_choice("backend", backend, BACKENDS)
     _check_choice("precision", precision, PRECISIONS)
     if threads is not None and not 1 <= threads <= 1024:
-        raise UserError(f"threads must lie in 1..1024, found {threads}")
-    if backend == "openvino" and device == "auto":
+        raise UserError(f"threads must be in 1..1024, found {threads}")
+    if backend == "openvino" and device not in ("auto", "cpu"):
+        raise UserError(f"backend 'openvino' runs on the CPU, found device '{device}'; use backend 'torch'")
+    if backend == "openvino":
         device = "cpu"
     resolved = resolve_device(device)
     on_cpu, installed, hint = resolved.type == "cpu", importlib.util.find_spec("openvino") is not None, ""
@@ -96,11 +97,8 @@ def resolve_runtime(
         if on_cpu and not installed:
             command = install_command("openvino")
             hint = f"OpenVINO is not installed; with it the network is 2 to 4 times faster: {command}"
-    elif backend == "openvino":
-        if not on_cpu:
-            raise UserError(f"backend 'openvino' runs on the CPU, found device '{resolved}'; use backend 'torch'")
-        if not installed:
-            raise missing_package("openvino", "backend 'openvino'")
+    elif backend == "openvino" and not installed:
+        raise missing_package("openvino", "backend 'openvino'")
     native_bf16 = has_native_bf16()
     if precision == "auto":
         precision = "fp32" if on_cpu else "fp16"
@@ -111,8 +109,18 @@ def resolve_runtime(
             "precision 'bf16' needs a CPU with avx512_bf16 or amx_bf16, which this one lacks; use 'auto' or 'fp32'"
         )
     if cuda_graph and resolved.type != "cuda":
-        raise UserError(f"a CUDA graph needs a CUDA device, found {resolved}")
-    return Runtime(backend, resolved, precision, threads or len(os.sched_getaffinity(0)), cuda_graph, hint)
+        raise UserError(f"cuda_graph requires a CUDA device; the device is {resolved}")
+    return Runtime(backend, resolved, precision, threads or usable_cores(), cuda_graph, hint)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those of its affinity, and in a container no more than its CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return cores
 
 
 def resolve_device(device: str) -> torch.device:
@@ -122,8 +130,8 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError:
-        resolved = torch.device("meta")
-    if resolved.type not in ("cpu", "cuda"):
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
         raise UserError(f"device must be one of {', '.join(DEVICES)} or cuda:N, found '{device}'")
     if resolved.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -145,7 +153,7 @@ def make_backend(model: ModelFile, runtime: Runtime, height: int, width: int) ->
     """Make a backend for images of one size.
 
     Args:
-        model: The model; its network belongs to the backend afterwards.
+        model: The model; it is not changed.
         runtime: From `resolve_runtime`.
         height: Rows of the image.
         width: Columns of the image.
@@ -179,9 +187,9 @@ class TorchBackend:
     """The network run by torch."""
 
     def __init__(self, model: ModelFile, runtime: Runtime) -> None:
-        self.precision = runtime.precision
         self._dtype = _DTYPES[runtime.precision]
-        self._network = model.network.to(device=runtime.device, dtype=self._dtype)
+        # a copy: the model file may serve another backend, too
+        self._network = copy.deepcopy(model.network).to(device=runtime.device, dtype=self._dtype)
         self._on_cpu, self._threads = runtime.device.type == "cpu", runtime.threads
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -196,9 +204,8 @@ class GraphedBackend:
     """A network on a CUDA device whose kernels are recorded once and replayed, which spares the launch of each."""
 
     def __init__(self, network: TorchBackend) -> None:
-        self.precision = network.precision
         self._network = network
-        self._image = torch.empty(0)
+        self._image, self._logits, self._graph = torch.empty(0), torch.empty(0), torch.cuda.CUDAGraph()
 
     def __call__(self, image: Tensor) -> Tensor:
         """(1, 5, H, W) float32 on the device -> logits (1, C, H, W) float32, which the next call overwrites."""
@@ -209,15 +216,16 @@ class GraphedBackend:
         return self._logits
 
     def _record(self, image: Tensor) -> None:
-        self._image, self._graph = image.clone(), torch.cuda.CUDAGraph()
+        image, graph = image.clone(), torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):  # TorchScript optimises what the first runs have shown, which cannot be recorded
-                self._network(self._image)
+                self._network(image)
         torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(self._graph):
-            self._logits = self._network(self._image)
+        with torch.cuda.graph(graph):
+            self._logits = self._network(image)
+        self._image, self._graph = image, graph
 
 
 class OpenVinoBackend:
@@ -227,21 +235,16 @@ class OpenVinoBackend:
         openvino = import_openvino()
         self.shape = shape
         graph = _convert(model, shape)
-        settings = {
-            "INFERENCE_NUM_THREADS": runtime.threads,
-            "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[runtime.precision],
-            "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # two nodes would share a core
-        }
         try:
-            compiled = openvino.Core().compile_model(graph, "CPU", settings)
+            compiled = openvino.Core().compile_model(
+                graph, "CPU", openvino_settings(runtime.threads, runtime.precision)
+            )
         except RuntimeError as error:
-            raise UserError(f"OpenVINO cannot compile model {model.path}: {_last_line(error)}") from error
+            raise UserError(f"OpenVINO cannot compile model {model.path}: {last_line(error)}") from error
         found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.precision = next((name for name, kind in _OPENVINO_TYPES.items() if kind == found), found)
-        if self.precision != runtime.precision:
+        if found != OPENVINO_TYPES[runtime.precision]:
             raise UserError(
-                f"OpenVINO runs model {model.path} in {self.precision} on this CPU instead of {runtime.precision}; "
+                f"OpenVINO runs model {model.path} in {found} on this CPU instead of {runtime.precision}; "
                 "use precision 'auto'"
             )
         self._request = compiled.create_infer_request()
@@ -253,6 +256,16 @@ class OpenVinoBackend:
         # memory is shared in both directions; numpy views need a tensor that is not one of inference mode
         result = self._request.infer([image.numpy()], share_inputs=True, share_outputs=True)
         return torch.from_numpy(result[0])
+
+
+def openvino_settings(threads: int, precision: str) -> dict[str, Any]:
+    """The settings with which a network is compiled: least latency, explicit threads and precision."""
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # two nodes would share a core
+    }
 
 
 def import_openvino() -> ModuleType:
@@ -285,12 +298,7 @@ def _convert(model: ModelFile, shape: tuple[int, int, int, int]) -> Any:
         graph.set_partial_shape(image, openvino.PartialShape(list(shape)))
         return frontend.convert(graph)
     except RuntimeError as error:
-        raise UserError(f"OpenVINO cannot convert model {model.path}: {_last_line(error)}") from error
-
-
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+        raise UserError(f"OpenVINO cannot convert model {model.path}: {last_line(error)}") from error
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

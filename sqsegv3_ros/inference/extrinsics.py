@@ -75,7 +75,7 @@ class Extrinsics:
         _, x, y, z, remission = image.channels
         z = z + (self.height_m - model_height_m)
         channels = torch.stack([(x * x + y * y + z * z).sqrt(), x, y, z, remission])
-        return replace(image, channels=channels.masked_fill_(~image.mask, EMPTY), normalized=None)
+        return replace(image, channels=channels.masked_fill_(~image.mask, EMPTY))
 
 
 def _rows(matrix: np.ndarray) -> Rows:

@@ -7,6 +7,7 @@ range differences weighted by an inverse Gaussian, a vote of the k nearest.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,7 @@ class KnnConfig:
         if not 1 <= self.search <= 15 or self.search % 2 == 0:
             raise UserError(f"knn search must be an odd number in 1..15, found {self.search}")
         if not 1 <= self.k <= self.search**2:
-            raise UserError(f"knn k must lie in 1..{self.search**2} (search window squared), found {self.k}")
+            raise UserError(f"knn k must be in 1..{self.search**2} (search window squared), found {self.k}")
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise UserError(f"knn sigma must be greater than 0, found {self.sigma}")
         if not math.isfinite(self.cutoff_m):
@@ -211,3 +212,6 @@ def _share(work: Callable[[int, int], None], length: int, step: int, threads: in
 @lru_cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="knn")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqsegv3_ros.data.label_set import LabelSet
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, last_line, require
 from sqsegv3_ros.files import share_folders, write_atomically
 from sqsegv3_ros.inference import torchscript
 from sqsegv3_ros.inference.knn import KnnConfig
@@ -38,6 +38,8 @@ STATE_FILE = "training_state.pt"
 MAX_FILE_BYTES = 1 << 30  # the largest network of the paper needs 104 MB
 MAX_INFO_BYTES = 1 << 20
 WEIGHT_DTYPES = ("float32", "float16")
+_DAMAGED = (RuntimeError, ValueError, EOFError, struct.error, zlib.error)
+"""What zipfile, json and torch raise for damaged, encrypted or endlessly nested content."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,14 @@ class ModelInfo:
     weights_sha256: str = ""
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        for name in ("width_multiple", "minimum_width"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value > 0, name, "a whole number of 1 or more", value)
+        height = self.sensor_height_m
+        valid = height is None or (isinstance(height, (int, float)) and 0 < height < 100)
+        require(valid, "sensor_height_m", "above 0 and below 100 metres, or null", height)
+
     @property
     def licence(self) -> str:
         """The licence of the weights, as stated by whoever trained them; 'unknown' if not stated."""
@@ -102,13 +112,12 @@ class ModelInfo:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelInfo:
         """The inverse of `to_dict`. Raises UserError naming what is missing, malformed or too new."""
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise UserError("its description is not one of this package")
+            raise UserError("its metadata was not written by sqsegv3_ros")
         version = data.get("format_version")
         if version != FORMAT_VERSION:
-            raise UserError(
-                f"it has format version {version}, this package reads version {FORMAT_VERSION}; "
-                "export the model again from its checkpoint, or update sqsegv3_ros if the file is newer"
-            )
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            advice = "update sqsegv3_ros" if newer else "export the model again from its checkpoint"
+            raise UserError(f"it has format version {version}, this package reads version {FORMAT_VERSION}; {advice}")
         try:
             return cls(
                 name=str(data["name"]),
@@ -118,15 +127,17 @@ class ModelInfo:
                 normalization=Normalization.from_dict(data["normalization"]),
                 knn=KnnConfig.from_dict(data["knn"]),
                 sensor_height_m=data["sensor_height_m"],
-                width_multiple=int(data["width_multiple"]),
-                minimum_width=int(data["minimum_width"]),
+                width_multiple=data["width_multiple"],
+                minimum_width=data["minimum_width"],
                 provenance=dict(data["provenance"]),
                 weights_dtype=str(data["weights_dtype"]),
                 weights_sha256=str(data["weights_sha256"]),
                 format_version=version,
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"invalid or missing metadata field {error}") from error
+        except KeyError as error:
+            raise UserError(f"missing metadata field {error}") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"invalid metadata: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -167,7 +178,7 @@ def save_model(
 
     dtypes = {str(t.dtype).removeprefix("torch.") for t in network.state_dict().values() if t.is_floating_point()}
     if len(dtypes) != 1 or not dtypes <= set(WEIGHT_DTYPES):
-        raise UserError(f"a model file holds weights of one type, float32 or float16, found {sorted(dtypes)}")
+        raise UserError(f"a model file must hold all weights as float32 or all as float16, found {sorted(dtypes)}")
     info = replace(
         info, weights_dtype=dtypes.pop(), weights_sha256=weights_sha256(network), format_version=FORMAT_VERSION
     )
@@ -212,15 +223,14 @@ def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
             data = file.read(MAX_FILE_BYTES)  # once: what is checked is what is loaded, whatever happens to the file
         except OSError as error:
             raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
-    info = _read_info(path, io.BytesIO(data))
     digest = hashlib.sha256(data).hexdigest()
-    if sha256 and digest != sha256.lower():
+    if sha256 and digest != sha256.lower():  # before anything in it is parsed
         raise UserError(f"model {path} has sha256 {digest}, expected {sha256.lower()}")
+    info = _read_info(path, io.BytesIO(data))
     try:
         network = torchscript.load(io.BytesIO(data))
     except (RuntimeError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model {path} is damaged, its network cannot be loaded: {first_line}") from None
+        raise UserError(f"model {path} is damaged, its network cannot be loaded: {last_line(error)}") from None
     found = weights_sha256(network)
     if found != info.weights_sha256:
         raise UserError(f"model {path} is damaged: its weights have sha256 {found}, it says {info.weights_sha256}")
@@ -244,7 +254,7 @@ def read_training_state(path: str | Path) -> dict[str, torch.Tensor]:
                 if name is None:
                     raise UserError(f"model {path} holds no {STATE_FILE}; export it again with `sqsegv3 export`")
                 state: dict[str, torch.Tensor] = torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-        except (RuntimeError, ValueError, OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, LookupError, *_DAMAGED) as error:
             raise UserError(
                 f"model {path} is damaged: its {STATE_FILE} cannot be read ({type(error).__name__})"
             ) from None
@@ -306,8 +316,8 @@ def find_model(given: str | Path | None) -> Path:
         return shipped[name]
     if not given:
         raise UserError("no model was given and this installation has none; name a model file")
-    path = Path(given)
-    if path.is_file() or path.suffix or str(given) != path.name:
+    path = Path(given).expanduser()  # no shell expands a ROS parameter
+    if path.is_file() or path.suffix or "/" in str(given):
         return path
     raise UserError(f"model {path} not found: no such file, and the shipped models are {', '.join(shipped) or 'none'}")
 
@@ -322,7 +332,7 @@ def _open(path: Path) -> BinaryIO:
             raise UserError(f"model {path} has {size} bytes, more than the {MAX_FILE_BYTES} that are accepted")
         return path.open("rb")
     except FileNotFoundError:
-        raise UserError(f"there is no model file {path}") from None
+        raise UserError(f"model file {path} not found") from None
     except OSError as error:
         raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
 
@@ -338,15 +348,14 @@ def _read_info(path: Path, file: BinaryIO) -> ModelInfo:
     except zipfile.BadZipFile:
         size = file.seek(0, 2)
         raise UserError(
-            f"model {path} ({size} bytes) is truncated or no model file: it is not a whole zip archive. Model files "
+            f"model {path} ({size} bytes) is truncated or not a model file (incomplete zip archive). Model files "
             "come from `sqsegv3 export` or `sqsegv3 import-official`"
         ) from None
     except UserError as error:
         raise UserError(f"model {path} cannot be used: {error}") from None
     except OSError as error:
         raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
-    except (RuntimeError, ValueError, EOFError, struct.error, zlib.error) as error:
-        # what zipfile and json say of damaged, encrypted or endlessly nested content
+    except _DAMAGED as error:
         raise UserError(f"model {path} is damaged: {type(error).__name__}: {error}") from None
 
 

@@ -63,7 +63,7 @@ class ProjectionConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.height <= 1024:
-            raise UserError(f"image height must lie in 1..1024, found {self.height}")
+            raise UserError(f"image height must be in 1..1024, found {self.height}")
         if not 8 <= self.width <= 16384 or self.width % 8:
             raise UserError(f"image width must be a multiple of 8 in 8..16384, found {self.width}")
         if not (math.isfinite(self.fov_up_deg) and math.isfinite(self.fov_down_deg)):
@@ -77,9 +77,9 @@ class ProjectionConfig:
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} must be one of {', '.join(allowed)}, found '{getattr(self, name)}'")
         if self.ring_count is not None and not 1 <= self.ring_count <= 1024:
-            raise UserError(f"ring_count must lie in 1..1024, found {self.ring_count}")
+            raise UserError(f"ring_count must be in 1..1024, found {self.ring_count}")
         if not 0 <= self.fill_rows <= 1024:
-            raise UserError(f"fill_rows must lie in 0..1024, found {self.fill_rows}")
+            raise UserError(f"fill_rows must be in 0..1024, found {self.fill_rows}")
 
     @property
     def needs_rings(self) -> bool:
@@ -139,7 +139,6 @@ class RangeImage:
         point_range: (N,) float32 range of each point in metres.
         usable: (N,) bool, False for NaN, Inf, (0, 0, 0), rings that the sensor does not have and, if `outside_fov` is
             'drop', points above or below the field of view.
-        normalized: (5, H, W) float32 result of `normalize`, if `project` was given a normalization.
     """
 
     channels: Tensor
@@ -148,7 +147,6 @@ class RangeImage:
     pixel: Tensor
     point_range: Tensor
     usable: Tensor
-    normalized: Tensor | None = None
 
     @property
     def height(self) -> int:
@@ -186,12 +184,7 @@ class RangeImage:
         return self.pixel // self.width
 
 
-def project(
-    points: Tensor,
-    config: ProjectionConfig,
-    rings: Tensor | None = None,
-    normalization: Normalization | None = None,
-) -> RangeImage:
+def project(points: Tensor, config: ProjectionConfig, rings: Tensor | None = None) -> RangeImage:
     """Project points onto the sphere around the sensor.
 
     Forward is the middle column, left is at lower columns, row 0 is the top. Of several points in a pixel the nearest
@@ -202,7 +195,6 @@ def project(
             A remission that is not finite counts as 0.
         config: The image.
         rings: (N,) integer ring numbers, needed if `config.rows` says so.
-        normalization: If given, the image includes the network's input.
 
     Returns:
         The image, on the points' device.
@@ -214,10 +206,7 @@ def project(
         raise UserError(f"points must be (N, 4) float32, found {tuple(points.shape)} {points.dtype}")
     ring_rows = _rows_of_rings(rings, len(points), config) if config.needs_rings else None
     columns, pixel, usable = compute_pixels(points, ring_rows, config)
-    image = rasterize(columns, pixel, usable, config)
-    if normalization is not None:
-        image.normalized = normalize(image, normalization)[0]
-    return image
+    return rasterize(columns, pixel, usable, config)
 
 
 def compute_pixels(points: Tensor, ring_rows: Tensor | None, config: ProjectionConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -323,7 +312,7 @@ def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
     source = torch.where(row - above <= below - row, above, below)
     mask = (source - row).abs() <= min(rows, height)
     channels = image.channels.gather(1, source.clamp(0, height - 1).expand_as(image.channels))
-    return replace(image, channels=channels.masked_fill_(~mask, EMPTY), mask=mask, normalized=None)
+    return replace(image, channels=channels.masked_fill_(~mask, EMPTY), mask=mask)
 
 
 def restore(image_values: Tensor, image: RangeImage, fill: float = 0) -> Tensor:

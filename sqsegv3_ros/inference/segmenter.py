@@ -1,4 +1,4 @@
-"""The segmenter: points of a scan -> a label and a confidence for every point. No ROS in it.
+"""The segmenter: labels every point of a scan, with a confidence. No ROS in it.
 
 The paper's figure 1 in order: project the points, infer the classes of the pixels, restore the points' labels.
 """
@@ -17,12 +17,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, last_line
 from sqsegv3_ros.inference.backends import make_backend, resolve_runtime, torch_threads
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.knn import KnnConfig, refine
 from sqsegv3_ros.inference.model_file import ModelFile, find_model, load_model
 from sqsegv3_ros.inference.range_image import ProjectionConfig, RangeImage, fill_gaps, normalize, project
+
+# a message's data may be read-only memory, and nothing here writes to its input
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 STAGES = ("upload", "project", "network", "restore", "knn", "download")
 
@@ -99,6 +102,12 @@ class Segmenter:
         Args:
             points: (N, 4) float32 x, y, z in metres in the sensor frame, remission in the model's scale; N may be 0.
             rings: (N,) ring numbers, needed if the projection takes its rows from them.
+
+        Returns:
+            Labels and confidences of all points in their order, and the images.
+
+        Raises:
+            UserError: Points or rings have another shape or type.
         """
         with torch.inference_mode(), self._on_device():
             clock = _StageClock(self.device)
@@ -127,21 +136,17 @@ class Segmenter:
         clock.stop("restore")
 
         labels = refine(label_image, image, self.knn, len(self.info.labels), self.runtime.threads)
-        clock.stop("knn")
-
         confidences = _confidences(labels, odds, total, image)
+        clock.stop("knn")
+        # in the vote, masked pixels count as in the reference implementation; the published image is empty there
         return labels, confidences, image, label_image * (image.index >= 0)
 
     def _project(self, points: Tensor, rings: Tensor | None) -> tuple[RangeImage, Tensor]:
-        """The range image of the points, and the network's input (1, 5, H, W) made from it."""
-        normalization, height_m = self.info.normalization, self.info.sensor_height_m
-        if not (self.projection.fill_rows or self.extrinsics.changes_height(height_m)):
-            image = project(points, self.projection, rings, normalization)
-            assert image.normalized is not None
-            return image, image.normalized[None]
+        """The range image of levelled points, and the network's input (1, 5, H, W) made from it."""
         image = project(points, self.projection, rings)
-        network_image = self.extrinsics.compensate_height(fill_gaps(image, self.projection.fill_rows), height_m)
-        return image, normalize(network_image, normalization)
+        filled = fill_gaps(image, self.projection.fill_rows)
+        network_image = self.extrinsics.compensate_height(filled, self.info.sensor_height_m)
+        return image, normalize(network_image, self.info.normalization)
 
     def _classify(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(H, W) labels, (C, H, W) numerators and (H, W) denominator of the softmax; overwrites the (C, H, W) logits.
@@ -189,25 +194,22 @@ class Segmenter:
                 shape, finite = tuple(logits.shape), bool(logits.isfinite().all())
             if shape != (1, len(self.info.labels), height, width):
                 raise UserError(
-                    f"model {self.model_path} gives logits {shape} for a {height} x {width} image and "
+                    f"model {self.model_path} returned logits {shape} for a {height} x {width} image and "
                     f"{len(self.info.labels)} classes"
                 )
             if not finite:
                 raise UserError(
-                    f"model {self.model_path} gives logits that are not finite ({self.runtime}); use precision fp32, "
+                    f"model {self.model_path} returned non-finite logits ({self.runtime}); use precision fp32, "
                     "or export a model whose training did not diverge"
                 )
             for _ in range(1 if self.device.type == "cpu" else 3):
                 self.segment(scan, rings)
         except RuntimeError as error:  # torch: out of memory, an operation without a kernel for the type, ...
-            message = str(error).strip().splitlines()[-1]
-            raise UserError(f"model {self.model_path} does not run ({self.runtime}): {message}") from error
+            raise UserError(f"model {self.model_path} does not run ({self.runtime}): {last_line(error)}") from error
 
     def _upload(self, values: npt.NDArray[Any] | Tensor) -> Tensor:
         if isinstance(values, np.ndarray):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of read-only memory: nothing here writes to its input
-                values = torch.from_numpy(values)
+            values = torch.from_numpy(values)
         if self.device.type == "cuda" and values.device.type == "cpu":
             values = values.pin_memory()  # from pageable memory the host would wait for the copy
         return values.to(self.device, non_blocking=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqsegv3_ros.inference.model_file import ModelInfo
     from sqsegv3_ros.inference.range_image import ProjectionConfig
 
+NODE_NAME = "sqsegv3"
 NAN = math.nan  # as the model says, for parameters of which every number is a value
 
 
@@ -141,7 +142,7 @@ SPECS: tuple[Spec, ...] = (
 NAMES = frozenset(spec.name for spec in SPECS)
 AT_CONFIGURE = frozenset(spec.name for spec in SPECS if spec.at_configure)
 _BY_NAME = {spec.name: spec for spec in SPECS}
-_OF_EVERY_NODE = ("use_sim_time", "start_type_description_service", "qos_overrides")
+_BUILTIN_PARAMETERS = ("use_sim_time", "start_type_description_service")
 
 
 @dataclass(frozen=True)
@@ -232,16 +233,17 @@ def _one_of(values: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> N
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """Read a ROS 2 parameter file (`/**: {ros__parameters: {...}}`, nested or with dotted names).
+    """Read the node's parameters from a ROS 2 parameter file, nested or with dotted names.
 
     Args:
-        path: YAML file.
+        path: YAML file. The keys `/**` and those that end in `sqsegv3` hold for the node; other nodes' are ignored.
 
     Returns:
-        The values that the file sets, by parameter name.
+        The values that the file sets, by parameter name; later ones take precedence.
 
     Raises:
-        UserError: A parameter is unknown, of a wrong type or out of its range; names file and parameter.
+        UserError: A parameter is unknown, of a wrong type or out of its range (names file and parameter), or the file
+            has parameters of other nodes only.
     """
     try:
         import yaml
@@ -256,19 +258,35 @@ def read_parameters(path: Path) -> dict[str, Any]:
     groups = list(_groups(tree))
     if not groups:
         raise UserError(f"parameter file {path} has no ros__parameters; expected /**: {{ros__parameters: {{...}}}}")
-    found = {name: value for group in groups for name, value in _flat(group)}
-    values = {name: value for name, value in found.items() if not name.startswith(_OF_EVERY_NODE)}
+    own = [group for node, group in groups if node == "/**" or node.rpartition("/")[2] == NODE_NAME]
+    if not own:
+        nodes = ", ".join(node or "no node" for node, _ in groups)
+        raise UserError(
+            f"parameter file {path} has parameters of {nodes}; expected /**, /{NODE_NAME} or /**/{NODE_NAME}"
+        )
+    found = {name: value for group in own for name, value in _flat(group)}
+    values = {name: value for name, value in found.items() if not is_builtin(name)}
     try:
         return {name: check_value(name, value) for name, value in values.items()}
     except UserError as error:
         raise UserError(f"parameter file {path}: {error}") from error
 
 
+def is_builtin(name: str) -> bool:
+    """Return whether ROS declares a parameter on every node."""
+    return name in _BUILTIN_PARAMETERS or name.startswith("qos_overrides.")
+
+
+def describe_unknown(name: str) -> str:
+    """Return a message about a parameter that does not exist, with the most similar name if there is one."""
+    similar = difflib.get_close_matches(name, NAMES, n=1)
+    return f"unknown parameter '{name}'" + (f"; did you mean '{similar[0]}'?" if similar else "")
+
+
 def check_value(name: str, value: Any) -> Any:
     """Convert a parameter's value to its type. Raises UserError if the name is unknown or the value not allowed."""
     if name not in NAMES:
-        similar = difflib.get_close_matches(name, NAMES, n=1)
-        raise UserError(f"unknown parameter '{name}'" + (f"; did you mean '{similar[0]}'?" if similar else ""))
+        raise UserError(describe_unknown(name))
     spec = _BY_NAME[name]
     kind = type(spec.default)
     if kind is float and type(value) is int:
@@ -281,14 +299,14 @@ def check_value(name: str, value: Any) -> Any:
     return value
 
 
-def _groups(tree: Any) -> Iterator[Mapping[str, Any]]:
-    """The mappings below every ros__parameters, in order."""
+def _groups(tree: Any, node: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node's full name and the mapping below its ros__parameters, in order. Keys may be nested namespaces."""
     if isinstance(tree, Mapping):
         for name, below in tree.items():
             if name == "ros__parameters" and isinstance(below, Mapping):
-                yield below
+                yield node, below
             else:
-                yield from _groups(below)
+                yield from _groups(below, f"{node}/{str(name).strip('/')}")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

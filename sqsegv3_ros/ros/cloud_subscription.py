@@ -74,15 +74,18 @@ class CloudSubscription:
         self.topic_name = node.resolve_topic_name(topic)
         self._choice = self._declare_reliability()
         self.reliability = self._select_reliability(ReliabilityPolicy.BEST_EFFORT)
-        self._subscription = self._subscribe()
+        self._subscription = self._subscribe(self.reliability)
 
     def match_publishers(self) -> None:
-        """Subscribe again if the publishers now offer another reliability. To be called periodically."""
+        """Subscribe again if the publishers now offer another reliability. To be called periodically.
+
+        If that fails, the error is raised and the present subscription stays.
+        """
         reliability = self._select_reliability(self.reliability)
         if reliability != self.reliability:
-            self.close()
+            previous, self._subscription = self._subscription, self._subscribe(reliability)
             self.reliability = reliability
-            self._subscription = self._subscribe()
+            self._node.destroy_subscription(previous)
 
     def close(self) -> None:
         """Destroy the subscription."""
@@ -107,11 +110,11 @@ class CloudSubscription:
             return ReliabilityPolicy[self._choice.upper()]
         return offered_reliability(self._node, self.topic_name, default)
 
-    def _subscribe(self) -> Subscription:
-        profile = QoSProfile(depth=1, reliability=self.reliability, durability=DurabilityPolicy.VOLATILE)
+    def _subscribe(self, reliability: ReliabilityPolicy) -> Subscription:
+        profile = QoSProfile(depth=1, reliability=reliability, durability=DurabilityPolicy.VOLATILE)
         overridable = QoSOverridingOptions(policy_kinds=(QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH))
         callback = self._on_numbered_cloud if HAS_MESSAGE_INFO else self._on_cloud
-        arguments = (PointCloud2, self._topic, callback, profile)
+        arguments: Any = (PointCloud2, self._topic, callback, profile)
         events = SubscriptionEventCallbacks(message_lost=self._on_message_lost)
         try:
             return self._node.create_subscription(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from sqsegv3_ros.inference.settings import SPECS, Settings, Spec
+from sqsegv3_ros.inference.settings import SPECS, Settings, Spec, is_builtin
 
 
 def declare_settings(node: Node) -> Settings:
@@ -19,6 +19,13 @@ def declare_settings(node: Node) -> Settings:
     for spec in SPECS:
         node.declare_parameter(spec.name, spec.default, _descriptor(spec))
     return Settings({spec.name: node.get_parameter(spec.name).value for spec in SPECS})
+
+
+def undeclared_overrides(node: Node) -> list[str]:
+    """Return the names of parameters that were set at start (`-p`, `--params-file`) but do not exist on the node."""
+    # rclpy has no public access to overrides, except by declaring all of them, misspelt or not
+    overrides = getattr(node, "_parameter_overrides", {})
+    return sorted(name for name in overrides if not node.has_parameter(name) and not is_builtin(name))
 
 
 def _descriptor(spec: Spec) -> ParameterDescriptor:

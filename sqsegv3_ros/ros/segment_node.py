@@ -27,19 +27,18 @@ from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros import process
 from sqsegv3_ros.errors import UserError, missing_torch
-from sqsegv3_ros.inference.settings import AT_CONFIGURE, NAMES, Settings
+from sqsegv3_ros.inference.settings import AT_CONFIGURE, NAMES, NODE_NAME, Settings, describe_unknown
 from sqsegv3_ros.pointcloud2 import CloudError
 from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status, to_message
 from sqsegv3_ros.ros.distributions import answer_invalid_transitions
 from sqsegv3_ros.ros.latest_worker import LatestWorker
-from sqsegv3_ros.ros.parameters import declare_settings
+from sqsegv3_ros.ros.parameters import declare_settings, undeclared_overrides
 
 if TYPE_CHECKING:  # these import torch, which needs `process.prepare` first
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.ros.output_publishers import OutputPublishers
 
-NODE_NAME = "sqsegv3"
 DIAGNOSTICS_PERIOD_S = 1.0
 THROTTLE_S = 5.0
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -61,12 +60,14 @@ class SegmentNode(LifecycleNode):
         self._input: CloudSubscription | None = None
         self._configure_error = ""
         self._settings = declare_settings(self)
+        for name in undeclared_overrides(self):
+            self.get_logger().warning(f"{describe_unknown(name)} (ignored)")
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self._new_diagnostics()
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # steady time: diagnostics continue while the simulated clock is paused
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self._on_timer, clock=steady)
 
     # ---- clouds ----------------------------------------------------------------------------------------------------
 
@@ -129,7 +130,8 @@ class SegmentNode(LifecycleNode):
         except Exception as error:
             self._release()
             self._configure_error = str(error) or type(error).__name__
-            self.get_logger().error(f"cannot configure: {self._configure_error}")
+            retry = f"ros2 lifecycle set {self.get_fully_qualified_name()} configure"
+            self.get_logger().error(f"cannot configure: {self._configure_error}; fix it, then `{retry}`")
             return FAILURE
         self._configure_error = ""
         segmenter = cloud_segmenter.segmenter
@@ -217,7 +219,7 @@ class SegmentNode(LifecycleNode):
             return SetParametersResult(successful=True)
         fixed = sorted(n for n in set(changes) & AT_CONFIGURE if changes[n] != self._settings[n])
         if fixed and self._cloud_segmenter is not None:
-            reason = f"{', '.join(fixed)}: read when the node is configured; deactivate the node and clean it up first"
+            reason = f"{', '.join(fixed)}: read when the node is configured; run deactivate and cleanup, then set it"
             return SetParametersResult(successful=False, reason=reason)
         try:
             settings = Settings({**self._settings.values, **changes})
@@ -244,12 +246,24 @@ class SegmentNode(LifecycleNode):
         settings = self._settings
         return Limits(settings["latency_budget_ms"], settings["late_error_after_s"], settings["stale_after_s"])
 
+    def _on_timer(self) -> None:
+        self._publish_diagnostics()
+        if self._input is None:
+            return
+        try:
+            self._input.match_publishers()
+        except Exception as error:
+            if self.context.ok():  # otherwise the node is shutting down and cannot subscribe any more
+                message = f"cannot follow the publishers' reliability, trying again: {type(error).__name__}: {error}"
+                self._diagnostics.callback_failed(time.monotonic(), message)
+                self.get_logger().error(message, throttle_duration_sec=THROTTLE_S)
+
     def _publish_diagnostics(self) -> None:
         statuses = [self._model_status()]
         if self._input is not None:
-            self._input.match_publishers()
             statuses += self._diagnostics.statuses(time.monotonic())
-            statuses[1].values["reliability"] = self._input.reliability.name.lower()
+            received = next(status for status in statuses if status.name == "input")
+            received.values["reliability"] = self._input.reliability.name.lower()
         name = self.get_fully_qualified_name().lstrip("/")
         hardware_id = self._cloud_segmenter.segmenter.info.name if self._cloud_segmenter else ""
         stamp = self.get_clock().now().to_msg()

@@ -117,7 +117,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
         (("label", "{scan}", "{scan_03}", "--output", "{out}"), "would both be written"),
         (("label", "{scan}", "--output", "{out}", "--sequences", "00"), "no input is one"),
         (("label", "{scan}", "--output", "{out}", "--model", "{missing}"), "no model file"),
-        (("label", "{scan}", "--output", "{out}", "--model", "{scan}"), "truncated or no model file"),
+        (("label", "{scan}", "--output", "{out}", "--model", "{scan}"), "truncated or not a model file"),
         (("label", "{scan}", "--output", "{out}", "--knn-search", "4"), "odd"),
         (("label", "{scan}", "--output", "{out}", "--device", "abacus"), "auto, cuda, cpu"),
         (("label", "{scan}", "--output", "{out}", "--threads", "0"), "threads"),

@@ -108,7 +108,7 @@ def test_a_truncated_file_is_explained(model: Path, tmp_path: Path, size: float)
     cut = tmp_path / "cut.pt"
     cut.write_bytes(data[: int(size if size > 1 else size * len(data))])
     for read in (read_info, load_model):
-        with pytest.raises(UserError, match=r"cut\.pt .*truncated or no model file"):
+        with pytest.raises(UserError, match=r"cut\.pt .*truncated or not a model file"):
             read(cut)
 
 
@@ -128,15 +128,17 @@ def description(**changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (description(width_multiple=0), "width_multiple must be a whole number of 1 or more, found 0"),
+        (description(sensor_height_m="tall"), "sensor_height_m must be above 0.*found 'tall'"),
         (description(format_version=99), "format version 99.*reads version 2.*update"),
         (description(format_version=1), "format version 1.*reads version 2.*export the model again"),
-        (description(format="something else"), "not one of this package"),
+        (description(format="something else"), "not written by sqsegv3_ros"),
         (description(projection={"width": 12}), "multiple of 8"),
         (description(projection={"widht": 16}), "unknown setting widht"),
         (description(labels={}), "label set"),
         (description(knn=None), "knn|NoneType"),
         (b"{", "damaged"),
-        (b"[]", "not one of this package"),
+        (b"[]", "not written by sqsegv3_ros"),
     ],
 )
 def test_a_wrong_description_is_explained(model: Path, tmp_path: Path, content: bytes, message: str) -> None:
@@ -162,7 +164,7 @@ def test_a_pinned_sha256_is_held_to(model: Path) -> None:
 
 
 def test_a_file_that_is_not_there_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no model file .*none\.pt"):
+    with pytest.raises(UserError, match=r"model file .*none\.pt"):
         read_info(tmp_path / "none.pt")
     with pytest.raises(UserError, match="is not a file"):
         read_info(tmp_path)
@@ -170,7 +172,7 @@ def test_a_file_that_is_not_there_and_a_folder_are_named(tmp_path: Path) -> None
 
 def test_a_model_of_mixed_types_is_not_saved(tmp_path: Path) -> None:
     mixed = torch.nn.Sequential(torch.nn.Conv2d(5, 5, 1), torch.nn.Conv2d(5, 5, 1).half())
-    with pytest.raises(UserError, match="one type"):
+    with pytest.raises(UserError, match="all weights as float32 or all as float16"):
         save_model(tmp_path / "mixed.pt", torch.jit.script(mixed), INFO, {})
     assert not (tmp_path / "mixed.pt").exists()
 
@@ -206,6 +208,7 @@ def test_models_that_ship_are_found_by_name_and_files_by_path(
     (tmp_path / "simulated").write_bytes(model.read_bytes())  # a file that happens to have the name
     assert find_model("simulated") == shipped["simulated"]
     assert find_model("./simulated") == Path("simulated")
+    assert find_model("~/mine.pt") == Path.home() / "mine.pt"
     with pytest.raises(UserError, match=r"smiulated not found: no such file, and the shipped models are default, simu"):
         find_model("smiulated")
     assert find_model("/nowhere/mine.pt") == Path("/nowhere/mine.pt")  # who reads it says so

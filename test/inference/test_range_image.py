@@ -85,8 +85,10 @@ def test_devices_compute_what_the_cpu_computes(
             for value, every in ((math.nan, 97), (math.inf, 101), (0.0, 103)):
                 points[::every, :3] = value
             points[::89, 3] = math.nan
-        on_device = project(points, config, rings, NORMALIZATION_53)
-    on_cpu = project(points, config, rings, NORMALIZATION_53)
+        on_device = project(points, config, rings)
+        network_input = normalize(on_device, NORMALIZATION_53)
+    on_cpu = project(points, config, rings)
+    torch.testing.assert_close(network_input, normalize(on_cpu, NORMALIZATION_53), rtol=1e-5, atol=1e-5)
     for name, values in vars(on_cpu).items():
         torch.testing.assert_close(vars(on_device)[name], values, rtol=1e-6, atol=1e-6, equal_nan=True, msg=name)
     assert bool(on_cpu.usable.all()) != (damaged or config.outside_fov == "drop" or config.needs_rings)
@@ -248,31 +250,3 @@ def test_points_so_near_that_their_squares_underflow_stay_inside_the_image() -> 
     image = project(torch.from_numpy(points), ProjectionConfig())
     assert int(image.pixel.min()) >= 0 and int(image.pixel.max()) < image.height * image.width
     assert bool(image.usable.any())
-
-
-@pytest.mark.parametrize("official_mask", [False, True])
-def test_a_given_normalization_adds_what_normalize_makes(official_mask: bool) -> None:
-    points = torch.randn(100_000, 4, generator=torch.Generator().manual_seed(0)) * 10
-    points[0] = torch.tensor([0.1, 0.0, 0.0, 0.5])  # the nearest of its pixel, whose pixel the release masks
-    config = ProjectionConfig(official_mask=official_mask)
-    one, two = project(points, config, None, NORMALIZATION_53), project(points, config)
-    assert one.normalized is not None and two.normalized is None
-    assert torch.equal(one.normalized[None], normalize(two, NORMALIZATION_53))
-    assert torch.equal(one.channels, two.channels) and torch.equal(one.mask, two.mask)
-    assert bool(one.mask.flatten()[one.pixel[0]]) is not official_mask
-
-
-def test_one_projection_leaves_nothing_of_itself_in_another() -> None:
-    generator = torch.Generator().manual_seed(0)
-    scans = [torch.randn(n, 4, generator=generator) * 10 for n in (5000, 100, 0, 700_000, 3000)]
-    sizes = [ProjectionConfig(width=width) for width in (512, 64, 64, 2048, 256)]
-    first = [project(points, config) for points, config in zip(scans, sizes, strict=True)]
-    kept = [(image.channels.clone(), image.index.clone(), image.pixel.clone()) for image in first]
-    for i in reversed(range(len(scans))):
-        again = project(scans[i], sizes[i])
-        for image in (first[i], again):
-            found = (image.channels, image.index, image.pixel)
-            assert all(torch.equal(a, b) for a, b in zip(found, kept[i], strict=True))
-    with torch.inference_mode():
-        assert torch.equal(project(scans[0], sizes[0]).index, kept[0][1])
-    assert torch.equal(project(scans[4], sizes[4]).index, kept[4][1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.knn import KnnConfig
-from sqsegv3_ros.inference.model_file import ModelFile, load_model
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig, fill_gaps, normalize, project
 from sqsegv3_ros.inference.segmenter import Segmenter
 
@@ -76,12 +74,11 @@ class Recorder(torch.nn.Module):
 
 
 def test_the_network_sees_16_beams_as_a_picture_without_gaps(small_model: Path) -> None:
-    info = load_model(small_model).info
     recorder = Recorder()
     beams = scan(np.linspace(14.75, -15.25, 16))
     projection = ProjectionConfig(64, 64, 16.0, -16.0, fill_rows=2)
-    model = ModelFile(info, cast(Any, recorder), small_model, "")
-    segmenter = Segmenter(model, backend="torch", device="cpu", projection=projection, knn=KnnConfig("off"))
+    segmenter = Segmenter(small_model, backend="torch", device="cpu", projection=projection, knn=KnnConfig("off"))
+    segmenter._network = recorder
     result = segmenter.segment(beams)
     assert (recorder.shown != 0).any(1).all()
     shown = recorder.shown[0]
@@ -94,5 +91,5 @@ def test_the_network_sees_16_beams_as_a_picture_without_gaps(small_model: Path) 
 
 
 def test_a_senseless_number_of_rows_is_refused() -> None:
-    with pytest.raises(UserError, match=r"fill_rows must lie in 0..1024, found -1"):
+    with pytest.raises(UserError, match=r"fill_rows must be in 0..1024, found -1"):
         ProjectionConfig(fill_rows=-1)

@@ -86,7 +86,9 @@ def test_topic_output_topic_storage_and_intensity_can_be_set(
     np.testing.assert_array_equal(read_field(clouds(labelled, "/labelled")[0], "intensity"), FOUND[0]["intensity"])
 
 
-def test_a_parameter_file_labels_as_the_node_does_with_that_file(small_model: Path, tmp_path: Path) -> None:
+def test_a_parameter_file_labels_as_the_node_does_with_that_file(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
     from sqsegv3_ros.inference.knn import KnnConfig
     from sqsegv3_ros.inference.range_image import ProjectionConfig
@@ -104,14 +106,16 @@ def test_a_parameter_file_labels_as_the_node_does_with_that_file(small_model: Pa
     np.testing.assert_array_equal(read_field(cloud, "label"), expected)
     assert "rgb" not in [field.name for field in cloud.fields]
     for text, words in (
-        ("{ros__parameters: {knn.kk: 3}}", "no parameter 'knn.kk'"),
-        ("{ros__parameters: {knn: {k: many}}}", "knn.k must be int"),
-        ("{ros__parameters: {knn: {k: 1000}}}", "0..225"),
+        ("/**: {ros__parameters: {knn.kk: 3}}", "unknown parameter 'knn.kk'; did you mean 'knn.k'?"),
+        ("/**: {ros__parameters: {knn: {k: many}}}", "knn.k must be int"),
+        ("/**: {ros__parameters: {knn: {k: 1000}}}", "0..225"),
         ("{other: 1}", "no ros__parameters"),
-        ("{", "no YAML"),
+        ("/lidar: {ros__parameters: {knn: {k: 3}}}", "parameters of /lidar; expected /**"),
+        ("{", "not valid YAML"),
     ):
         own.write_text(text)
         assert call("label", bag, "--output", tmp_path / "new", "--params", own, "--model", small_model) == 2, words
+        assert words in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -15,15 +15,21 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-from diagnostic_msgs.msg import DiagnosticStatus
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from live import BEST_EFFORT, LATCHED, NODE, Client, message, street
 from programs import depends_on_discovery, running_node, wait_until
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.inference.segmenter import Segmenter
 from sqsegv3_ros.pointcloud2 import read_field
+from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
+from sqsegv3_ros.ros.segment_node import SegmentNode
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -124,6 +130,44 @@ def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model:
         node.wait_for_log("must be one of auto, best_effort, reliable, found 'perfect'")
         with client.targeting("/adapt/sqsegv3"):
             assert client.state() == "inactive"
+
+
+def test_diagnostics_continue_while_the_input_cannot_be_subscribed_again(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+
+    def fail_twice(subscription: CloudSubscription) -> None:
+        tries.append(time.monotonic())
+        if len(tries) <= 2:
+            raise RuntimeError("no memory")
+
+    monkeypatch.setattr(CloudSubscription, "match_publishers", fail_twice)
+    context = Context()
+    rclpy.init(context=context)
+    overrides = [Parameter("model", value=str(small_model))]
+    node = SegmentNode(context=context, namespace="stuck", parameter_overrides=overrides)
+    arrays: list[DiagnosticArray] = []
+    node.create_subscription(DiagnosticArray, "/diagnostics", arrays.append, 10)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    try:
+        node.trigger_configure()
+        node.trigger_activate()
+
+        def spin_until(count: int) -> dict[str, DiagnosticStatus]:
+            while len(tries) < count:
+                executor.spin_once(timeout_sec=0.1)  # raises what a callback raises
+            own = [array for array in arrays if array.status[0].name.startswith("stuck/")]
+            return {status.name.partition(": ")[2]: status for status in own[-1].status}
+
+        statuses = spin_until(3)
+        assert "cannot follow the publishers' reliability" in statuses["processing"].message
+        assert {v.key: v.value for v in statuses["input"].values}["reliability"] == "best_effort"
+    finally:
+        executor.shutdown(timeout_sec=5)
+        node.destroy_node()
+        rclpy.shutdown(context=context)
 
 
 def test_the_filtered_cloud_lacks_the_removed_classes(live: Client) -> None:
@@ -229,10 +273,10 @@ def test_every_parameter_is_described_and_an_invalid_value_is_refused_with_a_rea
         ({"knn__search": 4}, "odd"),
         ({"knn__k": 1000}, "range"),
         ({"knn__k": 100}, "1..25"),
-        ({"projection__width": 1024}, "clean it up first"),
+        ({"projection__width": 1024}, "run deactivate and cleanup, then set it"),
         ({"projection__fov_up_deg": -50.0}, "fov_down_deg < fov_up_deg"),
-        ({"model": "/other.pt"}, "clean it up first"),
-        ({"threads": 2}, "clean it up first"),
+        ({"model": "/other.pt"}, "run deactivate and cleanup, then set it"),
+        ({"threads": 2}, "run deactivate and cleanup, then set it"),
         ({"latency_budget_ms": -1.0}, "range"),
     ):
         accepted, why = live.set_parameters(**values)[0]
@@ -319,7 +363,8 @@ def test_the_node_ends_cleanly_on_a_signal(small_model: Path, number: signal.Sig
 
 def test_a_missing_model_is_reported_and_the_node_stays_unconfigured(client: Client) -> None:
     with running_node("-r", "__ns:=/lost", model="/nowhere/model.pt") as node:
-        node.wait_for_log("there is no model file /nowhere/model.pt")
+        node.wait_for_log("model file /nowhere/model.pt not found")
+        assert "; fix it, then `ros2 lifecycle set /lost/sqsegv3 configure`" in node.log
         client.status("model", lambda s: s.level == ERROR and "/nowhere/model.pt" in s.message)
         with client.targeting("/lost/sqsegv3"):
             assert client.state() == "unconfigured"
@@ -338,6 +383,16 @@ def test_an_invalid_parameter_at_start_ends_the_node_with_a_message(parameters: 
     with running_node(**parameters) as node:
         assert node.exit_code(30) == 2
         assert text in node.log and "Traceback" not in node.log, node.log
+
+
+def test_an_override_of_an_unknown_parameter_is_reported_once() -> None:
+    reliability = f"qos_overrides.{NODE}/input/points.subscription.reliability"
+    known = {"use_sim_time": False, "start_type_description_service": False, reliability: "reliable"}
+    with running_node(autostart=False, intensity_scle=0.5, zzz=1, **known) as node:
+        node.wait_for_log("unknown parameter 'zzz' (ignored)")
+        assert node.stop() == 0
+        assert node.log.count("unknown parameter 'intensity_scle'; did you mean 'intensity_scale'?") == 1
+        assert node.log.count("unknown parameter") == 2, node.log
 
 
 def test_diagnostics_warn_while_the_intensity_does_not_fit_the_model(live: Client) -> None:

@@ -27,8 +27,13 @@ REACH = 1 / 64
 
 @dataclass(frozen=True)
 class Coordinates:
-    """mean: (3, H, W) metres, x, y, z of the pixels that hold a point, NaN where no scan has one. scans: how many.
-    places: (row, column) of the nine locations. samples: the (n, 3) coordinates seen at each.
+    """Coordinates by pixel, over many scans.
+
+    Attributes:
+        mean: (3, H, W) mean x, y, z in metres of the pixels with a point, NaN if no scan has one.
+        scans: Number of scans.
+        places: (row, column) of the nine locations.
+        samples: The (n, 3) coordinates at each location.
     """
 
     mean: npt.NDArray[np.float64]
