@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sqsegv3_ros.errors import UserError, install_command, last_line, missing_package
 from sqsegv3_ros.inference.model_file import ModelFile
-from sqsegv3_ros.inference.torchscript import no_deprecation_warnings
+from sqsegv3_ros.inference.torchscript import as_recorded, no_deprecation_warnings
 
 BACKENDS = ("auto", "torch", "openvino")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -196,8 +196,7 @@ class TorchBackend:
         """(1, 5, H, W) float32 on the device -> logits (1, C, H, W) float32."""
         if not self._on_cpu:
             return cast(Tensor, self._network(image.to(self._dtype)).float())
-        # TorchScript's optimiser finds nothing to fuse on a CPU, and costs seconds and memory in the first runs
-        with torch_threads(self._threads), torch.jit.optimized_execution(False):
+        with torch_threads(self._threads), as_recorded():
             return cast(Tensor, self._network(image.to(self._dtype)).float())
 
 

@@ -26,6 +26,19 @@ def no_deprecation_warnings() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def as_recorded() -> Iterator[None]:
+    """Run networks operator by operator: on a CPU, TorchScript's optimiser costs more than it saves.
+
+    It finds little to fuse, takes seconds and memory in the first runs, and minutes with a torch that was built with
+    LLVM, such as Debian's and Ubuntu's.
+    """
+    import torch
+
+    with torch.jit.optimized_execution(False):
+        yield
+
+
 def trace(network: nn.Module, image: Tensor) -> ScriptModule:
     """Record what a network computes for an image."""
     import torch

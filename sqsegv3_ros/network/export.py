@@ -133,7 +133,7 @@ def trace(model: SqueezeSegV3) -> torch.jit.ScriptModule:
         torch.randn(1, model.config.in_channels, *size, generator=generator).double()
         for size in ((4, width), (8, 2 * width))
     ]
-    with torch.no_grad():
+    with torch.no_grad(), torchscript.as_recorded():
         traced = torchscript.trace(ExportedNetwork(exact), images[0])
         for image in images:
             expected = exact(image)[0]

