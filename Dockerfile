@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # The node in a container:
 #     docker build -t sqsegv3_ros .                       # CPU, with OpenVINO
 #     docker build -t sqsegv3_ros --build-arg CUDA=1 .    # CUDA; run with --gpus all

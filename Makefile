@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # `make test` needs Python 3.10 to 3.12 and nothing else: it makes .venv, installs, lints and tests.
 # ROS=kilted takes that distribution instead of Jazzy, in an environment of its own.
 ROS ?= jazzy

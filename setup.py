@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is installed: the Python package, its two executables, and share/sqsegv3_ros with launch, config and models."""
 
 from __future__ import annotations

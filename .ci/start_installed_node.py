@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start the node that colcon installed, as on a robot. Exits with 0 if it starts, labels a cloud and stops.
 
 The model is a small one with random weights: this is about the installation.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluate the segmentation node on a bag with ground truth: start the node, a player and the evaluator.
 
 It ends by itself. The exit code of `ros2 launch` is 0 if every scan of the bag was evaluated, otherwise 1. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start the segmentation node, and optionally RViz.
 
 A launch file that includes this one is not affected by it: environment variables are set for the node alone.

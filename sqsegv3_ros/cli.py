@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line `sqsegv3 VERB ...`. Each verb is a module of `commands`, imported when it is called."""
 
 from __future__ import annotations

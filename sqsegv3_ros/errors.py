@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors whose message is written for the user: what was found, what was expected, what to do."""
 
 from __future__ import annotations

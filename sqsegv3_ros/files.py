@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files: where the package's own are, atomic writing, and progress of work on many of them."""
 
 from __future__ import annotations

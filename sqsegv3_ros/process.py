@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Process settings: what makes torch faster on a CPU, and what Fast DDS needs for big clouds."""
 
 from __future__ import annotations

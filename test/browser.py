@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A browser for tests: headless Chromium, controlled with the DevTools protocol over two pipes."""
 
 from __future__ import annotations

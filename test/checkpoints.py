@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training checkpoints with random weights, for tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PointCloud2 messages from structured arrays and back, independent of the package.
 
 The message classes are dataclasses with the attributes of sensor_msgs, so that tests of the codec do not need ROS.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every test shares: where the reference data lies, and the environment in which ROS 2 runs in tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make test-cuda`: all CUDA tests, then a table of what a scan costs on the GPU of this machine."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # The tests that need no ROS, on the Python and the torch of a Debian suite: sid has Python 3.14, trixie has 3.13.
 # Run as root, with debootstrap installed:  test/debian.sh SUITE FOLDER [PYTEST ARGUMENTS]
 # FOLDER receives the suite (2 GB), and is used again.

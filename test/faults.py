@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A running node with a client, for tests that inject faults and check the recovery."""
 
 from __future__ import annotations

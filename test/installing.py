@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package built and installed into a scratch folder, as a user does it with pip or colcon, for tests."""
 
 from __future__ import annotations

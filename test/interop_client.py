@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Publish clouds to a running node from another ROS version, and count the labelled ones.
 
 Run by test_interop.py with the Python of another virtual environment: interop_client.py POINTS COUNT.

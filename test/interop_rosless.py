@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Publish clouds to a node with an RTPS client that is not ROS, and count those that are labelled correctly.
 
 Run by test_interop.py in a network namespace of its own: interop_rosless.py MODEL POINTS COUNT DOMAIN.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launch files as modules, for tests of their functions."""
 
 from __future__ import annotations

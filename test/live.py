@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A ROS client that talks to a running node: clouds, services, diagnostics."""
 
 from __future__ import annotations

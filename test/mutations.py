@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seeded generator of PointCloud2 messages that are malformed in ways that can be transmitted. Fast, without ROS."""
 
 from __future__ import annotations

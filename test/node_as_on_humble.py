@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the segmentation node without the names that rclpy has received since Humble."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python child processes of a test, with their output."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bags of every storage, written by rosbags alone, to test the package's reader."""
 
 from __future__ import annotations

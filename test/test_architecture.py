@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rooms of the package: which may import which, and that no private name crosses a module's border."""
 
 from __future__ import annotations

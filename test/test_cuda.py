@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make test-cuda` on a machine without a GPU, and its table, made on the CPU."""
 
 from __future__ import annotations

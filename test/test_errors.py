@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user reads when a package is missing: one line, with the command for the distribution found."""
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user gets from pip and from colcon, and whether package.xml says what the code needs."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -161,3 +163,11 @@ def test_only_numpy_and_torch_are_required(source: Path) -> None:
     )
     required = ast.literal_eval(run(sys.executable, "-c", code, cwd=source).stdout.strip())
     assert sorted(name.partition(">")[0] for name in required) == ["numpy", "torch"]
+
+
+def test_every_source_file_names_its_licence() -> None:
+    tracked = subprocess.run(["git", "ls-files", "*.py", "*.sh"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    line = "# SPDX-License-Identifier: Apache-2.0"
+    assert not [f for f in tracked.stdout.split() if line not in (ROOT / f).read_text().splitlines()[:2]]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of the process: what they do to its memory is looked at in processes of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MkDocs hook: the table of the node's parameters, made from their specifications."""
 
 from __future__ import annotations

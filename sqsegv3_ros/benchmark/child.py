@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Child processes that measure: a JSON command a line in, a JSON answer a line out.
 
 Run as `python -m sqsegv3_ros.benchmark.child CLASS SETTINGS`: the class by its name below sqsegv3_ros, its arguments as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoding and encoding clouds in the usual layouts, without ROS."""
 
 from __future__ import annotations

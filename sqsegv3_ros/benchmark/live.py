@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Latency of the running node, from the publication of a cloud to the receipt of its labels in another process."""
 
 from __future__ import annotations

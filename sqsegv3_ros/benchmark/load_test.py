@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load test of the running node: how many clouds are labelled, dropped for a newer one, refused or lost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark of one scan: time by stage, memory and work, beside the reference implementation and other runtimes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stand-ins for ROS messages, to measure without ROS."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks to measure: by name with random weights, or rebuilt from a model file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference implementation: points to labels as the official release computes them.
 
 Written from the release's facts, not from its code: numpy projection that sorts the points and overwrites pixels, an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the time of a scan grows with points, image size, threads and channels."""
 
 from __future__ import annotations

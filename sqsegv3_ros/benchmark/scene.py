@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Synthetic scan with labels: a street seen by a sensor with 64 beams, the same every time."""
 
 from __future__ import annotations

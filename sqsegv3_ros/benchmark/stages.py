@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stages of a scan, statistics of their times, memory, and the work that other processes did meanwhile."""
 
 from __future__ import annotations

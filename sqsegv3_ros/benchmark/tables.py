@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables for the terminal, and a plot of the stages."""
 
 from __future__ import annotations

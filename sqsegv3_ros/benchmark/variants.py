@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the benchmark measures: this package's pipeline, the reference implementation, other runtimes.
 
 Each runs in a child process (`child.py`), so heavy modules are imported where a variant needs them. Every variant has

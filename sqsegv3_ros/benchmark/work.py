@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arithmetic and memory traffic of a network, counted while it runs without computing.
 
 It runs on torch's 'meta' device, whose tensors have shapes but no values: every convolution and product is seen at its

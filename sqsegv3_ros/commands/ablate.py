@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 ablate`: measure, train and plot the paper's ablation variants, next to the published numbers."""
 
 from __future__ import annotations

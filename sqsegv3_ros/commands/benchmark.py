@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 benchmark`: measure per-scan latency, memory and throughput."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 convert`: convert a SemanticKITTI sequence to a ROS 2 bag, or a bag to a sequence."""
 
 from __future__ import annotations

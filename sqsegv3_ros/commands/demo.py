@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 demo`: run node, player and evaluator on a simulated drive; write numbers, a report and a picture."""
 
 from __future__ import annotations

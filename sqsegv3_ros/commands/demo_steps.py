@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps of the demo: simulate a drive, replay it to the live node, evaluate, draw.
 
 Node, player and evaluator are separate processes that communicate over ROS 2, as on a robot.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 evaluate`: compare predictions with ground truth, in SemanticKITTI data sets or bags."""
 
 from __future__ import annotations

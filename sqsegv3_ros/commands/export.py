@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 export`: export a training checkpoint, or a model file again, as a model file or as ONNX."""
 
 from __future__ import annotations

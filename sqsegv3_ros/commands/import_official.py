@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 import-official`: convert a checkpoint folder of the official release into a model file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 inspect`: print the metadata of a model file."""
 
 from __future__ import annotations

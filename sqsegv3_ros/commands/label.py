@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 label`: label scans, SemanticKITTI roots and bags."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 render`: draw a scan and its labels: range image, label image, bird's-eye view and legend."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 replay`: publish the clouds of a bag or a SemanticKITTI sequence at their recorded rate."""
 
 from __future__ import annotations

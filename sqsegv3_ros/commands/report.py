@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 report`: write an evaluation as a self-contained HTML page."""
 
 from __future__ import annotations

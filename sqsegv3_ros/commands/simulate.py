@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 simulate`: simulate labelled LiDAR scans of synthetic scenes, as a SemanticKITTI tree or a bag."""
 
 from __future__ import annotations

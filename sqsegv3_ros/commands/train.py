@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 train`: train a network. jsonargparse parses the options, not argparse."""
 
 from __future__ import annotations

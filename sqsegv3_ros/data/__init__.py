@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Label sets, SemanticKITTI trees and rosbags."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversion between SemanticKITTI sequences and rosbags, with points, labels, times and poses."""
 
 from __future__ import annotations

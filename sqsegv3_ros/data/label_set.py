@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Label sets: classes with names and colours, and their mapping to the raw ids of a data set."""
 
 from __future__ import annotations

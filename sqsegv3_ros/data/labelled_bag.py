@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cache of labelled bags as data sets in SemanticKITTI's layout."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ROS 2 messages of recordings that the package writes: point layouts, topics, frames and serialization."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reader of rosbags (ROS 1, and ROS 2 as sqlite3 or mcap), by the package rosbags.
 
 Bags are untrusted input: any error that rosbags raises on a file becomes a UserError that names the file.

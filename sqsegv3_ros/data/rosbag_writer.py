@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writer of rosbags (ROS 1, and ROS 2 as mcap or sqlite3) that leaves a complete bag or none."""
 
 from __future__ import annotations

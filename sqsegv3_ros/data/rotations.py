@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotations and rigid transforms from angles and quaternions, and quaternions of rotations."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of SemanticKITTI: scans (.bin), labels (.label) and their sequence folders."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SemanticKITTI sequences with their stamps, poses and calibration, read and written.
 
 KITTI stores the poses of its left camera relative to the first one (camera axes: right, down, forward), one row-major

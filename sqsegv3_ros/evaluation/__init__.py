@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation of predicted labels, and pictures and reports of them."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation of labelled bags, with ground truth in the same clouds or in other bags."""
 
 from __future__ import annotations

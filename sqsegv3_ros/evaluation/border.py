@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Points near borders between classes, for border IoU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation of a folder of predictions for a SemanticKITTI data set."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation of predictions, scan by scan, and its summary.
 
 The summary consists of plain JSON types; docs/evaluation.md describes its keys. Data sets, bags and the live evaluation

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTML report of an evaluation: one file that needs no network."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Live evaluation of labelled clouds as they arrive: matching by stamp, scores, losses and latency.
 
 Independent of ROS. Times are seconds of one monotonic clock.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IoU, mIoU and accuracy of predicted labels, from one confusion matrix over points."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of scans as RGB arrays: colours of ranges, classes and errors, bird's-eye view, PNG encoding."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay of bags and SemanticKITTI sequences at their recorded rate, independent of ROS."""
 
 from __future__ import annotations

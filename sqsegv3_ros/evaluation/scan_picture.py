@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The picture of a scan: range image, label image, errors, bird's-eye view and legend. Drawn with Pillow."""
 
 from __future__ import annotations

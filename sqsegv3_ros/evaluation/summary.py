@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The summary of an evaluation: its JSON file, and its table for the terminal."""
 
 from __future__ import annotations

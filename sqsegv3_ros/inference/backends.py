@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inference backends for the exported network: torch (CUDA, CPU) and OpenVINO (CPU)."""
 
 from __future__ import annotations

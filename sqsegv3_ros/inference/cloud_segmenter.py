@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cloud segmenter: a PointCloud2 message -> labelled clouds and images, each stage timed.
 
 No ROS in it: the messages it makes are of the class of its input.

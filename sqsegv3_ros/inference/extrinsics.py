@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Extrinsics of the sensor: levelling of a tilted sensor's points, and height compensation."""
 
 from __future__ import annotations

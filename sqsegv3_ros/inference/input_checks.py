@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Input checks: whether a scan resembles those that the model was trained on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KNN refinement of point labels: every point is voted on by its neighbours in the range image.
 
 The method of RangeNet++ with the numbers of the reference implementation: a search window around the point's pixel,

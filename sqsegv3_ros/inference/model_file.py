@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model file: a TorchScript network together with everything that is needed to run it right and to train it on.
 
 One zip archive as `torch.jit.save` writes it, with two extra files. `sqsegv3.json` holds the classes, the projection,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spherical projection of a scan (Eq. 1 of the paper) and its inverse.
 
 The field of view is read as the reference implementation reads it: the printed f_up is the lower limit's magnitude.

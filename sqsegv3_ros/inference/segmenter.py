@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The segmenter: labels every point of a scan, with a confidence. No ROS in it.
 
 The paper's figure 1 in order: project the points, infer the classes of the pixels, restore the points' labels.

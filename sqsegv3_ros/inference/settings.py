@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Specifications and values of all settings of the node, and ROS 2 parameter files; no ROS in it.
 
 `ros/parameters.py` declares the specifications on the node and makes one validated `Settings` from the values.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TorchScript, the exported form of the network: the one place that traces, writes and reads it.
 
 torch deprecates TorchScript, and warns at every call on Python 3.14. The warnings are not shown, because a user can do

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labelling of one scan file or one bag."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plan of a labelling run: the inputs, their outputs, and what is checked before anything is written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encoder blocks by name: SAC-ISK and every block that the paper compares with it.
 
 All blocks are two 3x3 convolutions with a residual connection around them. They differ in how they adapt the input of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention modules of earlier work that the paper compares with SAC: SE, CBAM, CAM and PAC.
 
 Each scales the input of a 3x3 convolution and is thus a case of the paper's equation 4 (its section 4.4):

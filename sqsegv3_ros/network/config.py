@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of a SqueezeSegV3."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Export of a trained SqueezeSegV3 as a model file (TorchScript) or as ONNX.
 
 The exported form is the network in eval mode with every BatchNorm folded into the convolution before it and the

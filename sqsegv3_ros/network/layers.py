@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convolutions that know whether the left and the right edge of the range image are neighbours."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SqueezeSegV3: from the range image to five maps of logits.
 
 Each of the encoder's five stages repeats a block that takes the features and the coordinates of the pixels. The first

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint folders of the official release.
 
 A checkpoint loads completely or not at all: one error lists everything that is missing, unexpected or of wrong shape.

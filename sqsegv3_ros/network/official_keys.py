@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameter names of the official release's checkpoints."""
 
 from __future__ import annotations

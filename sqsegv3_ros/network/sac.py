@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spatially-adaptive convolution (SAC-ISK), the block of SqueezeSegV3.
 
 Spatially-adaptive convolution (paper, section 4) lets the weight of a 3x3 convolution vary over the image. SAC-ISK

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Variants of spatially-adaptive convolution with smaller attention: SAC-S, SAC-IS and SAC-SK.
 
 Spatially-adaptive convolution (paper, equations 3 and 4) is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversion between PointCloud2 messages and numpy arrays, independent of ROS.
 
 Works on any object with the attributes of sensor_msgs/PointCloud2, such as messages of rclpy and rosbags. `decode`

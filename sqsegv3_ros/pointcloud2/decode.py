@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoder of PointCloud2 messages: points, rings and single fields as arrays."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encoder of labelled and filtered PointCloud2 messages.
 
 Outputs keep the input's header, byte order and is_dense, the bytes of its points and their order; a labelled cloud also

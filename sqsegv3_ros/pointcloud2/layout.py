@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checked layout and bytes of a PointCloud2.
 
 Declared sizes are compared with the length of the data before anything is allocated by them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Creation of PointCloud2 messages from arrays."""
 
 from __future__ import annotations

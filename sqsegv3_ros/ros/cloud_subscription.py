@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Subscriptions to PointCloud2 topics whose reliability follows the publishers.
 
 A best-effort cloud of several megabytes is sent in hundreds of fragments, and one lost fragment loses the cloud: unless

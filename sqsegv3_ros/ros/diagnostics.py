@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node's diagnostics: counts, rates and latencies of the clouds, and the statuses derived from them.
 
 Times are seconds of one monotonic clock. The methods may be called from different threads.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What rclpy does differently from one ROS distribution to the next. Every name later than Humble is handled here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The live evaluation node: compares labelled clouds with the ground truth while the segmentation node runs.
 
 It ends by itself, and prints and saves the evaluation. Exit code: 0 if every scan was evaluated, 1 if not, 2 if

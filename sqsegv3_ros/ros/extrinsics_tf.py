@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sensor's extrinsics from TF."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A worker thread that processes only the newest item."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The nodes of the load test: a publisher of clouds at a fixed rate, and a receiver of the labelled clouds.
 
 Stamps are nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The output topics of the segmentation node."""
 
 from __future__ import annotations

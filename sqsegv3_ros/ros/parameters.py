@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Declare the package's settings as ROS parameters of a node."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The replay node: publishes the clouds of a bag or a sequence, and optionally /clock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The segmentation node: a lifecycle node that labels PointCloud2 messages.
 
 The executor's thread receives clouds, answers services and publishes diagnostics. One worker thread labels the newest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stop requests by SIGINT and SIGTERM."""
 
 from __future__ import annotations

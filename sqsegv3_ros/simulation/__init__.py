@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """A ray-cast spinning LiDAR in synthetic streets, with ground truth."""

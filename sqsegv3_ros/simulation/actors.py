@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Moving traffic: vehicles, riders and pedestrians at any time.
 
 Every lane has an endless row of equidistant slots that move at the lane's speed; a random number seeded by the slot's

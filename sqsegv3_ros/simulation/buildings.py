@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Meshes of houses and fences.
 
 The front of a building is at y = 0, starts at x = 0 and faces -y (the street); the rest of it is at y > 0. A fence runs

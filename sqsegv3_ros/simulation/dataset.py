@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulated data sets: labelled scans in SemanticKITTI's layout, and bags."""
 
 from __future__ import annotations

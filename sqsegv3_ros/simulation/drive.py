@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Motion of the sensor along a street.
 
 World frame: x along the street at u = 0, y left, z up, metres. A pose is (x, y, z, yaw, pitch, roll): angles in

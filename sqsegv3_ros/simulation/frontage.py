@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frontages: the lines along streets on which lots and furniture are placed.
 
 A frontage is on the outer edge of the sidewalk. Its own frame has s along it and o away from the street; traffic on the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Meshes of street furniture: poles, signs, boxes and bins. The foot is at the origin, the face towards -x."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan of a street and its ground: height, surface and world position at any street coordinates.
 
 Street coordinates (u, v) are metres along the street and to its left. The street is laid out straight and then bent:

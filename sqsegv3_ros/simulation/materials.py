@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Optical properties of materials."""
 
 from __future__ import annotations

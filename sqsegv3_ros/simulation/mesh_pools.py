@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pools of ready-made meshes.
 
 Building a tree takes a hundred times longer than placing it, so every process builds each pool once, from a fixed seed,

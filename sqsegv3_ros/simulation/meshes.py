@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Triangle meshes with class, material and albedo per triangle. Local frame: x forward, y left, z up."""
 
 from __future__ import annotations

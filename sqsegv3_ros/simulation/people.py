@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Meshes of pedestrians and riders, standing at the origin, x forward."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random plans of streets by kind of scene, and their lanes."""
 
 from __future__ import annotations

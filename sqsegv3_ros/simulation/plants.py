@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Meshes of vegetation: trees, bushes, hedges and thickets.
 
 In LiDAR scans foliage resembles a rough surface rather than a cloud: it consists of uneven sheets and clumps with

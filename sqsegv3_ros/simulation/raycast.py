@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ray casting into a street, with Embree (package embreex)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sensor's response to ray hits: which returns it reports, with what range and remission.
 
 The constants describe an HDL-64E as in KITTI's scans: remission is compensated for range up to about 20 m, fades with

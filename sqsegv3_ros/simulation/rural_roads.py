@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Furnishing of country roads and motorways: verges, guard rails, fields, woods and farms along a frontage."""
 
 from __future__ import annotations

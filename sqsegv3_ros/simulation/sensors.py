@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of spinning LiDARs: beams, firing pattern, limits and noise.
 
 Numbers are from the user manuals of the HDL-64E S2, HDL-32E, VLP-16, VLP-32C and OS1. The HDL-64E is KITTI's: two

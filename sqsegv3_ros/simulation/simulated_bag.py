@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ROS 2 bag of simulated sweeps: clouds with ground truth, /clock and, for a drive, the sensor's poses on /tf."""
 
 from __future__ import annotations

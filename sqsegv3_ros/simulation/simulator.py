@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulation of labelled sweeps: a LiDAR on a vehicle that drives along a street.
 
 Rays leave the rotating head of the moving sensor, hit the street and the traffic, and return or not.

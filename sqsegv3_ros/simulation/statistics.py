@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Comparison of the statistics of simulated and real scans: tables and figures.
 
 Run as `python -m sqsegv3_ros.simulation.statistics REAL SIMULATED --output DIR`. The output has only sums and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A street of a random plan, with everything that stands along it."""
 
 from __future__ import annotations

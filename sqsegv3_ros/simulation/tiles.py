@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiles of a street: 50 m long pieces with their objects and their ground, in world coordinates."""
 
 from __future__ import annotations

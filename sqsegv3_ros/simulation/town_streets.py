@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Furnishing of town streets: parked cars, lots, houses, hedges and street furniture along a frontage."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Meshes of road vehicles, on the ground about the origin, x forward."""
 
 from __future__ import annotations

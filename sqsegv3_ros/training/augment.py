@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Augmentation of labelled points before projection, in numpy.
 
 Each change has a probability and a range of magnitudes. All are off by default, as in the official release.

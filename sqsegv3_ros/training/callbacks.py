@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lightning callbacks of a run: weight averaging, checkpoints, history file, clean stop."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of training and other sources of weights: model files, folders of the official release."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Crops: windows of azimuth at full angular resolution, so that small machines can train."""
 
 from __future__ import annotations

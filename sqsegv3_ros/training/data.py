@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lightning data module: labelled scans as batches of augmented range images."""
 
 from __future__ import annotations

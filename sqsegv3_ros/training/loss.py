@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training loss: weighted cross entropy of all heads and, optionally, Lovász-softmax."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lightning module: training and validation of a SqueezeSegV3, with self-describing checkpoints."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects of rare classes, collected from scans with instance ids and pasted into other scans."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training run: command line and YAML settings, output folder, resuming, errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labelled scans of a split: found, checked and kept in memory."""
 
 from __future__ import annotations

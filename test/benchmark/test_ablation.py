@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 ablate`: counted work, timings, the paper's numbers, and training commands that run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 ablate --collect`: the tables that finished runs make."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 ablate --figures`: coordinate statistics and activations by pixel, against known numbers."""
 
 from __future__ import annotations

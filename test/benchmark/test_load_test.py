@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load and soak of the running node, by the command that makes the table of docs/reliability.md."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo as a new user runs it: four processes on a short simulated drive."""
 
 from __future__ import annotations

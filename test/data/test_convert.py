@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 convert` from sequences to bags and back, without losses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Label sets: the built-in ones, configurations, and conversion between labels and raw ids."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bags of every storage are read, or refused with the file's name, and written completely or not at all."""
 
 from __future__ import annotations

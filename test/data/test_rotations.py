@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotations from angles and quaternions and back, compared with Rodrigues' formula and quaternion products."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of SemanticKITTI are read as written, and refused by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 evaluate` on data sets: its numbers, and its messages for folders that do not fit."""
 
 from __future__ import annotations

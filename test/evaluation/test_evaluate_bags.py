@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 evaluate` on bags: numbers counted by hand and of the same scans in folders, and what is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Live evaluation without ROS: matching, counting and timing with synthetic times."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Border IoU against the official release's mask and numbers, and against masks drawn by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 render`: the picture of a scan, its orientation, and its error messages."""
 
 from __future__ import annotations

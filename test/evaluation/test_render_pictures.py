@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures as arrays: colours, orientation of the bird's-eye view, the visible point of several, PNG files."""
 
 from __future__ import annotations

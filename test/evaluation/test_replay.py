@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay without ROS, on a simulated clock: rate, sources and refusals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 report`: a self-contained page that shows exactly what was evaluated."""
 
 from __future__ import annotations

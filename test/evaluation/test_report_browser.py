@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report in a real browser: no network requests, mouse and touch control of the cloud, its orientation."""
 
 from __future__ import annotations

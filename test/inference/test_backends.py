@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What runs the network: how it is chosen, that every backend gives the same, and what is refused."""
 
 from __future__ import annotations

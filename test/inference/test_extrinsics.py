@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How points of a tilted sensor are levelled, and what the network is shown of one at another height."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Warnings for clouds that do not fit the model: synthetic ones, and recordings of real sensors with every preset."""
 
 from __future__ import annotations

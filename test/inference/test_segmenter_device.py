@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What keeps a GPU busy: looked at without one, on torch's meta device; and, where there is one, on it."""
 
 from __future__ import annotations

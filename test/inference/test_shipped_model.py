@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models that ship: where they are found, what they say about themselves, and how well they label scans."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filling the gaps between the beams of a sensor that has fewer of them than the model's."""
 
 from __future__ import annotations

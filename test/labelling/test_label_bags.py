@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 label` on bags: contents, options, shards, resuming and refusals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exported form agrees with the training model, as TorchScript and as ONNX, for every block."""
 
 from __future__ import annotations

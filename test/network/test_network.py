@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training model: against the numbers of the official release, padding at the azimuth seam, invalid input."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The blocks that the paper compares: against a slow, literal evaluation of its equations in float64."""
 
 from __future__ import annotations

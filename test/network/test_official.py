@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint folders of the official release: read completely and numerically correct, or refused with every reason."""
 
 from __future__ import annotations

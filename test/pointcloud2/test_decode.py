@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoding of clouds, compared with numpy's structured types on the same bytes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encoding of labelled and filtered clouds, compared with numpy's structured types."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages of `make_cloud`, compared with numpy's structured types."""
 
 from __future__ import annotations

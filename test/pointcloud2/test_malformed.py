@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any message is decoded as numpy decodes it, or refused with a reason; there is never another error.
 
 `is_consistent` decides independently of the codec, by the message's definition, whether a message must be accepted.

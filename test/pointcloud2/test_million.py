@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A million malformed clouds of a seeded mutator, compared with numpy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real recordings, decoded and encoded in the layouts of their drivers."""
 
 from __future__ import annotations

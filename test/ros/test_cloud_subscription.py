@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The input's subscription follows the reliability of its publishers, in one process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node on distributions whose rclpy lacks names of the installed one."""
 
 from __future__ import annotations

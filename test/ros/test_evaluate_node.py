@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The live evaluation node as a process, with simulated and with real peers."""
 
 from __future__ import annotations

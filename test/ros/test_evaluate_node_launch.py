@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """evaluate.launch.py: the processes it starts, and the real `ros2 launch` if it is installed."""
 
 from __future__ import annotations

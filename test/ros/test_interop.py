@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients that are not rclpy of this version: an independent RTPS client and another ROS distribution."""
 
 from __future__ import annotations

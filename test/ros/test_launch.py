@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launch file and the configuration files that it passes to the node."""
 
 from __future__ import annotations

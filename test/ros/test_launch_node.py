@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shipped configuration with the real node, and the real `ros2 launch` if it is installed."""
 
 from __future__ import annotations

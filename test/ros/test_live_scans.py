@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scans that another process publishes: the node labels them as the command line does."""
 
 from __future__ import annotations

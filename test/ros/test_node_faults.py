@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults around a running node: after each one it labels the next good scan, and diagnostics return to OK."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Malformed clouds at the running node: each is labelled or rejected with a reason, and the next one is labelled."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node as a process: signals, jumps of simulated time, several nodes, and a long inference."""
 
 from __future__ import annotations

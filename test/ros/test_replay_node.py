@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 replay` as a process with a client."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Untrusted model files, and the SROS2 policy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node as a process, with messages over Fast DDS."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sensor presets, input checks and extrinsics in the real node, with synthetic clouds in the sensors' layouts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sqsegv3 simulate`: its files, that a seed always gives the same bytes, and its error messages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated sensor against geometry computed by hand and against the statistics of its settings."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Synthetic streets: valid meshes, plausible sizes, every class, no seams."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Augmentation, mixing, pasting and crops, on clouds with a known result."""
 
 from __future__ import annotations

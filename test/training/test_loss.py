@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loss and the learning rate: against the official release's numbers and against slow references."""
 
 from __future__ import annotations

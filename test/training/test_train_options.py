@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of `sqsegv3 train`: every one is described, and configurations share a base file."""
 
 from __future__ import annotations

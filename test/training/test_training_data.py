@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training data: checks of data sets, bad files, reproducible batches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two training processes give the result of one process with all the data."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole training runs on a tiny data set: curve, resuming, stopping, checkpoints, export, messages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean and spread of finished runs, as in the paper's tables 3-5.
 
 A run is the output of one of the `training_commands`: a folder NAME-seedN with a `history.jsonl`. Its last validation

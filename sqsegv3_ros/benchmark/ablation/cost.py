@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each of the paper's variants costs, beside what the paper says, as plain JSON types."""
 
 from __future__ import annotations

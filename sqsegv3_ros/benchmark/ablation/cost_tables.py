@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Markdown tables and a plot of the ablations' cost, beside the paper's numbers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Latency of the networks that the paper compares: of one block, as in its table 3, and of the exported network.
 
 A block is timed in its training form at 32 channels, followed by a 3x3 convolution 32 -> 64 of stride 1, on an image of

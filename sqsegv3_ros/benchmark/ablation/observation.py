@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Per-pixel coordinate statistics and filter activations.
 
 The paper's observation (its sections 1, 3 and 4.1, figures 2 and 3): the distribution of a LiDAR image's channels

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The networks in the paper's tables 3-5, with the published numbers."""
 
 from __future__ import annotations
