@@ -233,7 +233,7 @@ def test_a_model_file_may_be_deleted_damaged_and_replaced_while_the_node_runs(
     for fault, text in (
         (lambda: model.write_bytes(whole[: len(whole) // 2]), "truncated"),
         (lambda: model.write_bytes(whole[:weights] + bytes(50_000) + whole[weights + 50_000 :]), "model.pt"),
-        (lambda: model.unlink(), r"model file \S+ not found"),
+        (lambda: model.unlink(), "model.pt not found"),
     ):
         fault()
         rig.labels()  # the running model is in memory
