@@ -48,7 +48,7 @@ def test_a_machine_that_loses_scans_at_the_recorded_rate_evaluates_all_of_them_a
     ("options", "message"),
     [
         (["--scans", "1"], "2..10000"),
-        (["--model", "/nowhere.pt"], "no model file"),
+        (["--model", "/nowhere.pt"], "not found"),
         (["--output", "/proc/nowhere"], "cannot write"),
     ],
 )
