@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make test` needs Python 3.10 to 3.12 and nothing else: it makes .venv, installs, lints and tests.
-# ROS=kilted takes that distribution instead of Jazzy, in an environment of its own.
-ROS ?= jazzy
-VENV ?= $(if $(filter jazzy,$(ROS)),.venv,.venv-$(ROS))
+# ROS=jazzy takes that distribution instead of Kilted, in an environment of its own.
+ROS ?= kilted
+VENV ?= $(if $(filter kilted,$(ROS)),.venv,.venv-$(ROS))
 # the first one found of 3.10, 3.11 or 3.12; PYTHON=... chooses another
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
@@ -19,19 +19,19 @@ export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
 # two at a time, as many tests wait for other processes; the tests of a file share what they set up
 test: lint
-	$(RUN) pytest -n 2 --dist loadfile
+	$(RUN) pytest -n 2 --dist loadfile --max-worker-restart 0
 
 # quick check while editing: the tests without ROS and without processes, under a minute
 test-fast: $(INSTALLED)
 	$(RUN) pytest -q -n 2 -m "not long and not slow" test/test_architecture.py test/pointcloud2 test/data test/inference test/network
 
-# the node and its clients; `make ROS=kilted test-ros` runs them on Kilted
+# the node and its clients; `make ROS=jazzy test-ros` runs them on Jazzy
 test-ros: $(INSTALLED)
 	$(RUN) pytest -n 2 --dist loadfile test/ros
 
 test-long: $(INSTALLED)
 	$(RUN) pytest -m long
-	$(MAKE) ROS=kilted VENV=.venv-kilted test-ros
+	$(MAKE) ROS=jazzy VENV=.venv-jazzy test-ros
 
 # on a machine with a GPU: all CUDA tests, and what a scan costs there; fails on others
 CUDA_TABLE ?= build/performance_cuda.md
@@ -98,5 +98,5 @@ $(INSTALLED): requirements/test.txt requirements/ros_$(ROS).txt setup.py setup.c
 	touch $@
 
 clean:
-	rm -rf .venv .venv-kilted build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-jazzy build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
