@@ -114,6 +114,7 @@ rclpy.spin(node)
 """
 
 
+@pytest.mark.long  # a stopped process with shared memory may crash Fast DDS in this one, which is a participant, too
 def test_a_subscriber_that_stops_and_is_killed_does_not_affect_the_node(rig: Rig) -> None:
     with running("-c", LISTENER, f"{rig.name}/output/points") as listener:
         wait_until(lambda: rig.labels() and "heard" in listener.log, 100, lambda: listener.log)
