@@ -18,7 +18,7 @@ WORKDIR /ros2_ws
 # hadolint ignore=DL3008,DL3013
 RUN apt-get update && apt-get install -y --no-install-recommends python3-pip && rm -rf /var/lib/apt/lists/* \
     && if [ -n "$CUDA" ]; then pip install torch; \
-       else pip install torch --index-url https://download.pytorch.org/whl/cpu && pip install openvino; fi
+       else pip install torch && pip install openvino; fi
 
 COPY package.xml src/sqsegv3_ros/package.xml
 RUN apt-get update && rosdep update --rosdistro "$ROS_DISTRO" \
