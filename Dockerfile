@@ -17,8 +17,7 @@ WORKDIR /ros2_ws
 # before the source, so that a change of the source installs nothing again; torch's CUDA libraries come with its wheel
 # hadolint ignore=DL3008,DL3013
 RUN apt-get update && apt-get install -y --no-install-recommends python3-pip && rm -rf /var/lib/apt/lists/* \
-    && if [ -n "$CUDA" ]; then pip install torch; \
-       else pip install torch && pip install openvino; fi
+    && pip install torch && if [ -z "$CUDA" ]; then pip install openvino; fi
 
 COPY package.xml src/sqsegv3_ros/package.xml
 RUN apt-get update && rosdep update --rosdistro "$ROS_DISTRO" \
