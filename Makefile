@@ -43,8 +43,8 @@ demo: $(INSTALLED)
 	$(CLI) demo --output demo $(if $(MODEL),--model $(MODEL))
 
 # Rebuild the shipped models: hours on two cores each. Interrupted runs resume.
-# `make model` makes models/simulated.pt from nothing: first at 64 x 1024, then at 64 x 512; the node runs it at 64 x 576.
-# `make model-kitti KITTI=~/data/semantic_kitti` makes models/default.pt from that one and labelled scans.
+# `make model` makes models/default.pt from nothing: first at 64 x 1024, then at 64 x 512; the node runs it at 64 x 576.
+# `make model-kitti KITTI=~/data/semantic_kitti` makes models/kitti.pt from that one and labelled scans.
 MODEL_DATA ?= build/model/scans
 MODEL_RUN ?= build/model/run
 model: $(INSTALLED)
@@ -52,7 +52,7 @@ model: $(INSTALLED)
 	$(call simulate,30,9100,06)
 	$(call train,1,ssgv3_sim,--data.root $(MODEL_DATA))
 	$(call train,2,ssgv3_sim_512,--data.root $(MODEL_DATA) --model.start_from $(MODEL_RUN)/1/best.ckpt)
-	$(CLI) export $(MODEL_RUN)/2/best.ckpt --output models/simulated.pt --width 576 --half --licence Apache-2.0 --force
+	$(CLI) export $(MODEL_RUN)/2/best.ckpt --output models/default.pt --width 576 --half --licence Apache-2.0 --force
 
 model-kitti: $(INSTALLED)
 	@test -n "$(KITTI)" || { echo "KITTI=... names the folder of SemanticKITTI (with sequences/NN/velodyne and labels)"; exit 2; }
@@ -61,7 +61,7 @@ model-kitti: $(INSTALLED)
 	$(call simulate,30,9100,06)
 	$(call simulate,100,7100,21,--sensor ouster_os1_128)
 	$(call train,3,ssgv3_kitti,--data.root $(KITTI))
-	$(CLI) export $(MODEL_RUN)/3/last.ckpt --output models/default.pt --width 576 --half \
+	$(CLI) export $(MODEL_RUN)/3/last.ckpt --output models/kitti.pt --width 576 --half \
 		--licence "CC BY-NC-SA 4.0 (trained on SemanticKITTI): not for commercial use" --force
 
 # scans, seed, sequence, further options

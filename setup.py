@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 PACKAGE = "sqsegv3_ros"
 ROOT = Path(__file__).resolve().parent
 SHARED_FOLDERS = ("launch", "config", "models")
+NOT_INSTALLED = ("kitti",)  # its weights may not be used commercially: only a source checkout has it
 
 
 def shared_files() -> list[tuple[str, list[str]]]:
@@ -21,7 +22,7 @@ def shared_files() -> list[tuple[str, list[str]]]:
         for path in sorted((ROOT / top).rglob("*")):
             relative = path.relative_to(ROOT)
             hidden = any(part.startswith((".", "__")) for part in relative.parts)
-            if path.is_file() and not hidden:
+            if path.is_file() and not hidden and path.stem not in NOT_INSTALLED:
                 by_folder.setdefault(relative.parent, []).append(str(relative))
         files += [(f"share/{PACKAGE}/{folder}", names) for folder, names in by_folder.items()]
     return files
@@ -58,7 +59,7 @@ setup(
     maintainer="sqsegv3_ros maintainers",
     maintainer_email="maintainers@sqsegv3-ros.example",
     url="https://sqsegv3-ros.example",
-    license="Apache-2.0 AND CC-BY-NC-SA-4.0",
+    license="Apache-2.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: package_data()},
     data_files=shared_files(),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import pickle
 import struct
 import zipfile
@@ -31,7 +32,9 @@ from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 if TYPE_CHECKING:
     import torch
 
-DEFAULT = "default"  # name of the model that is used where none is named
+DEFAULT = "default"  # name of the model that is used if none is named
+# models that a source checkout has and an installed package lacks, and the licence of their weights
+NOT_INSTALLED = {"kitti": "CC BY-NC-SA 4.0, not for commercial use"}
 FORMAT = "sqsegv3_ros model"
 FORMAT_VERSION = 2
 INFO_FILE = "sqsegv3.json"
@@ -302,8 +305,8 @@ def find_model(given: str | Path | None) -> Path:
     """Find the file of a model.
 
     Args:
-        given: A path, the name of a shipped model such as 'simulated', or nothing for the default. A name is that of a
-            shipped model even if the working folder has a file of that name: write ./simulated for the file.
+        given: A path, the name of a shipped model such as 'kitti', or nothing for the default. A name is that of a
+            shipped model even if the working folder has a file of that name: write ./kitti for the file.
 
     Returns:
         The path; whether a file is there is not checked for paths with a folder or an ending.
@@ -313,6 +316,11 @@ def find_model(given: str | Path | None) -> Path:
     """
     shipped = shipped_models()
     name = str(given or DEFAULT)
+    if name in NOT_INSTALLED:
+        notice = f"model {name}: the licence of its weights is {NOT_INSTALLED[name]}"
+        if name not in shipped:
+            raise UserError(f"{notice}; it is not installed: give the path of models/{name}.pt in a source checkout")
+        logging.getLogger(__name__).warning("%s (`%s` is free to use)", notice, DEFAULT)
     if name in shipped:
         return shipped[name]
     if not given:

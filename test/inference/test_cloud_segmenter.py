@@ -44,9 +44,9 @@ def test_settings_that_change_while_a_cloud_is_in_work_hold_from_the_next_cloud_
 
 
 def test_a_model_that_ships_is_found_by_its_name_and_a_cuda_graph_needs_cuda() -> None:
-    described = CloudSegmenter(settings(model="simulated"), warm_up=False).description()
-    assert Path(described["file"]).name == "simulated.pt" and described["licence"] == "Apache-2.0"
+    described = CloudSegmenter(settings(model="default"), warm_up=False).description()
+    assert Path(described["file"]).name == "default.pt" and described["licence"] == "Apache-2.0"
     with pytest.raises(UserError, match="requires a CUDA device; the device is cpu"):
-        CloudSegmenter(settings(model="simulated", device="cpu", cuda_graph=True), warm_up=False)
-    with pytest.raises(UserError, match="the shipped models are default, simulated"):
+        CloudSegmenter(settings(model="default", device="cpu", cuda_graph=True), warm_up=False)
+    with pytest.raises(UserError, match="the shipped models are default, kitti"):
         CloudSegmenter(settings(model="simulatd"), warm_up=False)

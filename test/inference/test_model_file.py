@@ -194,24 +194,35 @@ def test_the_shipped_model_is_found_beside_an_installed_package(
     assert default_model() == shipped
 
 
+def test_a_model_for_non_commercial_use_states_its_licence_when_chosen_and_is_not_installed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    find_model("kitti")
+    assert "kitti: the licence of its weights is CC BY-NC-SA 4.0, not for commercial use" in caplog.text
+    assert read_info(find_model("kitti")).licence.startswith("CC BY-NC-SA 4.0")
+    monkeypatch.setattr("sqsegv3_ros.inference.model_file.shipped_models", lambda: {"default": model})
+    with pytest.raises(UserError, match=r"not installed: give the path of models/kitti.pt"):
+        find_model("kitti")
+
+
 def test_models_that_ship_are_found_by_name_and_files_by_path(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = shipped_models()
-    assert {"default", "simulated"} <= shipped.keys()
+    assert {"default", "kitti"} <= shipped.keys()
     monkeypatch.chdir(tmp_path)
     assert find_model(None) == find_model("") == find_model("default") == shipped["default"]
-    assert find_model("simulated") == shipped["simulated"]
+    assert find_model("kitti") == shipped["kitti"]
     assert find_model(str(model)) == find_model(model) == model
-    (tmp_path / "simulated").mkdir()  # a folder is no model
-    assert find_model("simulated") == shipped["simulated"]
-    (tmp_path / "simulated").rmdir()
-    (tmp_path / "simulated").write_bytes(model.read_bytes())  # a file that happens to have the name
-    assert find_model("simulated") == shipped["simulated"]
-    assert find_model("./simulated") == Path("simulated")
+    (tmp_path / "kitti").mkdir()  # a folder is no model
+    assert find_model("kitti") == shipped["kitti"]
+    (tmp_path / "kitti").rmdir()
+    (tmp_path / "kitti").write_bytes(model.read_bytes())  # a file that happens to have the name
+    assert find_model("kitti") == shipped["kitti"]
+    assert find_model("./kitti") == Path("kitti")
     assert find_model("~/mine.pt") == Path.home() / "mine.pt"
-    with pytest.raises(UserError, match=r"smiulated not found: no such file, and the shipped models are default, simu"):
-        find_model("smiulated")
+    with pytest.raises(UserError, match=r"not found: no such file, and the shipped models are default, kitti"):
+        find_model("kiti")
     assert find_model("/nowhere/mine.pt") == Path("/nowhere/mine.pt")  # who reads it says so
 
 

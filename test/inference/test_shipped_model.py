@@ -17,7 +17,7 @@ from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
 from sqsegv3_ros.inference.model_file import find_model, read_info
 from sqsegv3_ros.inference.segmenter import Segmenter
 
-NAMES = ("default", "simulated")
+NAMES = ("default", "kitti")
 COMMON = [
     "car",
     "road",
@@ -33,13 +33,13 @@ COMMON = [
 ]
 # measured: see models/*.md. A broken export or projection gives a few percent
 SIMULATED = {
-    "default": {"common": 36.0, "car": 35.0, "road": 70.0},
-    "simulated": {"common": 37.0, "car": 48.0, "road": 70.0},
+    "kitti": {"common": 36.0, "car": 35.0, "road": 70.0},
+    "default": {"common": 37.0, "car": 48.0, "road": 70.0},
 }
-# the default learned from these scans, the other never saw them
+# `kitti` learned from these scans, the other never saw them
 REAL = {
-    "default": {"common": 33.0, "car": 50.0, "road": 65.0},
-    "simulated": {"common": 26.0, "car": 42.0, "road": 55.0},
+    "kitti": {"common": 33.0, "car": 50.0, "road": 65.0},
+    "default": {"common": 26.0, "car": 42.0, "road": 55.0},
 }
 
 
@@ -73,7 +73,7 @@ def test_it_is_found_small_and_says_what_it_was_trained_on_and_may_be_used_for(n
     assert info.labels == SEMANTIC_KITTI
     assert info.provenance["data"]["training_scans"] > 0
     real = "semantic_kitti" in str(info.provenance["data"])
-    assert ("BY-NC-SA" in info.licence) == real == (name == "default")
+    assert ("BY-NC-SA" in info.licence) == real == (name == "kitti")
     card = model.with_suffix(".md").read_text()
     for part in (info.name, info.licence, info.weights_sha256[:16]):
         assert part in card, part

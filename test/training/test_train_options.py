@@ -30,7 +30,7 @@ def test_help_describes_every_option_of_the_package(capsys, monkeypatch):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_configuration_that_ships_can_be_read(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)  # ssgv3_kitti.yaml names models/simulated.pt
+    monkeypatch.chdir(ROOT)  # ssgv3_kitti.yaml names models/default.pt
     cli = TrainCLI(["--config", str(path), "--data.root", str(tmp_path), "--run.output", str(tmp_path)])
     assert cli.datamodule.projection == cli.model.projection
     parameters = sum(p.numel() for p in cli.model.network.parameters())
