@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Archives of bags to label, good and bad ones, and what became of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sqsegv3_ros.cli import main
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+from sqsegv3_ros.data.rosbag_reader import BagReader
+
+BAD_CLOUD = ["x", "y", "ground_truth"]  # fields of a cloud without z
+PERSON = SEMANTIC_KITTI.index("person")
+
+
+def call(*arguments: object) -> int:
+    return main([str(a) for a in arguments])
+
+
+def truncate(bag: Path) -> Path:
+    """Cut the end off a bag's only storage file."""
+    file = next(path for path in bag.iterdir() if path.suffix in (".mcap", ".db3"))
+    file.write_bytes(file.read_bytes()[:-500])
+    return bag
+
+
+def records(manifest: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Settings, and the last record of every output."""
+    header, *lines = (json.loads(line) for line in manifest.read_text().splitlines())
+    return header["settings"], {line["name"]: line for line in lines}
+
+
+def clouds_of(bag: Path, topic: str = "/lidar") -> list[Any]:
+    with BagReader(bag) as reader:
+        return [reader.cloud(message) for message in reader.messages(topic)]
