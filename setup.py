@@ -74,6 +74,9 @@ setup(
         "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.44", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],
+        # `sqsegv3 label --ray`, and its inputs and outputs on s3:// and sftp://
+        "cluster": ["ray[default]>=2.40"],
+        "remote": ["fsspec", "s3fs", "sshfs"],
         "onnx": ["onnx", "onnxruntime"],
         "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"],
         "ros": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),

@@ -35,3 +35,9 @@ def records(manifest: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 def clouds_of(bag: Path, topic: str = "/lidar") -> list[Any]:
     with BagReader(bag) as reader:
         return [reader.cloud(message) for message in reader.messages(topic)]
+
+
+def messages_of(bag: Path) -> list[tuple[str, int, bytes]]:
+    """Topic, time of receipt and bytes of every message."""
+    with BagReader(bag) as reader:
+        return [(m.connection.topic, m.time_ns, bytes(m.raw)) for m in reader.messages()]

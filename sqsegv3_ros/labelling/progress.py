@@ -60,7 +60,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress."""
-        if self._bar is not None:
+        if self._bar is not None and sys.stderr.isatty():
             self._bar.write(f"sqsegv3 label: {text}", file=sys.stderr)
         else:
             print(f"sqsegv3 label: {text}", file=sys.stderr)

@@ -25,6 +25,7 @@ MAX_ATTEMPTS = 3
 WORKER_DIED = "worker died"
 OBJECT_STORE_BYTES = 100 * 1024**2  # only the model and the records pass through it
 _PATIENCE_S = 60.0
+_REASON_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -214,15 +215,16 @@ class _Pool:
             size=job.size,
             status=FAILED if self._on_error == FAIL else QUARANTINED,
             reason=WORKER_DIED,
-            error=f"{job.input}: {attempts} workers died over it, the last because: {_first_line(error)}",
+            error=f"{job.input}: {attempts} workers died over it, the last because: {_reason(error)}",
             attempts=attempts,
             finished=utc_now(),
         )
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    """Ray's reason in one line, without its table of ids."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    return " ".join(lines)[:_REASON_LENGTH] or type(error).__name__
 
 
 def _connect(cluster: Cluster) -> tuple[Any, str]:

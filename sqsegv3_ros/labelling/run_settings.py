@@ -78,13 +78,13 @@ class RunSettings:
         Raises:
             UserError: This machine cannot comply: another model, missing instructions, other package versions.
         """
-        from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-        from sqsegv3_ros.inference.settings import Settings
-
         found = installed_versions(self.parameters["backend"])
         for package, expected in self.versions.items():
             if found[package] != expected:
                 raise UserError(f"{package} {found[package]} is installed, the driver has {expected}")
+        from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+        from sqsegv3_ros.inference.settings import Settings
+
         return CloudSegmenter(Settings({**self.parameters, "model": str(model)}), warm_up=False)
 
 

@@ -23,6 +23,7 @@ from sqsegv3_ros.data.semantic_kitti import write_scan
 from sqsegv3_ros.pointcloud2 import read_field
 
 FOUND = scans(2, 2000)
+QUICK = ("--backend", "torch", "--threads", 1)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def archive(tmp_path: Path) -> Path:
 @pytest.fixture
 def label(small_model: Path, archive: Path, tmp_path: Path) -> Any:
     def run(*options: object) -> int:
-        return call("label", archive, "--model", small_model, "--output", tmp_path / "out", *options)
+        return call("label", archive, "--model", small_model, "--output", tmp_path / "out", *QUICK, *options)
 
     return run
 
@@ -95,7 +96,7 @@ def test_a_bag_without_a_usable_cloud_is_quarantined_even_if_clouds_may_be_skipp
 ) -> None:
     bag = record(tmp_path / "none", "mcap", {"/lidar": [FOUND[0][BAD_CLOUD]]})
     out = tmp_path / "out"
-    assert call("label", bag, "--model", small_model, "--output", out, "--on-error", "skip-cloud") == 0
+    assert call("label", bag, "--model", small_model, "--output", out, *QUICK, "--on-error", "skip-cloud") == 0
     assert records(out / "manifest.jsonl")[1]["none"]["status"] == "quarantined"
     assert [p.name for p in out.iterdir()] == ["manifest.jsonl"]
 
@@ -107,7 +108,7 @@ def test_a_tree_is_labelled_in_pieces_and_a_bad_scan_can_be_skipped(small_model:
         write_scan(folder / f"{number:06d}.bin", points)
     (folder / "000001.bin").write_bytes(b"no scan")
     out = tmp_path / "out"
-    arguments = ("label", tmp_path / "kitti", "--model", small_model, "--output", out)
+    arguments = ("label", tmp_path / "kitti", "--model", small_model, "--output", out, *QUICK)
     assert call(*arguments, "--on-error", "skip-cloud") == 0
     (name, piece), *others = records(out / "manifest.jsonl")[1].items()
     assert not others and name == "sequences/00/predictions/000000-000002"
@@ -163,7 +164,7 @@ def test_other_settings_are_refused_once_labels_exist(
     assert label("--on-error", "quarantine", "--shard", "2/2") == 0
     before = (tmp_path / "out" / "manifest-2-of-2.jsonl").read_text()
     for options, words in (
-        (("--threads", "1"), "runtime.threads: 2 there, 1 now"),
+        (("--threads", 2), "runtime.threads: 1 there, 2 now"),
         (("--knn", "off"), "parameters.knn.mode: None there, off now"),
         (("--output-topic", "/x"), "bags.output_topic: None there, /x now"),
     ):
@@ -191,7 +192,17 @@ def test_an_output_that_cannot_be_written_ends_the_run_and_blames_no_bag(
     out = tmp_path / "out"
     out.mkdir()
     (out / "monday").write_text("a file, not a folder")
-    arguments = ("label", tmp_path / "archive", "--model", small_model, "--output", out, "--on-error", "quarantine")
+    arguments = (
+        "label",
+        tmp_path / "archive",
+        "--model",
+        small_model,
+        "--output",
+        out,
+        *QUICK,
+        "--on-error",
+        "quarantine",
+    )
     assert call(*arguments) == 2
     assert "cannot write" in capsys.readouterr().err
     assert records(out / "manifest.jsonl")[1] == {}
