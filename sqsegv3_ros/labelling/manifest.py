@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -174,6 +175,7 @@ class Manifest:
         self._file.truncate(0 if self._fresh else _length_of_whole_lines(self._path))
         if self._file.seek(0, os.SEEK_END) == 0:
             self._write(self._header)
+        self._upload()  # an output that cannot be written is found before anything is labelled
         return self
 
     def __exit__(
@@ -181,7 +183,8 @@ class Manifest:
     ) -> None:
         with self._file:
             self._sync()
-        self._upload()
+        with suppress(UserError) if error else nullcontext():  # the first error says more
+            self._upload()
 
     def remaining(self, jobs: Iterable[Job], *, retry_quarantined: bool = False) -> list[Job]:
         """Select the jobs that are not done or whose input or output is not what was recorded.

@@ -39,6 +39,8 @@ def list_files(url: str) -> dict[str, int]:
     with _errors_name(url, "cannot be listed"):
         storage, path = _open_storage(url)
         storage.invalidate_cache()
+        if storage.isfile(path):
+            return {"": int(storage.info(path)["size"])}
         found = storage.find(path, detail=True)
         path = storage._strip_protocol(path).rstrip("/")
         files = {name[len(path) :].strip("/"): int(info["size"]) for name, info in sorted(found.items())}
