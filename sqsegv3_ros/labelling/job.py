@@ -128,7 +128,7 @@ def label_job(
         with _input_errors(NOT_FETCHED):
             source = workspace.source(job)
         with _input_errors(UNREADABLE):
-            sha256 = digest([source / file for file in job.files] or [source])
+            sha256 = digest([source / file for file in job.files] if job.files or not job.is_bag else [source])
         label = _label_bag if job.is_bag else _label_scans
         label(segmenter, job, source, workspace.target(job), settings, tally, on_cloud)
         workspace.deliver(job)
