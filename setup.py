@@ -75,7 +75,7 @@ setup(
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],
         # `sqsegv3 label --ray`, and its inputs and outputs on s3:// and sftp://
-        "cluster": ["ray[default]>=2.40"],
+        "cluster": ["ray[default]>=2.60"],
         "remote": ["fsspec", "s3fs", "sshfs"],
         "onnx": ["onnx", "onnxruntime"],
         "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"],

@@ -26,6 +26,34 @@ def truncate(bag: Path) -> Path:
     return bag
 
 
+def fragile_model(model: Path, path: Path) -> Path:
+    """A copy of a model whose network raises an error for an intensity far out of range."""
+    import torch
+
+    from sqsegv3_ros.inference.model_file import load_model, read_training_state, save_model
+
+    class Fragile(torch.nn.Module):
+        def __init__(self, network: torch.nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if bool(image.abs().max() > 1e4):
+                image = image.view(-1, 7)  # of a size that is no multiple of 7
+            return self.network(image)
+
+    loaded = load_model(model)
+    save_model(path, torch.jit.script(Fragile(loaded.network)), loaded.info, read_training_state(model))
+    return path
+
+
+def broken_scans(found: list[Any]) -> list[Any]:
+    """Scans that the fragile model raises an error for."""
+    for scan in found:
+        scan["intensity"] = 1e6
+    return found
+
+
 def records(manifest: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Settings, and the last record of every output."""
     header, *lines = (json.loads(line) for line in manifest.read_text().splitlines())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.commands.options import add_cloud_options, add_model_options, intensity_settings, runtime_settings
-from sqsegv3_ros.errors import UserError, require
+from sqsegv3_ros.errors import OperationError, UserError, require
 
 if TYPE_CHECKING:
     from sqsegv3_ros.labelling.manifest import Manifest, Record
@@ -129,15 +129,16 @@ def _label(
         return 0
     progress = Progress(jobs)
     records = _records(jobs, settings, workspace, progress, args)
-    clouds, unlabelled = 0, 0
+    clouds, unlabelled, failed = 0, 0, 0
     warnings: dict[str, str] = {}
     with manifest, closing(records):
         for record in records:
             manifest.add(record)
-            if record.status == FAILED:
+            if record.status == FAILED and args.on_error == "fail":
                 raise failure(record)
             progress.finish(record)
             clouds += record.clouds
+            failed += record.status == FAILED
             unlabelled += record.status != DONE or record.skipped_clouds > 0
             if record.warning:
                 warnings.setdefault(record.input, record.warning)
@@ -152,6 +153,8 @@ def _label(
     print(
         f"labelled {_count(clouds, 'scan')}{earlier} with {settings.model_name} ({settings.runtime()}): {args.output}"
     )
+    if failed:
+        raise OperationError(f"{_count(failed, 'input')} failed for reasons that may pass; the same call tries again")
     return 0
 
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -50,11 +50,12 @@ class InputError(UserError):
     Args:
         reason: Kind of the failure.
         message: The failure in full.
+        transient: The machine or the storage may be to blame, so that another try may succeed.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.transient = reason, transient
 
 
 @dataclass
@@ -133,7 +134,7 @@ def label_job(
         label(segmenter, job, source, workspace.target(job), settings, tally, on_cloud)
         workspace.deliver(job)
     except InputError as failure:
-        status = FAILED if settings.on_error == FAIL else QUARANTINED
+        status = FAILED if failure.transient or settings.on_error == FAIL else QUARANTINED
         reason, error = failure.reason, str(failure)
         tally = _Tally(np.zeros(len(labels), np.int64))
     finally:
@@ -184,7 +185,7 @@ def _label_scans(
             with _input_errors(BAD_CLOUD):
                 points = read_scan(path)
                 to_remission(points[:, 3], settings.scans)
-            with _input_errors(INFERENCE_FAILED, str(path)):
+            with _input_errors(INFERENCE_FAILED, str(path), Exception):
                 result = inner.segment(points)
             write_labels(target / f"{path.stem}.label", info.labels.to_raw(result.labels))
             tally.add(result, check_input(points, None, expected, result.image.index >= 0))
@@ -252,7 +253,7 @@ def _label_message(
     name: str,
     tally: _Tally,
 ) -> None:
-    with _input_errors(BAD_CLOUD, name), _input_errors(INFERENCE_FAILED, name, RuntimeError):
+    with _input_errors(INFERENCE_FAILED, name, Exception), _input_errors(BAD_CLOUD, name, UserError):
         result = segmenter.process(reader.cloud(message), {"points"})
     with _conversion_errors():
         writer.write(channel, message.time_ns, reader.serialize(result.clouds["points"]))
@@ -279,14 +280,15 @@ def _require_some(job: Job, tally: _Tally) -> None:
 
 
 @contextmanager
-def _input_errors(reason: str, name: str = "", kinds: Any = (UserError, RuntimeError)) -> Iterator[None]:
-    """Make errors those of the input."""
+def _input_errors(reason: str, name: str = "", kinds: type[Exception] = UserError) -> Iterator[None]:
+    """Make errors those of the input. Inference may raise anything: one strange bag must not end a run of days."""
     try:
         yield
     except InputError:
         raise
     except kinds as error:
-        raise InputError(reason, f"{name}: {error}" if name else str(error)) from error
+        transient = reason in (NOT_FETCHED, INFERENCE_FAILED) or isinstance(error.__cause__, OSError)
+        raise InputError(reason, f"{name}: {error}" if name else str(error), transient=transient) from error
 
 
 @contextmanager
@@ -306,7 +308,7 @@ def _may_skip(settings: RunSettings, tally: _Tally) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if settings.on_error != SKIP_CLOUD or error.reason != BAD_CLOUD:
+        if settings.on_error != SKIP_CLOUD or error.reason != BAD_CLOUD or error.transient:
             raise
         tally.skipped.append(str(error))
 

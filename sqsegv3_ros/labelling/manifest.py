@@ -39,7 +39,7 @@ class Record:
         name: Name of the output, below the output folder.
         input: Path or URL of the input.
         size: Bytes of the input.
-        status: 'done', 'failed' (is tried again by the next run) or 'quarantined' (is not).
+        status: 'done', 'failed' (the next run tries again) or 'quarantined' (it does not).
         reason: Kind of the failure, to count by; empty if done.
         error: The failure, or the first skipped cloud's, in full.
         sha256: Digest of the input, see `remote.digest`.

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqsegv3_ros import process
 from sqsegv3_ros.errors import OperationError, UserError, missing_package, require
-from sqsegv3_ros.labelling.job import label_job, utc_now
+from sqsegv3_ros.labelling.job import INFERENCE_FAILED, label_job, utc_now
 from sqsegv3_ros.labelling.manifest import FAILED, QUARANTINED, Record
 from sqsegv3_ros.labelling.plan import Job
 from sqsegv3_ros.labelling.run_settings import FAIL, RunSettings
@@ -78,7 +78,7 @@ class Worker:
             file.flush()
             try:
                 self._segmenter = self._settings.make_segmenter(Path(file.name))
-            except UserError as error:
+            except (UserError, RuntimeError) as error:  # RuntimeError: of torch, such as a broken GPU
                 return f"{os.uname().nodename}: {error}"
         self._model = b""
         return ""
@@ -98,8 +98,8 @@ def label_on_ray(
 ) -> Generator[Record]:
     """Label jobs on a Ray cluster, the largest first.
 
-    A job whose worker or node died is taken again, by at most `MAX_ATTEMPTS` workers in all. A worker that cannot
-    comply with the settings gets no job.
+    A job whose worker or node died, or whose inference failed, is taken again, by at most `MAX_ATTEMPTS` workers in
+    all. A worker that cannot comply with the settings gets no job.
 
     Args:
         jobs: The jobs.
@@ -177,16 +177,18 @@ class _Pool:
         except exceptions.RayTaskError as error:
             raise error.cause from None
         except exceptions.RayError as error:
-            return self._bury(actor, job, error)
+            return self._replace(actor, job, WORKER_DIED, _reason(error))
         if job is None:
             if result:
                 self._refuse(actor, result)
                 return None
             self._failed_starts = 0
-        self._idle.append(actor)
-        if job is None:
+            self._idle.append(actor)
             return None
         assert isinstance(result, Record)
+        if result.reason == INFERENCE_FAILED:  # its GPU may be broken: it would spoil one job after another
+            return self._replace(actor, job, INFERENCE_FAILED, result.error)
+        self._idle.append(actor)
         return replace(result, attempts=self._attempts.pop(job.name, 0) + 1)
 
     def _refuse(self, actor: Any, reason: str) -> None:
@@ -196,9 +198,9 @@ class _Pool:
         self._refusals[reason] = None
         self._ray.kill(actor)
 
-    def _bury(self, actor: Any, job: Job | None, error: Exception) -> Record | None:
-        """Replace a worker that died, and give its job to another one or up."""
-        self._ray.kill(actor)  # it may only be out of reach
+    def _replace(self, actor: Any, job: Job | None, reason: str, error: str) -> Record | None:
+        """Replace a worker that failed, and give its job to another one or up."""
+        self._ray.kill(actor)  # a dead one may only be out of reach
         self._failed_starts += job is None
         if self._failed_starts < MAX_ATTEMPTS:
             self._start_actor()
@@ -206,7 +208,7 @@ class _Pool:
             return None
         attempts = self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
         if attempts < MAX_ATTEMPTS:
-            self._say(f"{job.name}: its worker died; it is taken again")
+            self._say(f"{job.name}: {reason}; it is taken again")
             self._waiting.appendleft(job)
             return None
         return Record(
@@ -214,8 +216,8 @@ class _Pool:
             input=job.input,
             size=job.size,
             status=FAILED if self._on_error == FAIL else QUARANTINED,
-            reason=WORKER_DIED,
-            error=f"{job.input}: {attempts} workers died over it, the last because: {_reason(error)}",
+            reason=reason,
+            error=f"{job.input}: {attempts} workers failed, the last because: {error}",
             attempts=attempts,
             finished=utc_now(),
         )
@@ -228,8 +230,10 @@ def _reason(error: Exception) -> str:
 
 
 def _connect(cluster: Cluster) -> tuple[Any, str]:
-    """Start Ray on this machine or join a cluster, without Ray's usage statistics. Returns ray and its dashboard."""
+    """Start Ray on this machine or join a cluster. Returns ray and the address of its dashboard, for people."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # its counters by task name are never freed: 11 KB in driver and worker for each job, as each has its own name
+    os.environ["RAY_enable_metrics_collection"] = "0"  # noqa: SIM112  # as Ray spells it
     try:
         import ray
     except ImportError as error:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what docs/archives.md says of the drivers: `python test/labelling/measure_drivers.py actors|empty`.
+"""Measures what docs/archives.md says of the drivers: `python test/labelling/measure_drivers.py actors|empty|wait`.
 
-actors: bags per second with K Ray actors against K loops of `--shard I/K` at the same time, starts left out.
+actors: bags per second with K Ray actors beside K plain loops. They run at the same time, so that other work on the
+    machine slows both; starts are left out.
 empty: time and memory of the driver and the manifest for tasks that do nothing.
+wait: time that the driver needs to find the one of many actors that has finished.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import sys
@@ -15,12 +18,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle, takewhile
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from sqsegv3_ros import process
 from sqsegv3_ros.inference.model_file import find_model
 from sqsegv3_ros.inference.settings import SPECS
 from sqsegv3_ros.labelling.job import label_in_loop
@@ -32,6 +37,7 @@ from sqsegv3_ros.labelling.workspace import Workspace
 from sqsegv3_ros.pointcloud2 import CloudSettings
 
 BAGS, CLOUDS, REPEATS, TASKS = 32, 10, 3, 100_000
+RAY_NICENESS = 15  # Ray's default for workers; on a busy machine it halves their share
 
 
 def settings_of_run() -> RunSettings:
@@ -52,19 +58,35 @@ def finished_at(records: Iterator[Record], manifest: Manifest | None = None) -> 
     return times
 
 
-def loop_rate(jobs: Sequence[Job], settings: RunSettings) -> float:
-    """Bags per second of one loop, after its first bag."""
+def loop_times(jobs: Sequence[Job], settings: RunSettings, end: Path) -> list[float]:
+    """When the bags of a loop were done that goes round until the file `end` exists."""
     workspace = Workspace(Path(tempfile.gettempdir()) / "cache", 0)
     segmenter = settings.make_segmenter(Path(settings.parameters["model"]))
-    times = finished_at(label_in_loop(segmenter, jobs, settings, workspace, lambda size: None))
-    return (len(times) - 1) / (times[-1] - times[0])
+    rounds = takewhile(lambda job: not end.exists(), cycle(jobs))
+    return finished_at(label_in_loop(segmenter, rounds, settings, workspace, lambda size: None))
 
 
-def ray_rate(jobs: Sequence[Job], settings: RunSettings, actors: int) -> float:
-    """Bags per second of Ray, after the first bag of each actor."""
+def prepare_loop() -> None:
+    """Run as the command does, with the priority of Ray's workers."""
+    process.prepare()
+    os.nice(RAY_NICENESS)
+
+
+def rates(jobs: Sequence[Job], beside: Sequence[Job], settings: RunSettings, actors: int) -> tuple[float, float]:
+    """Bags per second of loops and of Ray, from the first bag of each actor to the last bag."""
     cluster = Cluster(LOCAL, actors, 2 / actors if actors > 2 else 1.0, 0.0)
-    times = finished_at(label_on_ray(jobs, settings, cluster, Path("/nowhere"), 0, print))
-    return (len(times) - actors) / (times[-1] - times[actors - 1])
+    with tempfile.TemporaryDirectory() as scratch:
+        end = Path(scratch) / "end"
+        with ProcessPoolExecutor(actors, get_context("spawn"), prepare_loop) as pool:
+            loops = [pool.submit(loop_times, beside[i::actors], settings, end) for i in range(actors)]
+            times = finished_at(label_on_ray(jobs, settings, cluster, Path("/nowhere"), 0, print))
+            end.touch()
+    begin, last = times[actors - 1], times[-1]
+    loop = 0.0
+    for found in loops:
+        within = [moment for moment in found.result() if begin <= moment <= last]
+        loop += (len(within) - 1) / (within[-1] - within[0])
+    return loop, (len(times) - actors) / (last - begin)
 
 
 def measure_actors(folder: Path) -> None:
@@ -77,20 +99,13 @@ def measure_actors(folder: Path) -> None:
             for index, sweep in enumerate(sweeps):
                 write(sweep, index)
     settings = settings_of_run()
-    jobs = plan_jobs([str(folder / "in")], str(folder / "out"), None, BagOptions())
+    jobs, beside = (plan_jobs([str(folder / "in")], str(folder / name), None, BagOptions()) for name in ("ray", "loop"))
     print(settings.runtime(), f"{BAGS} bags of {CLOUDS} clouds with {len(sweeps[0].points)} points")
     for actors in (1, 2, 4):
-        loops, rays = [], []
-        for _ in range(REPEATS):
-            with ProcessPoolExecutor(actors, mp_context=get_context("spawn")) as pool:
-                shards = [jobs[i::actors] for i in range(actors)]
-                loops.append(sum(pool.map(loop_rate, shards, [settings] * actors)))
-            rays.append(ray_rate(jobs, settings, actors))
-        loop, ray = statistics.median(loops), statistics.median(rays)
-        overhead_ms = 1e3 * actors * (1 / ray - 1 / loop)
-        print(
-            f"{actors}: loops {loops}, ray {rays} bags/s; overhead {overhead_ms:.1f} ms per bag, {loop / ray - 1:.1%}"
-        )
+        pairs = [rates(jobs, beside, settings, actors) for _ in range(REPEATS)]
+        ratios = [loop / ray - 1 for loop, ray in pairs]
+        print(f"{actors}: loops, Ray {pairs} bags/s; overhead {[f'{ratio:.1%}' for ratio in ratios]}")
+        print(f"{actors}: median {statistics.median(ratios):.1%}", flush=True)
 
 
 def measure_empty(folder: Path) -> None:
@@ -116,6 +131,27 @@ def measure_empty(folder: Path) -> None:
     print(json.dumps({"manifest_mb": size / 1e6, "read_s": time.perf_counter() - begin, "left": len(left)}))
 
 
+def measure_wait(_: Path) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0.1)
+    class Actor:
+        def pause(self, seconds: float) -> None:
+            time.sleep(seconds)
+
+    ray.init(LOCAL, num_cpus=2, object_store_memory=100 * 1024**2, log_to_driver=False)
+    busy, quick = Actor.remote(), Actor.remote()  # the first one's calls queue up, as those of many actors would be
+    for actors in (1, 100, 1000, 5000):
+        running = [busy.pause.remote(60.0) for _ in range(actors - 1)]
+        times = []
+        for _ in range(50):
+            begin = time.perf_counter()
+            ready, _ = ray.wait([*running, quick.pause.remote(0.0)], num_returns=1)
+            ray.get(ready)
+            times.append(1e3 * (time.perf_counter() - begin))
+        print(f"{actors} actors: {statistics.median(times):.2f} ms for a result")
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        {"actors": measure_actors, "empty": measure_empty}[sys.argv[1]](Path(scratch))
+        {"actors": measure_actors, "empty": measure_empty, "wait": measure_wait}[sys.argv[1]](Path(scratch))

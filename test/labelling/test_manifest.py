@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
 
-from archives import BAD_CLOUD, PERSON, call, clouds_of, records, truncate
+from archives import BAD_CLOUD, PERSON, broken_scans, call, clouds_of, fragile_model, records, truncate
 from recording import record, scans
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
@@ -99,6 +99,25 @@ def test_a_bag_without_a_usable_cloud_is_quarantined_even_if_clouds_may_be_skipp
     assert call("label", bag, "--model", small_model, "--output", out, *QUICK, "--on-error", "skip-cloud") == 0
     assert records(out / "manifest.jsonl")[1]["none"]["status"] == "quarantined"
     assert [p.name for p in out.iterdir()] == ["manifest.jsonl"]
+
+
+def test_a_bag_whose_inference_fails_does_not_end_the_run_and_is_tried_again(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    record(archive / "broken", "mcap", {"/lidar": broken_scans(scans(1, 500))})
+    record(archive / "good", "mcap", {"/lidar": scans(1, 500)})
+    model = fragile_model(small_model, tmp_path / "fragile.pt")
+    arguments = ("label", archive, "--model", model, "--output", out, *QUICK)
+    for _ in range(2):
+        assert call(*arguments, "--on-error", "skip-cloud") == 1
+        assert "1 input failed" in capsys.readouterr().err
+        found = records(out / "manifest.jsonl")[1]
+        assert (found["broken"]["status"], found["broken"]["reason"]) == ("failed", "inference failed")
+        assert found["good"]["status"] == "done" and not (out / "broken").exists()
+    assert call(*arguments) == 1
+    assert "bag" in capsys.readouterr().err
 
 
 def test_a_tree_is_labelled_in_pieces_and_a_bad_scan_can_be_skipped(small_model: Path, tmp_path: Path) -> None:

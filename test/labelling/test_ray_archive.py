@@ -16,7 +16,7 @@ pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[b
 pytest.importorskip("ray", reason="needs ray: pip install 'sqsegv3_ros[cluster]'")
 pytest.importorskip("embreex", reason="needs embreex: pip install 'sqsegv3_ros[simulate]'")
 
-from archives import BAD_CLOUD, call, messages_of, records, truncate
+from archives import BAD_CLOUD, broken_scans, call, fragile_model, messages_of, records, truncate
 from ray_clusters import cluster, killer, meanwhile
 from recording import record, scans
 
@@ -75,7 +75,7 @@ def test_every_good_bag_is_labelled_once_whatever_happens_to_bags_workers_and_no
         ):
             assert call(*on_ray) == 0
         assert len(started.worker_nodes) == 1
-        assert "its worker died; it is taken again" in capsys.readouterr().err
+        assert "worker died; it is taken again" in capsys.readouterr().err
         before = manifest.read_bytes()
         assert call(*on_ray) == 0
         assert f"nothing to label ({BAGS} inputs finished before)" in capsys.readouterr().out
@@ -104,3 +104,21 @@ def test_every_good_bag_is_labelled_once_whatever_happens_to_bags_workers_and_no
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["done"], summary["not_labelled"]) == (BAGS - len(BAD), len(BAD))
     assert summary["clouds"] == sum(r["clouds"] for name, r in expected.items() if name not in BAD)
+
+
+@pytest.mark.long
+def test_a_worker_whose_inference_fails_is_replaced_and_its_bag_quarantined_after_three_workers(
+    small_model: Path, tmp_path: Path
+) -> None:
+    """So that an actor with a broken GPU does not set one bag after another aside."""
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    record(archive / "broken", "mcap", {"/lidar": broken_scans(scans(5, 500))})
+    record(archive / "good", "mcap", {"/lidar": scans(1, 500)})
+    model = fragile_model(small_model, tmp_path / "fragile.pt")
+    options = ("--backend", "torch", "--on-error", "quarantine", "--num-actors", 1)
+    assert call("label", archive, "--model", model, "--output", out, *options, "--ray") == 0
+    found = records(out / "manifest.jsonl")[1]
+    assert (found["good"]["status"], found["good"]["attempts"]) == ("done", 1)
+    assert (found["broken"]["status"], found["broken"]["attempts"]) == ("quarantined", 3)
+    assert found["broken"]["reason"] == "inference failed" and "shape" in found["broken"]["error"]

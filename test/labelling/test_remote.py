@@ -105,10 +105,24 @@ def test_a_root_and_a_single_bag_are_fetched_to_a_local_output(
     for arguments, words in (
         ((f"{server.url}/nothing",), "does not exist or is empty"),
         ((f"{server.url}/kitti", "--sequences", "7"), "no sequence '07' (sequences: 00)"),
-        ((f"{server.url}/bags/b.mcap", "--output", tmp_path / "big", "--cache-gb", 1e-6), "--cache-gb"),
     ):
-        assert call("label", *arguments, *(() if "--output" in arguments else ("--output", tmp_path / "x")), *options)
+        assert call("label", *arguments, "--output", tmp_path / "x", *options) == 2
         assert words in capsys.readouterr().err
+
+
+def test_an_input_that_could_not_be_fetched_fails_and_is_tried_again_by_the_next_run(
+    server: Server, archive: Path, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--model", small_model, *QUICK, "--cache", tmp_path / "cache", "--on-error", "quarantine")
+    arguments = ("label", f"{server.url}/bags/b.mcap", "--output", tmp_path / "out", *options)
+    assert call(*arguments, "--cache-gb", 1e-6) == 1
+    said = capsys.readouterr().err
+    assert "1 input failed" in said
+    found = records(tmp_path / "out" / "manifest.jsonl")[1]["b.mcap"]
+    assert (found["status"], found["reason"]) == ("failed", "input cannot be fetched")
+    assert "raise --cache-gb" in found["error"]
+    assert call(*arguments) == 0
+    assert records(tmp_path / "out" / "manifest.jsonl")[1]["b.mcap"]["status"] == "done"
 
 
 def test_an_output_that_the_server_damages_ends_the_run(
