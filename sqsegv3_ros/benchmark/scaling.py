@@ -125,9 +125,7 @@ def text(result: Mapping[str, Any]) -> str:
             for s in samples
         ]
         if name != "threads":
-            rows.append(
-                ["grows with x to the", *(f"{exponent(samples, stage):.2f}" for stage in (*TABLE_STAGES, "total"))]
-            )
+            rows.append(["grows with x to the", *(f"{exponent(samples, s):.2f}" for s in (*TABLE_STAGES, "total"))])
         parts.append(table([SWEEPS[name], *TABLE_STAGES, "total"], rows))
     if result["busy"]:
         parts.append(f"Note: {result['busy']}.")

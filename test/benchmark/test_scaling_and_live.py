@@ -11,6 +11,7 @@ from sqsegv3_ros.benchmark import live, load_test, scaling
 from sqsegv3_ros.benchmark.child import child_environment
 from sqsegv3_ros.benchmark.measure import EDGE, off_the_edges
 from sqsegv3_ros.benchmark.stages import TABLE_STAGES
+from sqsegv3_ros.inference.stages import STAGES
 from sqsegv3_ros.process import PROFILE_VARIABLES
 
 

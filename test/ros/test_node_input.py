@@ -66,6 +66,7 @@ def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model:
             assert not accepted and "'auto', 'reliable', 'best_effort'" in reason
             assert client.set_parameters(input_reliability="auto") == [(True, "")]
         wait_for_reliability("reliable")
+    client.close_publisher(topic, RELIABLE)
     with running_node("-r", "__ns:=/adapt", model=small_model, input_reliability="best_effort") as node:
         node.wait_for_log("labelling clouds of")
         wait_for_reliability("best_effort")
