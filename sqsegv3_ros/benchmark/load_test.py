@@ -27,7 +27,7 @@ from sqsegv3_ros.benchmark.stages import distribution
 from sqsegv3_ros.benchmark.tables import table
 from sqsegv3_ros.errors import OperationError, UserError
 from sqsegv3_ros.inference.stages import STAGES
-from sqsegv3_ros.process import PROFILE_VARIABLES, use_fastdds_profile
+from sqsegv3_ros.process import PROFILE_SWITCH, PROFILE_VARIABLES, use_fastdds_profile
 
 _SAMPLE_S = 1.0
 _START_S = 120.0
@@ -212,6 +212,7 @@ def ros_environment(profile: bool) -> dict[str, str]:
     environment = {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_DOMAIN_ID": str(random.SystemRandom().choice(_DOMAINS)),
+        PROFILE_SWITCH: "1" if profile else "0",
         **dict.fromkeys(PROFILE_VARIABLES, ""),
     }
     if profile and not use_fastdds_profile(environment):

@@ -314,6 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0 after a signal, 2 if a parameter is invalid or torch is not installed.
     """
     process.prepare()
+    process.use_fastdds_profile()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored by jobs in the background
         signal.signal(signal.SIGINT, _send_sigterm)
     node = None

@@ -12,7 +12,7 @@ from sqsegv3_ros.benchmark.child import child_environment
 from sqsegv3_ros.benchmark.measure import EDGE, off_the_edges
 from sqsegv3_ros.benchmark.stages import TABLE_STAGES
 from sqsegv3_ros.inference.stages import STAGES
-from sqsegv3_ros.process import PROFILE_VARIABLES
+from sqsegv3_ros.process import PROFILE_VARIABLES, use_fastdds_profile
 
 
 def sweep(power: float) -> list[dict[str, Any]]:
@@ -71,6 +71,7 @@ def test_without_the_profile_no_profile_of_the_caller_is_used(monkeypatch: pytes
         monkeypatch.setenv(name, "/some/profile.xml")
     without = child_environment(load_test.ros_environment(profile=False))
     assert not set(PROFILE_VARIABLES) & set(without)
+    assert not use_fastdds_profile(without)
     given = child_environment(load_test.ros_environment(profile=True))
     used = [given[name] for name in PROFILE_VARIABLES if name in given]
     assert used and all(Path(path).name == "fastdds.xml" and Path(path).is_file() for path in used)
