@@ -105,9 +105,9 @@ class CloudSegmenter:
         """
         info = self.segmenter.info
         projection, knn = settings.projection(info), settings.knn(info)
-        angles = (settings[f"mount.{name}_deg"] for name in ("roll", "pitch", "yaw"))
+        angles = (settings[f"extrinsics.{name}_deg"] for name in ("roll", "pitch", "yaw"))
         extrinsics = self._tf_extrinsics or Extrinsics.from_angles(*angles)
-        extrinsics = replace(extrinsics, height_m=settings["mount.height_m"] or extrinsics.height_m)
+        extrinsics = replace(extrinsics, height_m=settings["extrinsics.height_m"] or extrinsics.height_m)
         keep = np.ones(len(info.labels), bool)
         keep[[info.labels.index(name) for name in settings.remove_classes]] = False
         writer = LabelledCloudWriter(info.labels.colors, settings.outputs)

@@ -29,7 +29,7 @@ class Extrinsics:
 
     @classmethod
     def from_angles(cls, roll_deg: float, pitch_deg: float, yaw_deg: float, height_m: float = 0.0) -> Extrinsics:
-        """A mount from its angles (REP 103: fixed axes x, y, z; positive pitch looks down).
+        """Extrinsics from angles (REP 103: fixed axes x, y, z; positive pitch looks down).
 
         Raises UserError where no package turns the angles into a rotation.
         """
@@ -39,7 +39,7 @@ class Extrinsics:
 
     @classmethod
     def from_quaternion(cls, x: float, y: float, z: float, w: float, height_m: float = 0.0) -> Extrinsics:
-        """A mount from the rotation of a transform level frame <- sensor frame."""
+        """Extrinsics from the rotation of a transform level frame <- sensor frame."""
         return cls(_rows(rotation_from_quaternion(x, y, z, w)), height_m)
 
     @property

@@ -179,10 +179,10 @@ def _height(xyz: npt.NDArray[np.float64], expected: Expected) -> str:
     ground = -float(np.median(below[np.abs(below - edges[fullest : fullest + 2].mean()) < 0.15]))
     height, source = expected.model_height_m, "the model was trained with"
     if expected.extrinsics.height_m:
-        height, source = expected.extrinsics.height_m, "mount.height_m says"
+        height, source = expected.extrinsics.height_m, "extrinsics.height_m says"
     if in_three_bins[fullest] < 0.3 * len(below) or abs(ground - height) <= _HEIGHT_M:
         return ""
     return (
         f"height does not fit: the ground appears {ground:.1f} m below the sensor, {source} {height:g} m; "
-        "set mount.height_m"
+        "set extrinsics.height_m"
     )

@@ -132,13 +132,21 @@ SPECS: tuple[Spec, ...] = (
     Spec("latency_budget_ms", 100.0, "Time from receipt to publication, above which diagnostics warn.", 0.1, 600000.0),
     Spec("late_error_after_s", 5.0, "Over budget for so long without a break is an error.", 0.0, 86400.0),
     Spec("stale_after_s", 1.0, "No cloud for so long is an error in diagnostics.", 0.01, 86400.0),
-    Spec("mount.roll_deg", 0.0, "Roll of the sensor on the robot (REP 103), degrees.", -180.0, 180.0),
-    Spec("mount.pitch_deg", 0.0, "Pitch of the sensor on the robot, positive: looking down, degrees.", -180.0, 180.0),
-    Spec("mount.yaw_deg", 0.0, "Yaw of the sensor on the robot, degrees.", -180.0, 180.0),
-    Spec("mount.height_m", 0.0, "Height of the sensor above the ground, metres; 0: as the model's.", 0.0, 100.0),
-    Spec("base_frame", "", "Level frame on the ground: mount from TF.", rule="empty: mount.* holds", at_configure=True),
-    Spec("sensor_frame", "velodyne", "The sensor's frame, for the mount from TF.", at_configure=True),
-    Spec("tf_timeout_s", 5.0, "How long configuring waits for the mount from TF.", 0.0, 600.0, at_configure=True),
+    Spec("extrinsics.roll_deg", 0.0, "Roll of the sensor on the robot (REP 103), degrees.", -180.0, 180.0),
+    Spec(
+        "extrinsics.pitch_deg", 0.0, "Pitch of the sensor on the robot, positive: looking down, degrees.", -180.0, 180.0
+    ),
+    Spec("extrinsics.yaw_deg", 0.0, "Yaw of the sensor on the robot, degrees.", -180.0, 180.0),
+    Spec("extrinsics.height_m", 0.0, "Height of the sensor above the ground, metres; 0: as the model's.", 0.0, 100.0),
+    Spec(
+        "base_frame",
+        "",
+        "Level frame on the ground: extrinsics from TF.",
+        rule="empty: extrinsics.*",
+        at_configure=True,
+    ),
+    Spec("sensor_frame", "velodyne", "The sensor's frame, for the extrinsics from TF.", at_configure=True),
+    Spec("tf_timeout_s", 5.0, "How long configuring waits for the extrinsics from TF.", 0.0, 600.0, at_configure=True),
 )
 NAMES = frozenset(spec.name for spec in SPECS)
 AT_CONFIGURE = frozenset(spec.name for spec in SPECS if spec.at_configure)

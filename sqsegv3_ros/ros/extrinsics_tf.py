@@ -33,7 +33,7 @@ def read_extrinsics(node: Node, settings: Settings) -> Extrinsics:
     except ImportError:
         raise UserError(
             "base_frame is set, but tf2_ros is not installed: install ros-$ROS_DISTRO-tf2-ros-py, or leave base_frame "
-            "empty and set mount.roll_deg, mount.pitch_deg, mount.yaw_deg"
+            "empty and set extrinsics.roll_deg, extrinsics.pitch_deg, extrinsics.yaw_deg"
         ) from None
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
@@ -44,7 +44,7 @@ def read_extrinsics(node: Node, settings: Settings) -> Extrinsics:
     # thread (spin_thread=True) would keep the listener alive forever. A remapping rule may give this node the asking
     # node's name, so it offers no services under it.
     listener_node = rclpy.create_node(
-        f"{node.get_name()}_mount", context=node.context, start_parameter_services=False, enable_rosout=False
+        f"{node.get_name()}_extrinsics", context=node.context, start_parameter_services=False, enable_rosout=False
     )
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(listener_node)

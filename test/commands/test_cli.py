@@ -84,8 +84,10 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
     raw[:, 3] = np.abs(raw[:, 3]) * 256
     write_scan(tmp_path / "raw.bin", raw)
     preset, own = tmp_path / "preset.yaml", tmp_path / "own.yaml"
-    preset.write_text("/**: {ros__parameters: {mount: {yaw_deg: 90.0}, projection: {height: 32, fov_up_deg: 20.0}}}")
-    own.write_text("/**: {ros__parameters: {mount: {yaw_deg: 0.0}, projection: {fov_up_deg: 40.0}}}")
+    preset.write_text(
+        "/**: {ros__parameters: {extrinsics: {yaw_deg: 90.0}, projection: {height: 32, fov_up_deg: 20.0}}}"
+    )
+    own.write_text("/**: {ros__parameters: {extrinsics: {yaw_deg: 0.0}, projection: {fov_up_deg: 40.0}}}")
     arguments = ("label", tmp_path / "raw.bin", "--model", small_model, "--force")
 
     assert call(*arguments, "--output", tmp_path / "a") == 0

@@ -139,10 +139,10 @@ def on_the_ground(height_m: float) -> np.ndarray:
     ("height", "said", "warning"),
     [
         (1.73, 0.0, ""),
-        (0.6, 0.0, "ground appears 0.6 m below the sensor, the model was trained with 1.73 m; set mount.height_m"),
+        (0.6, 0.0, "ground appears 0.6 m below the sensor, the model was trained with 1.73 m; set extrinsics.height_m"),
         (0.6, 0.6, ""),
         (3.0, 0.0, "ground appears 3.0 m below"),
-        (1.73, 0.8, "ground appears 1.7 m below the sensor, mount.height_m says 0.8 m"),
+        (1.73, 0.8, "ground appears 1.7 m below the sensor, extrinsics.height_m says 0.8 m"),
     ],
 )
 def test_a_sensor_at_another_height_than_it_is_said_to_be_gives_a_warning(

@@ -151,7 +151,7 @@ def test_parameters_override_the_models_settings_only_if_set(small_model: object
         ({"knn__sigma": math.inf}, "knn.sigma"),
         ({"model_sha256": "abc"}, "64 hexadecimal"),
         ({"intensity_scale": 0.0}, "intensity_scale"),
-        ({"mount__pitch_deg": math.nan}, "mount.pitch_deg must be finite"),
+        ({"extrinsics__pitch_deg": math.nan}, "extrinsics.pitch_deg must be finite"),
         ({"stale_after_s": math.nan}, "stale_after_s must be finite"),
     ],
 )

@@ -37,7 +37,7 @@ def test_a_sensor_preset_overrides_the_defaults_and_the_users_file_overrides_the
     defaults = str(CONFIG / "segment.yaml")
     preset = str(config_with_presets / "sensors" / "vlp16.yaml")
     own = str(config_with_presets / "own.yaml")
-    Path(own).write_text("/**: {ros__parameters: {mount: {yaw_deg: 90.0}}}\n")
+    Path(own).write_text("/**: {ros__parameters: {extrinsics: {yaw_deg: 90.0}}}\n")
     assert launch_file.parameter_files(own, "", config_with_presets) == [own]
     assert launch_file.parameter_files(own, "vlp16", config_with_presets) == [preset, own]
     assert launch_file.parameter_files(defaults, "vlp16", config_with_presets) == [defaults, preset]

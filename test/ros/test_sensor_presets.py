@@ -196,16 +196,16 @@ def test_diagnostics_warn_if_the_cloud_has_fewer_columns_than_the_image(client: 
 def test_a_users_file_overrides_single_values_of_the_preset(client: Client, model: Path, tmp_path: Path) -> None:
     preset, own = ROOT / "config" / "sensors" / "ouster_os1_64.yaml", tmp_path / "own.yaml"
     for nodes in ("/**", "/**/sqsegv3"):  # keys in use for any node and for this node
-        own.write_text(f"{nodes}: {{ros__parameters: {{mount: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
+        own.write_text(f"{nodes}: {{ros__parameters: {{extrinsics: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
         with node_of(client, "--params-file", str(preset), "--params-file", str(own), model=model) as node:
-            names = ("mount.yaw_deg", "intensity_scale", "intensity_field")
+            names = ("extrinsics.yaw_deg", "intensity_scale", "intensity_field")
             values = [node.get_parameter(name).value for name in names]
             assert values == [0.5, 0.25, "reflectivity"]
 
 
 # ---- extrinsics ------------------------------------------------------------------------------------------------------
 
-TILT: dict[str, Any] = {"mount__roll_deg": 6.0, "mount__pitch_deg": 15.0}
+TILT: dict[str, Any] = {"extrinsics__roll_deg": 6.0, "extrinsics__pitch_deg": 15.0}
 
 
 def tilted(points: np.ndarray, extrinsics: Extrinsics) -> np.ndarray:
@@ -222,7 +222,7 @@ def pixel_centres() -> np.ndarray:
 
 def check_levelled(client: Client, node: SegmentNode, model: Path, height_m: float = 0.0) -> None:
     level = pixel_centres()
-    seen = tilted(level, Extrinsics.from_angles(TILT["mount__roll_deg"], TILT["mount__pitch_deg"], 0))
+    seen = tilted(level, Extrinsics.from_angles(TILT["extrinsics__roll_deg"], TILT["extrinsics__pitch_deg"], 0))
     result = labelled(client, node, message(seen))
     expected = Segmenter(model, extrinsics=Extrinsics(height_m=height_m)).segment(level).labels
     assert (Segmenter(model).segment(seen).labels == expected).mean() < 0.9
@@ -245,7 +245,7 @@ def test_a_base_frame_without_tf2_ros_fails_to_configure_with_instructions(clien
     with node_of(client, model=model, base_frame="base_link", configures=False):
         status = client.status("model", lambda s: s.level == ERROR)
         assert "base_frame is set, but tf2_ros is not installed" in status.message
-        assert "ros-$ROS_DISTRO-tf2-ros-py" in status.message and "mount.roll_deg" in status.message
+        assert "ros-$ROS_DISTRO-tf2-ros-py" in status.message and "extrinsics.roll_deg" in status.message
 
 
 def broadcast(
