@@ -40,9 +40,8 @@ class Pipeline:
 
     def _start(self, scan: str, parameters: dict[str, Any]) -> None:
         from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-        from sqsegv3_ros.inference.settings import SPECS, Settings
 
-        self._cloud_segmenter = CloudSegmenter(Settings({spec.name: spec.default for spec in SPECS} | parameters))
+        self._cloud_segmenter = CloudSegmenter.from_parameters(parameters)
         self._load(scan)
         self.run()
 
