@@ -124,7 +124,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
         (("label", "{scan}", "--output", "{out}", "--knn-search", "4"), "odd"),
         (("label", "{scan}", "--output", "{out}", "--device", "abacus"), "auto, cuda, cpu"),
         (("label", "{scan}", "--output", "{out}", "--threads", "0"), "threads"),
-        (("label", "{scan}", "--output", "{out}", "--intensity-scale", "nan"), "intensity_scale must be in"),
+        (("label", "{scan}", "--output", "{out}", "--intensity-scale", "nan"), "intensity_scale must be finite"),
         (("label", "{scan}", "--output", "{out}", "--intensity-exponent", "0"), "intensity_exponent must be in"),
         (("label", "{scan}", "--output", "{out}", "--intensity-field", "i"), "no input is a bag"),
         (("inspect", "{missing}"), "missing not found"),
