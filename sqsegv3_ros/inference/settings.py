@@ -110,6 +110,12 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec("autostart", True, "Configure and activate at start, without a lifecycle manager.", read_only=True),
     Spec(
+        "input_reliability",
+        "auto",
+        "Reliability of the input's subscription. auto: reliable if every publisher is, else best effort.",
+        choices=("auto", "reliable", "best_effort"),
+    ),
+    Spec(
         "intensity_fields",
         list(INTENSITY_FIELDS),
         "Names of the intensity's field; the first that a cloud has is read.",
