@@ -199,10 +199,13 @@ def test_every_parameter_is_described_and_an_invalid_value_is_refused_with_a_rea
     assert described["knn.k"].integer_range[0].to_value == 225
     for values, reason in (
         ({"knn__mode": "sometimes"}, "official"),
-        ({"knn__search": 4}, "odd"),
+        ({"knn__search": 4}, "step"),
         ({"knn__k": 1000}, "range"),
         ({"knn__k": 100}, "1..25"),
-        ({"projection__width": 1024}, "run deactivate and cleanup, then set it"),
+        ({"projection__width": 1024}, "set it at start, with -p or in a parameter file"),
+        ({"autostart": False}, "read-only"),
+        ({"projection__rows": ""}, "must be one of 'elevation', 'ring_from_bottom', 'ring_from_top', found ''"),
+        ({"base_frame": "base_link"}, "run deactivate and cleanup, then set it"),
         ({"projection__fov_up_deg": -50.0}, "fov_down_deg < fov_up_deg"),
         ({"model": "/other.pt"}, "run deactivate and cleanup, then set it"),
         ({"threads": 2}, "run deactivate and cleanup, then set it"),
@@ -228,7 +231,7 @@ def test_a_parameter_takes_effect_with_the_next_cloud(live: Client, small_model:
     try:
         labels = read_field(label_one(live, message(points), results), "label")
     finally:
-        assert live.set_parameters(knn__mode="") == [(True, "")]
+        assert live.set_parameters(knn__mode="safe") == [(True, "")]
     off = Segmenter(small_model, knn=KnnConfig("off")).segment(points).labels
     safe = Segmenter(small_model).segment(points).labels
     assert (off != safe).any()
