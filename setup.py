@@ -74,6 +74,10 @@ setup(
         "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.44", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],
+        # point-cloud files: PCD, PLY, LAS
+        "files": ["pypcd4>=1.0", "plyfile", "laspy[lazrs]>=2.5"],
+        # requires rosbags 0.9 by name, so not together with `bags`; see docs/files.md
+        "ouster": ["ouster-sdk>=1.0"],
         "onnx": ["onnx", "onnxruntime"],
         "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"],
         "ros": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),

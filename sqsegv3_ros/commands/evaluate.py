@@ -7,11 +7,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sqsegv3_ros.commands.options import add_label_set
+from sqsegv3_ros.commands.options import add_format, add_label_set
+from sqsegv3_ros.data.point_files import is_point_file
 from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.evaluation.bag_evaluation import BagFields, contains_bags, evaluate_bags
 from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
+from sqsegv3_ros.evaluation.file_evaluation import evaluate_files
 from sqsegv3_ros.evaluation.summary import format_summary, write_summary
 
 _BAG_OPTIONS = ("topic", "ground_truth_topic", "label_field", "ground_truth_field")
@@ -19,10 +21,15 @@ _BAG_OPTIONS = ("topic", "ground_truth_topic", "label_field", "ground_truth_fiel
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    dataset = "folder with sequences/NN/{velodyne,labels}, or bag with ground truth if the labelled bag has none"
-    parser.add_argument("--dataset", metavar="ROOT|BAG", help=dataset)
+    dataset = (
+        "folder with sequences/NN/{velodyne,labels}; point-cloud file or folder of them, with a field ground_truth or "
+        ".label files beside; or bag with ground truth if the labelled bag has none"
+    )
+    parser.add_argument("--dataset", metavar="ROOT|FILES|BAG", help=dataset)
+    add_format(parser)
     predictions = (
-        "folder with sequences/NN/predictions/<scan>.label (raw ids), labelled bag, or folder of labelled bags"
+        "folder with sequences/NN/predictions/<scan>.label, or <file>.label for other files (raw ids); labelled bag, "
+        "or folder of labelled bags"
     )
     parser.add_argument("--predictions", type=Path, required=True, metavar="DIR|BAG", help=predictions)
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences to evaluate (default: all)")
@@ -58,21 +65,26 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate_folders(
     args: argparse.Namespace, bag_options: dict[str, str], border: BorderConfig | None
 ) -> dict[str, Any]:
-
     if args.dataset is None:
         raise UserError(f"pass --dataset ROOT with the ground truth: {args.predictions} is not a bag and contains none")
     for name in bag_options:
         raise UserError(f"--{name.replace('_', '-')} is for bags, but {args.predictions} is not one")
-    return evaluate_dataset(args.dataset, args.predictions, args.labels, args.sequences, border, args.limit)
+    dataset = Path(args.dataset)
+    if is_point_file(dataset) or args.format is not None or (dataset.is_dir() and not (dataset / "sequences").is_dir()):
+        if args.sequences is not None:
+            raise UserError(f"--sequences is for SemanticKITTI data sets, but {dataset} is not one")
+        return evaluate_files(dataset, args.predictions, args.labels, args.format, border, args.limit)
+    return evaluate_dataset(dataset, args.predictions, args.labels, args.sequences, border, args.limit)
 
 
 def _evaluate_bags(
     args: argparse.Namespace, bag_options: dict[str, str], border: BorderConfig | None
 ) -> dict[str, Any]:
-
     if args.sequences is not None:
         raise UserError(f"--sequences is for SemanticKITTI data sets, but {args.predictions} contains bags")
     if args.ground_truth_topic is not None and args.dataset is None:
         raise UserError("--ground-truth-topic needs --dataset BAG")
+    if args.format is not None:
+        raise UserError(f"--format is for point-cloud files, but {args.predictions} contains bags")
     truth = None if args.dataset is None else Path(args.dataset)
     return evaluate_bags(args.predictions, truth, args.labels, BagFields(**bag_options), border, args.limit)

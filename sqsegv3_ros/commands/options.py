@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
+from sqsegv3_ros.data.point_files import READERS
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import refuse_existing
 
@@ -23,6 +24,12 @@ def check_output(path: Path, suffix: str, force: bool) -> None:
     if path.suffix.lower() != suffix:
         raise UserError(f"--output {path} must end in {suffix}")
     refuse_existing(path, force)
+
+
+def add_format(parser: argparse._ActionsContainer) -> None:
+    """Add --format of point-cloud files."""
+    text = "format of point-cloud files (default: by the suffix)"
+    parser.add_argument("--format", choices=tuple(READERS), help=text)
 
 
 def add_label_set(parser: argparse._ActionsContainer, option: str = "--labels") -> None:
