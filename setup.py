@@ -78,6 +78,8 @@ setup(
         "files": ["pypcd4>=1.0", "plyfile", "laspy[lazrs]>=2.5"],
         # requires rosbags 0.9 by name, so not together with `bags`; see docs/files.md
         "ouster": ["ouster-sdk>=1.0"],
+        # the Rerun viewer
+        "view": ["rerun-sdk>=0.31"],
         "onnx": ["onnx", "onnxruntime"],
         "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"],
         "ros": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),

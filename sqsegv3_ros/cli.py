@@ -21,6 +21,7 @@ VERBS = {
     "export": "export a training checkpoint as a model file or as ONNX",
     "evaluate": "compare predictions with ground truth",
     "render": "draw a scan and its labels",
+    "view": "label clouds and show them in the Rerun viewer",
     "report": "write an evaluation as an HTML page",
     "simulate": "simulate labelled scans of synthetic scenes",
     "benchmark": "measure per-scan latency, memory and throughput",
