@@ -70,7 +70,7 @@ setup(
     extras_require={
         # what a machine without a GPU runs the network with
         "cpu": ["openvino>=2025.0"],
-        "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib", "Jinja2"],
+        "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib", "Jinja2", "shtab"],
         "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.44", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],
@@ -100,6 +100,8 @@ setup(
         "console_scripts": [
             "segment_node = sqsegv3_ros.ros.segment_node:main",
             "evaluate_node = sqsegv3_ros.ros.evaluate_node:main",
+            "rerun_node = sqsegv3_ros.ros.rerun_node:main",
+            "example_class_counter = sqsegv3_ros.ros.example_class_counter:main",
             "sqsegv3 = sqsegv3_ros.cli:main",
         ]
     },

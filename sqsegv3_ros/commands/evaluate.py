@@ -7,14 +7,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sqsegv3_ros.commands.options import add_format, add_label_set
+from sqsegv3_ros.commands.options import add_format, add_json, add_label_set, print_results
 from sqsegv3_ros.data.point_files import is_point_file
 from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.evaluation.bag_evaluation import BagFields, contains_bags, evaluate_bags
 from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
 from sqsegv3_ros.evaluation.file_evaluation import evaluate_files
-from sqsegv3_ros.evaluation.summary import format_summary, write_summary
+from sqsegv3_ros.evaluation.summary import format_summary
 
 _BAG_OPTIONS = ("topic", "ground_truth_topic", "label_field", "ground_truth_field")
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path, required=True, metavar="DIR|BAG", help=predictions)
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences to evaluate (default: all)")
     add_label_set(parser)
-    parser.add_argument("--json", metavar="FILE", help="also write the evaluation to this file")
+    add_json(parser)
     border = "also evaluate the points within this many pixels (default: 1) of another class"
     parser.add_argument("--border", nargs="?", type=int, const=1, metavar="PIXELS", help=border)
     connectivity = "neighbours of a pixel for --border (default: 4)"
@@ -56,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
     bag_options = {name: getattr(args, name) for name in _BAG_OPTIONS if getattr(args, name) is not None}
     evaluate = _evaluate_bags if contains_bags(args.predictions) else _evaluate_folders
     summary = evaluate(args, bag_options, border)
-    print(format_summary(summary))
-    if args.json is not None:
-        write_summary(args.json, summary)
+    print_results(args, format_summary(summary), summary)
     return 0
 
 

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.data.point_files import READERS
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.files import refuse_existing
+from sqsegv3_ros.files import refuse_existing, write_atomically
 
 if TYPE_CHECKING:
     from sqsegv3_ros.inference.settings import Settings
@@ -27,6 +30,30 @@ def check_output(path: Path, suffix: str, force: bool) -> None:
     if path.suffix.lower() != suffix:
         raise UserError(f"--output {path} must end in {suffix}")
     refuse_existing(path, force)
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Add --json."""
+    text = "also write the results as JSON to this file; -: print JSON instead of text"
+    parser.add_argument("--json", type=Path, metavar="FILE|-", help=text)
+
+
+def print_results(args: argparse.Namespace, text: str, results: Any) -> None:
+    """Print the text and write the results as --json asks for: plain JSON types, NaN as null."""
+    data = None if args.json is None else json.dumps(_without_nan(results), indent=2, allow_nan=False)
+    to_stdout = args.json == Path("-")
+    print(data if to_stdout else text, flush=True)
+    if data is not None and not to_stdout:
+        write_atomically(args.json, f"{data}\n".encode())
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def add_format(parser: argparse._ActionsContainer) -> None:

@@ -18,11 +18,13 @@ import numpy.typing as npt
 from sqsegv3_ros.commands.options import (
     add_cloud_options,
     add_format,
+    add_json,
     add_model_options,
     add_params,
     check_output,
     intensity_settings,
     node_settings,
+    print_results,
 )
 from sqsegv3_ros.data.point_files import find_point_files, read_clouds
 from sqsegv3_ros.data.rosbag_reader import BagReader, is_bag
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="show only the first N clouds")
     add_format(parser)
     parser.add_argument("--topic", metavar="T", help="topic of a bag (default: the only topic with clouds)")
+    add_json(parser)
     add_params(parser)
     add_cloud_options(parser)
     add_model_options(parser)
@@ -78,12 +81,16 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--topic is for bags, but {args.input} is not one")
         scans = _scans_of_files(args)
     first = next(scans)  # before the viewer starts: an unusable input must not open one
-    number = 0
-    with closing(RerunRecording(segmenter.info.labels, args.save)) as recording:
-        for number, scan in enumerate(islice(_chain(first, scans), args.limit), 1):
-            _show(segmenter, scan, number - 1, recording)
-    shown = f"{number} cloud{'s' * (number != 1)}"
-    print(f"{shown} of {args.input} labelled with {segmenter.info.name}: {args.save or 'Rerun viewer'}")
+    totals_ms: list[float] = []
+    with closing(RerunRecording(args.save)) as recording:
+        recording.log_classes(segmenter.info.labels)
+        for number, scan in enumerate(islice(_chain(first, scans), args.limit)):
+            totals_ms.append(_show(segmenter, scan, number, recording))
+    model, median_ms = segmenter.info.name, float(np.median(totals_ms))
+    results = {"clouds": len(totals_ms), "model": model, "median_ms": median_ms, "recording": str(args.save or "")}
+    shown = f"{len(totals_ms)} cloud{'s' * (len(totals_ms) != 1)} of {args.input}"
+    text = f"{shown} labelled with {model} (median {median_ms:.0f} ms): {args.save or 'Rerun viewer'}"
+    print_results(args, text, results)
     if args.save is not None:
         print(f"open it with: rerun {args.save}", file=sys.stderr)
     return 0
@@ -111,7 +118,8 @@ def _scans_of_bag(path: Path, topic: str | None, settings: CloudSettings) -> Ite
             yield _Scan(decoded.points, decoded.rings, stamp_ns=stamp.sec * 10**9 + stamp.nanosec)
 
 
-def _show(segmenter: Segmenter, scan: _Scan, number: int, recording: RerunRecording) -> None:
+def _show(segmenter: Segmenter, scan: _Scan, number: int, recording: RerunRecording) -> float:
+    """Label and record a cloud. Returns its latency in milliseconds."""
     from sqsegv3_ros.inference.input_checks import Expected, check_input
 
     result = segmenter.segment(scan.points, scan.rings)
@@ -119,8 +127,10 @@ def _show(segmenter: Segmenter, scan: _Scan, number: int, recording: RerunRecord
     recording.log_points(scan.points, result.labels, result.confidences, scan.ground_truth)
     recording.log_range_image(result.image.range.clamp_min(0).cpu().numpy())
     recording.log_label_image(result.label_image.cpu().numpy())
-    recording.log_latency({**result.timings_ms, "total": sum(result.timings_ms.values())})
+    total_ms = sum(result.timings_ms.values())
+    recording.log_latency({**result.timings_ms, "total": total_ms})
     info = segmenter.info
     expected = Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m)
     for warning in check_input(scan.points, scan.rings, expected, result.image.index >= 0):
         recording.log_warning(warning)
+    return total_ms

@@ -24,14 +24,13 @@ class RerunRecording:
     """A recording in a file, or in a viewer that is started.
 
     Args:
-        labels: Classes of the labels, with their colours.
         path: .rrd file to write; None to start the viewer.
 
     Raises:
         UserError: rerun-sdk is not installed, or the file cannot be written.
     """
 
-    def __init__(self, labels: LabelSet, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         try:
             import rerun
         except ImportError as error:
@@ -47,10 +46,12 @@ class RerunRecording:
         except (OSError, RuntimeError, ValueError) as error:
             what = f"cannot write {path}" if path else "cannot start the Rerun viewer; write a file with --save"
             raise UserError(f"{what}: {error}") from error
+
+    def log_classes(self, labels: LabelSet) -> None:
+        """Record the names and colours of the classes, for all scans."""
         colors = display_colors(labels)
-        classes = [rerun.AnnotationInfo(i, name, colors[i].tolist()) for i, name in enumerate(labels.names)]
-        self._stream.log("/", rerun.AnnotationContext(classes), static=True)
-        self._labels = labels
+        classes = [self._rerun.AnnotationInfo(i, name, colors[i].tolist()) for i, name in enumerate(labels.names)]
+        self._stream.log("/", self._rerun.AnnotationContext(classes), static=True)
 
     def set_scan(self, number: int, stamp_ns: int | None = None) -> None:
         """Set the scan that the following data belong to, and its time if it is known, nanoseconds."""
