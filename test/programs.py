@@ -79,6 +79,16 @@ class PythonProcess:
             self.send(number)
         return self.exit_code(timeout_s)
 
+    def end(self) -> None:
+        """Ask it to end; kill it after 10 s.
+
+        A node that is killed leaves its participant behind: until its lease ends, 20 s later, others take it for alive.
+        """
+        try:
+            self.stop(timeout_s=10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -87,12 +97,12 @@ class PythonProcess:
 
 @contextmanager
 def running(*arguments: object) -> Iterator[PythonProcess]:
-    """`python` with arguments; it is killed (SIGKILL) at the end."""
+    """`python` with arguments; it is ended when the context is left."""
     process = PythonProcess(*arguments)
     try:
         yield process
     finally:
-        process.kill()
+        process.end()
 
 
 def module(name: str) -> tuple[str, str]:

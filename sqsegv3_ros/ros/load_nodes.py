@@ -164,6 +164,7 @@ class Load:
         import rclpy
 
         self._executor.shutdown(timeout_sec=2)
+        self._thread.join(5)  # a thread that still waits in rclpy when Python ends aborts the process
         self._node.destroy_node()
         rclpy.try_shutdown()
 
