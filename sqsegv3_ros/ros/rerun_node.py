@@ -82,11 +82,12 @@ class RerunNode(Node):
         self.recording.log_label_image(np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3))
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
-        """Record the times of the last seconds, in which the diagnostics of the node are."""
+        """Record the medians of the last seconds, by stage and in all."""
         for status in array.status:
             if status.name == f"{self._segment_node}: processing" and self._scan >= 0:
-                times = {pair.key: pair.value for pair in status.values if pair.key.endswith("_p50_ms")}
-                self.recording.log_latency({key.removesuffix("_ms"): float(value) for key, value in times.items()})
+                medians = {p.key.removesuffix("_p50_ms"): float(p.value) for p in status.values if "_p50_ms" in p.key}
+                if "latency" in medians:
+                    self.recording.log_latency({"total": medians.pop("latency"), **medians})
 
     def _set_scan(self, header: Header) -> None:
         """Put the following data at the scan with this stamp: cloud and images of a scan come one by one."""
