@@ -22,10 +22,6 @@ LAYOUT = json.loads((ROOT / "config/foxglove.json").read_text())
 PANELS = LAYOUT["configById"]
 CLOUD, IMAGE = "sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/Image"
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
-    "sensor_msgs/msg/PointCloud2",
-    "sensor_msgs/msg/Image",
-    "diagnostic_msgs/msg/DiagnosticArray",
-)
 
 
 def topics_of(panel: str, config: dict[str, Any]) -> dict[str, str]:
@@ -57,8 +53,8 @@ def test_the_layout_names_topics_and_diagnostics_of_the_node(client: Client, sma
         def published() -> dict[str, list[str]]:
             return dict(client.node.get_publisher_names_and_types_by_node("sqsegv3", "/"))
 
-        wait_until(lambda: f"{NODE}/output/points" in _quiet(published), 60, lambda: "no node")
-        assert {topic: published().get(topic) for topic in shown} == {t: [kind] for t, kind in shown.items()}
+        expected = {topic: [kind] for topic, kind in shown.items()}
+        wait_until(lambda: expected.items() <= _quiet(published).items(), 60, lambda: f"published: {_quiet(published)}")
         labelled = client.collect(PointCloud2, f"{NODE}/output/points")
         publish_until_labelled(client, labelled, "")
         assert "rgb" in {field.name for field in labelled[0].fields}
