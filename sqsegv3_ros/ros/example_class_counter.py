@@ -39,8 +39,8 @@ class ClassCounter(Node):
         super().__init__("example_class_counter")
         self.names: list[str] = []
         # the node sends the classes of its model once, and to those who come later
-        self.create_subscription(String, "/sqsegv3/output/label_set", self.on_label_set, LATCHED)
-        self.create_subscription(PointCloud2, "/sqsegv3/output/points", self.on_cloud, RELIABLE)
+        self.create_subscription(String, "sqsegv3/output/label_set", self.on_label_set, LATCHED)
+        self.create_subscription(PointCloud2, "sqsegv3/output/points", self.on_cloud, RELIABLE)
         self.get_logger().warning("an example, not a safety function: the network misses people")
 
     def on_label_set(self, message: String) -> None:

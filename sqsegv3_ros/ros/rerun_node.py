@@ -26,8 +26,8 @@ from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
 from sqsegv3_ros.pointcloud2 import CloudError, CloudSettings, decode, read_field, read_layout
 from sqsegv3_ros.ros.signals import stop_on_signals
 
-# remapped by their full names, such as `-r /sqsegv3/output/points:=/robot/sqsegv3/output/points`
-OUTPUT = "/sqsegv3/output"
+# below the namespace of this node, as those of the segmentation node are
+OUTPUT = "sqsegv3/output"
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 THROTTLE_S = 5.0
