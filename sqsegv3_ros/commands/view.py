@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save is not None:
         check_output(args.save, ".rrd", args.force)
     settings = node_settings(args)
-    segmenter = CloudSegmenter(settings, warm_up=False).segmenter
+    segmenter = CloudSegmenter(settings).segmenter
     if is_bag(args.input):
         if args.format is not None:
             raise UserError(f"--format is for point-cloud files, but {args.input} is a bag")
