@@ -58,8 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help=f"also measure with the same weights: any of {','.join(COMPARABLE)}",
     )
-    what.add_argument("--scaling", action="store_true", help="latency by points, image size, threads and channels")
-    what.add_argument("--live", action="store_true", help="latency of the running node (ROS 2)")
     what.add_argument(
         "--load", action="store_true", help="clouds labelled, dropped and lost by the running node under load (ROS 2)"
     )
@@ -96,10 +94,6 @@ def run(args: argparse.Namespace) -> int:
         from sqsegv3_ros.benchmark.tables import import_pyplot
 
         import_pyplot()  # fail before the measurement
-    if args.scaling:
-        return _scaling(args)
-    if args.live:
-        return _live(args)
     if args.load or args.soak:
         return _load(args)
     from sqsegv3_ros.benchmark.measure import Options, measure
@@ -144,39 +138,6 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
     return {"model": model}
 
 
-def _scaling(args: argparse.Namespace) -> int:
-    from sqsegv3_ros.benchmark.scaling import draw, measure, text
-
-    unused = {"--model": args.model, "--scan": args.scan, "--height": args.height, "--width": args.width}
-    _refuse(unused, "--scaling makes its own scans, images and networks")
-    result = measure(args.network or "3/16", _runtime(args), args.repeat or 3)
-    print_results(args, text(result), result)
-    if args.plot is not None:
-        draw(result, args.plot)
-    return 0
-
-
-def _live(args: argparse.Namespace) -> int:
-    from sqsegv3_ros.benchmark.live import measure, text
-    from sqsegv3_ros.inference.model_file import find_model, read_info
-
-    unused = {"--plot": args.plot, "--height": args.height, "--knn-k": args.knn_k, "--knn-search": args.knn_search}
-    _refuse(unused, "--live measures the node as it is")
-    model = None
-    if args.model is not None:
-        model = find_model(args.model)
-        read_info(model)
-    result = measure(model, args.network, args.width or 2048, _runtime(args), args.repeat or 60)
-    print_results(args, text(result), result)
-    return 0
-
-
-def _runtime(args: argparse.Namespace) -> dict[str, Any]:
-    """Node parameters of the runtime."""
-    given = {name: getattr(args, name) for name in ("backend", "device", "precision", "cuda_graph")}
-    return {**given, "threads": args.threads or 0}
-
-
 def _load(args: argparse.Namespace) -> int:
     """Load the node. Returns 1 if a cloud was lost or damaged."""
     from sqsegv3_ros.benchmark import load_test
@@ -195,7 +156,8 @@ def _load(args: argparse.Namespace) -> int:
         model = find_model(model)
         read_info(model)
     cases = load_test.cases(args.rates, args.points, args.bytes, [p == "reliable" for p in args.publisher])
-    bench = load_test.Bench(model, network, args.width or LOAD_WIDTH, {"threads": args.threads or 0})
+    runtime = {name: getattr(args, name) for name in ("backend", "device", "precision", "cuda_graph")}
+    bench = load_test.Bench(model, network, args.width or LOAD_WIDTH, {**runtime, "threads": args.threads or 0})
     if args.soak:
         with bench.running() as running:
             results = [running.soak(cases[0], args.seconds)]

@@ -387,3 +387,15 @@ def test_export_refuses_files_that_are_not_checkpoints(tmp_path, capsys):
     torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
     assert main(["export", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "m.pt")]) == 2
     assert "was not made by `sqsegv3 train`" in capsys.readouterr().err
+
+
+def test_a_run_trains_on_partial_labels_and_resumes(root, tmp_path):
+    partial = tmp_path / "mine.yaml"
+    partial.write_text("classes: {40: [road, parking], 10: car, 50: [building, fence, pole]}")
+    extra = json.dumps([{"path": str(root), "sequences": ["01"], "weight": 9, "labels": str(partial)}])
+    given = {"data__extra": extra, "data__train": '["00"]', "model__loss__lovasz": 1.0}
+    assert main(options(root, tmp_path / "run", **given, trainer__max_steps=2)) == 0
+    resumed = options(root, tmp_path / "run", **given, trainer__max_steps=4, run__resume="true")
+    resumed[resumed.index("--model.optimizer") + 1] = '{"method": "adamw", "schedule": "constant", "lr": 0.01}'
+    assert main(resumed) == 0
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")[0]["training"]["steps"] == 4
