@@ -15,7 +15,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-fast test-ros test-long test-launch test-cuda demo model model-kitti model-small lint format install clean
+.PHONY: test test-fast test-ros test-ouster test-long test-launch test-cuda demo model model-kitti model-small lint format install clean
 
 # two at a time, as many tests wait for other processes; the tests of a file share what they set up
 test: lint
@@ -29,7 +29,16 @@ test-fast: $(INSTALLED)
 test-ros: $(INSTALLED)
 	$(RUN) pytest -n 2 --dist loadfile test/ros
 
-test-long: $(INSTALLED)
+# Ouster recordings, with ouster-sdk in an environment of its own
+test-ouster: .venv-ouster/installed
+	.venv-ouster/bin/python -m pytest -q -p no:asyncio test/data/test_ouster_files.py
+
+.venv-ouster/installed: requirements/ouster.txt
+	test -x .venv-ouster/bin/python || $(PYTHON) -m venv .venv-ouster
+	.venv-ouster/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test-long: $(INSTALLED) test-ouster
 	$(RUN) pytest -m long
 	$(MAKE) ROS=kilted VENV=.venv-kilted test-ros
 
