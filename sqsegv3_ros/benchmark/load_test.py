@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 
 from sqsegv3_ros.benchmark.child import Child, child_environment, leaving_on_sigterm
-from sqsegv3_ros.benchmark.stages import NODE_STAGES, distribution
+from sqsegv3_ros.benchmark.stages import distribution
 from sqsegv3_ros.benchmark.tables import table
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.process import PROFILE_VARIABLES, use_fastdds_profile
+from sqsegv3_ros.inference.stages import STAGES
+from sqsegv3_ros.process import PROFILE_SWITCH, PROFILE_VARIABLES, use_fastdds_profile
 
 _SAMPLE_S = 1.0
 _START_S = 120.0
 _SETTLED_S = 120.0
 _DOMAINS = range(215, 232)  # the upper ones that ROS 2 calls safe on Linux: robots and tests use low numbers
-SKIPPED = "not labelled without subscribers"
-# outcomes of a cloud in the node
-OUTCOMES = ("labelled", "superseded by a newer cloud", "rejected", "failed", SKIPPED)
-COUNTED = ("received", "lost on the way", *OUTCOMES)
+# keys of the node's diagnostics: the outcomes of a received cloud, and all counters
+OUTCOMES = ("labelled", "dropped_newer_available", "rejected", "failed", "skipped_no_subscribers")
+COUNTED = ("received", "dropped_in_transport", *OUTCOMES)
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Bench:
         self._model, self._network, self._width, self._parameters = model, network, width, parameters
 
     @contextmanager
-    def running(self, profile: bool = True) -> Iterator[Bench]:
-        """Start all three, and stop them. profile: whether they use the shipped Fast DDS profile."""
+    def running(self) -> Iterator[Bench]:
+        """Start all three, and stop them."""
         with leaving_on_sigterm(), ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_load_"))
             path = self._model or Path(folder) / "random.pt"
             if self._model is None:
                 with Child("benchmark.variants.Maker", {}) as maker:
                     maker.ask(path=str(path), network=self._network, height=64, width=self._width)
-            environment = ros_environment(profile)
+            environment = ros_environment()
             parameters = {"model": path, **self._parameters}
             self.node = stack.enter_context(_running_node(parameters, environment))
             self._publisher = stack.enter_context(Child("ros.load_nodes.Load", {"role": "publisher"}, environment))
@@ -99,16 +99,6 @@ class Bench:
             self._publish(Case(5.0, 130_000, 16, True), 1.0)  # the first clouds may be slower
             yield self
 
-    def processing_ms(self) -> float:
-        """Median processing time of the last clouds, without waiting."""
-        return sum(self._stages(self._settled()).values())
-
-    def cpu_percent(self, seconds: float) -> float:
-        """CPU time of the node over some seconds, percent of one core."""
-        before = _cpu_s(self.node.pid)
-        time.sleep(seconds)
-        return 100 * (_cpu_s(self.node.pid) - before) / seconds
-
     def measure(self, case: Case, seconds: float) -> dict[str, Any]:
         """Publish for this many seconds, and account for every cloud."""
         before = _counts(self._settled()["diagnostics"])
@@ -117,7 +107,7 @@ class Bench:
         delta = {key: value - before[key] for key, value in _counts(report["diagnostics"]).items()}
         latencies = [latency for _, latency in report["latencies"]]
         stages = self._stages(report)
-        dropped = delta["superseded by a newer cloud"] + delta["lost on the way"]
+        dropped = delta["dropped_newer_available"] + delta["dropped_in_transport"]
         return {
             **asdict(case),
             **published,
@@ -165,7 +155,7 @@ class Bench:
 
     def _stages(self, report: Mapping[str, Any]) -> dict[str, float]:
         processing = report["diagnostics"].get("processing", {})
-        return {stage: p50(processing, stage) for stage in NODE_STAGES}
+        return {stage: p50(processing, stage) for stage in STAGES}
 
     def _publish(self, case: Case, seconds: float) -> dict[str, Any]:
         return self._publisher.ask("publish", **asdict(case), seconds=seconds)
@@ -204,17 +194,18 @@ def _counts(diagnostics: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
 
 def p50(values: Mapping[str, str], name: str) -> float:
     """A median from the node's diagnostics, ms; NaN if it is missing."""
-    return float(values.get(f"{name} p50/p95/max (ms)", "nan").partition("/")[0])
+    return float(values.get(f"{name}_p50_ms", "nan"))
 
 
-def ros_environment(profile: bool) -> dict[str, str]:
-    """Environment of node, publisher and receiver: no traffic to or from other machines or nodes."""
+def ros_environment() -> dict[str, str]:
+    """Environment of node, publisher and receiver: the shipped Fast DDS profile, no traffic to or from other nodes."""
     environment = {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_DOMAIN_ID": str(random.SystemRandom().choice(_DOMAINS)),
+        PROFILE_SWITCH: "1",
         **dict.fromkeys(PROFILE_VARIABLES, ""),
     }
-    if profile and not use_fastdds_profile(environment):
+    if not use_fastdds_profile(environment):
         raise OperationError("the Fast DDS profile config/fastdds.xml is not installed with this package")
     return environment
 
@@ -245,11 +236,6 @@ def _running_node(parameters: Mapping[str, Any], environment: dict[str, str]) ->
         finally:  # even if a second signal ends the waiting
             node.kill()
             node.wait()
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(

@@ -11,7 +11,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqsegv3_ros.commands.options import add_cloud_options, add_model_options, intensity_settings, runtime_settings
+from sqsegv3_ros.commands.options import (
+    add_cloud_options,
+    add_json,
+    add_model_options,
+    add_params,
+    intensity_settings,
+    print_results,
+    runtime_settings,
+)
 from sqsegv3_ros.errors import OperationError, UserError, require
 
 if TYPE_CHECKING:
@@ -50,19 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bags.add_argument("--topic", metavar="T", help="topic to label (default: the only topic with clouds)")
     bags.add_argument("--output-topic", metavar="T", help="topic of the labelled clouds (default: unchanged)")
     bags.add_argument("--storage", choices=("mcap", "sqlite3"), help="storage of written bags (default: unchanged)")
-    params = (
-        "parameter file of the node (YAML), to label as the node does; repeatable, later files take precedence. "
-        "Its intensity settings apply to bags only: .bin scans hold 0..1 unless --intensity-scale and "
+    note = (
+        ". Its intensity settings apply to bags only: .bin scans hold 0..1 unless --intensity-scale and "
         "--intensity-exponent are given"
     )
-    parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=params)
+    add_params(parser, note)
     add_cloud_options(parser)
     add_model_options(parser)
     _add_cluster_options(parser)
     summary = parser.add_argument_group("summary")
     text = "print what the manifests of a run say, and label nothing"
     summary.add_argument("--summary", nargs="+", metavar="MANIFEST", help=text)
-    summary.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to this file")
+    add_json(summary)
 
 
 def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -194,11 +201,11 @@ def _settings(args: argparse.Namespace, options: BagOptions) -> RunSettings:
 
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """Value of every parameter of the node, from parameter files and options."""
+    """Values of the node's parameters from parameter files and options; those of the model only if given."""
     from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.settings import SPECS, check_value, read_parameters
+    from sqsegv3_ros.inference.settings import DEFAULTS, read_parameters
 
-    values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
+    values = dict(DEFAULTS)
     for file in args.params:
         values.update(read_parameters(file))
     if args.threads is not None and args.threads < 1:
@@ -211,7 +218,9 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
         "knn.search": args.knn_search,
         **intensity_settings(args),
     }
-    values.update({name: check_value(name, value) for name, value in overrides.items() if value is not None})
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    if "intensity_fields" in values:  # a parameter is a list that is not empty
+        values["intensity_fields"] = list(values["intensity_fields"]) or [""]
     return values
 
 
@@ -236,14 +245,12 @@ def _refuse_existing(jobs: list[Job]) -> None:
 
 
 def _summarize(args: argparse.Namespace) -> int:
-    from sqsegv3_ros.labelling.summary import format_summary, summarize, write_summary
+    from sqsegv3_ros.labelling.summary import format_summary, summarize
 
     if args.input or args.output is not None:
         raise UserError("--summary labels nothing: it takes no INPUT and no --output")
     summary = summarize(args.summary)
-    print(format_summary(summary))
-    if args.json is not None:
-        write_summary(args.json, summary)
+    print_results(args, format_summary(summary), summary)
     return 0
 
 

@@ -28,8 +28,6 @@ from sqsegv3_ros.inference.range_image import ProjectionConfig, RangeImage, fill
 # a message's data may be read-only memory, and nothing here writes to its input
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-STAGES = ("upload", "project", "network", "restore", "knn", "download")
-
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -40,7 +38,7 @@ class Segmentation:
         confidences: (N,) float32, the softmax probability of the label at the point's own pixel, 0 if not used.
         image: The range image, on the device.
         label_image: (H, W) uint8 (int32 for more than 256 classes) on the device, 0 in empty pixels.
-        timings_ms: Milliseconds by stage (`STAGES`).
+        timings_ms: Milliseconds by stage, upload to download of `STAGES`.
     """
 
     labels: npt.NDArray[Any]

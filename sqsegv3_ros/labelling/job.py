@@ -178,7 +178,7 @@ def _label_scans(
 
     inner = segmenter.segmenter
     info = inner.info
-    expected = Expected(inner.projection, info.normalization, inner.extrinsics, info.sensor_height_m)
+    expected = Expected(inner.projection, info.normalization, inner.extrinsics, info.sensor_height_m, settings.scans)
     for name in job.files:
         path = source / name
         with _may_skip(settings, tally):

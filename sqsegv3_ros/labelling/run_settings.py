@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +27,9 @@ class RunSettings:
     """All that determines the labels of a run.
 
     Attributes:
-        parameters: Value of every parameter of the node; model digest, backend, device, precision and threads resolved.
+        parameters: Values of the node's parameters, those of the model only if they are set; model digest, backend,
+            device, precision and threads are resolved.
+        changed: Values of the parameters that are not the default or the model's own.
         model_name: What the model calls itself.
         bags: Which clouds of bags to label and how to write them.
         scans: How the fourth value of a .bin scan becomes the remission.
@@ -37,6 +38,7 @@ class RunSettings:
     """
 
     parameters: Mapping[str, Any]
+    changed: Mapping[str, Any]
     model_name: str
     bags: BagOptions
     scans: CloudSettings
@@ -44,19 +46,11 @@ class RunSettings:
     versions: Mapping[str, str]
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal in all of an archive, as plain JSON types: parameters only where not the default."""
-        from sqsegv3_ros.inference.settings import SPECS
-
-        resolved = {"model", "model_sha256", *_RUNTIME}
-        parameters = {
-            spec.name: self.parameters[spec.name]
-            for spec in SPECS
-            if spec.name not in resolved and not _equal(self.parameters[spec.name], spec.default)
-        }
+        """What must be equal in all of an archive, as plain JSON types."""
         return {
             "model": {"name": self.model_name, "sha256": self.parameters["model_sha256"]},
             "runtime": {name: self.parameters[name] for name in _RUNTIME},
-            "parameters": parameters,
+            "parameters": dict(self.changed),
             "bags": asdict(self.bags),
             "scans": {
                 "intensity_scale": self.scans.intensity_scale,
@@ -83,9 +77,8 @@ class RunSettings:
             if found[package] != expected:
                 raise UserError(f"{package} {found[package]} is installed, the driver has {expected}")
         from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-        from sqsegv3_ros.inference.settings import Settings
 
-        return CloudSegmenter(Settings({**self.parameters, "model": str(model)}), warm_up=False)
+        return CloudSegmenter.from_parameters({**self.parameters, "model": str(model)}, warm_up=False)
 
 
 def resolve(
@@ -94,7 +87,7 @@ def resolve(
     """Resolve the settings of a run on this machine.
 
     Args:
-        parameters: Value of every parameter of the node.
+        parameters: Values of the node's parameters, `DEFAULTS` included.
         bags: See `RunSettings`, also for scans and on_error.
         scans: How the fourth value of a .bin scan becomes the remission.
         on_error: One of `ON_ERROR`.
@@ -135,7 +128,7 @@ def resolve_for_gpus(
 
 def _settings(parameters: Mapping[str, Any], bags: BagOptions, scans: CloudSettings, on_error: str) -> RunSettings:
     from sqsegv3_ros.inference.model_file import find_model, read_info
-    from sqsegv3_ros.inference.settings import Settings
+    from sqsegv3_ros.inference.settings import DEFAULTS, Settings
 
     path = find_model(parameters["model"])
     info = read_info(path)
@@ -144,8 +137,10 @@ def _settings(parameters: Mapping[str, Any], bags: BagOptions, scans: CloudSetti
     if expected and expected != sha256:
         raise UserError(f"model {path} has sha256 {sha256}, expected {expected}")
     values = {**parameters, "model": str(path), "model_sha256": sha256}
-    Settings(values)
-    return RunSettings(values, info.name, bags, scans, on_error, installed_versions(values["backend"]))
+    found, own = (Settings(dict(given)).for_model(info).values for given in (values, DEFAULTS))
+    resolved = {"model", "model_sha256", *_RUNTIME}
+    changed = {name: value for name, value in found.items() if name not in resolved and value != own.get(name)}
+    return RunSettings(values, changed, info.name, bags, scans, on_error, installed_versions(values["backend"]))
 
 
 def installed_versions(backend: str) -> dict[str, str]:
@@ -159,8 +154,3 @@ def _version(package: str) -> str:
         return version(package).partition("+")[0]
     except PackageNotFoundError:
         return "source"
-
-
-def _equal(value: Any, default: Any) -> bool:
-    both_nan = isinstance(value, float) and isinstance(default, float) and math.isnan(value) and math.isnan(default)
-    return both_nan or value == default

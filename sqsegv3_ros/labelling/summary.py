@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.files import write_atomically
 from sqsegv3_ros.labelling.manifest import DONE, Record, read_manifest
 from sqsegv3_ros.labelling.remote import fetch_file, is_remote
 from sqsegv3_ros.labelling.workspace import Workspace, default_cache
@@ -80,11 +78,6 @@ def summarize(manifests: Sequence[str]) -> dict[str, Any]:
             {"name": r.name, "input": r.input, "person_points_per_cloud": round(_persons(r), 1)} for r in people[:SHOWN]
         ],
     }
-
-
-def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Write a summary as JSON. Raises UserError if the file cannot be written."""
-    write_atomically(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:

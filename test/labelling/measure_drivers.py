@@ -21,13 +21,12 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, takewhile
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sqsegv3_ros import process
 from sqsegv3_ros.inference.model_file import find_model
-from sqsegv3_ros.inference.settings import SPECS
+from sqsegv3_ros.inference.settings import DEFAULTS
 from sqsegv3_ros.labelling.job import label_in_loop
 from sqsegv3_ros.labelling.manifest import Manifest, Record
 from sqsegv3_ros.labelling.plan import BagOptions, Job, plan_jobs
@@ -42,8 +41,7 @@ RAY_NICENESS = 15  # Ray's default for workers; on a busy machine it halves thei
 
 def settings_of_run() -> RunSettings:
     """The default model with one thread."""
-    parameters: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
-    parameters.update(model=str(find_model("")), device="cpu", threads=1)
+    parameters = {**DEFAULTS, "model": str(find_model("")), "device": "cpu", "threads": 1}
     return resolve(parameters, BagOptions(), CloudSettings(), "quarantine")[0]
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,7 @@ from ray_clusters import cluster, killer, meanwhile
 from recording import record, scans
 
 from sqsegv3_ros.errors import OperationError
-from sqsegv3_ros.inference.settings import SPECS
+from sqsegv3_ros.inference.settings import DEFAULTS
 from sqsegv3_ros.labelling.plan import BagOptions, plan_jobs
 from sqsegv3_ros.labelling.ray_driver import Cluster, label_on_ray
 from sqsegv3_ros.labelling.run_settings import resolve
@@ -72,8 +71,7 @@ def test_a_worker_that_cannot_comply_is_refused_with_the_reason(
 ) -> None:
     bag = record(tmp_path / "drive", "mcap", {"/lidar": scans(1, 500)})
     jobs = plan_jobs([str(bag)], str(tmp_path / "out"), None, BagOptions())
-    parameters: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
-    parameters.update(model=str(small_model), device="cpu", threads=1)
+    parameters = {**DEFAULTS, "model": str(small_model), "device": "cpu", "threads": 1}
     settings, _ = resolve(parameters, BagOptions(), CloudSettings(), "quarantine")
     settings = replace(settings, versions={**settings.versions, "torch": "1.0"})
     said: list[str] = []

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import pytest
 
-from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.settings import SPECS, Settings
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status
 
 LIMITS = Limits(latency_budget_ms=100, late_error_after_s=5, stale_after_s=1)
@@ -30,10 +27,22 @@ def test_clouds_within_the_budget_are_ok_with_rates_and_percentiles() -> None:
     now = feed(diagnostics, 0.0, 20, 50.0)
     received, processing = statuses(diagnostics, now)
     assert (received.level, processing.level) == (OK, OK)
-    assert float(received.values["rate (Hz)"]) == pytest.approx(10, abs=0.3)
+    assert float(received.values["rate_hz"]) == pytest.approx(10, abs=0.3)
     assert processing.values["labelled"] == "200"
-    assert processing.values["latency p50/p95/max (ms)"] == "50.0 / 50.0 / 50.0"
-    assert processing.values["network p50/p95/max (ms)"] == "25.0 / 25.0 / 25.0"
+    for number in ("p50", "p95", "max"):
+        assert processing.values[f"latency_{number}_ms"] == "50.0"
+        assert processing.values[f"network_{number}_ms"] == "25.0"
+
+
+def test_percentiles_are_those_of_numpy() -> None:
+    latencies = [float(latency) for latency in np.random.default_rng(0).uniform(1, 200, 57)]
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    for latency in latencies:
+        diagnostics.labelled(1.0, latency, {})
+    values = statuses(diagnostics, 1.0)[1].values
+    expected = {"p50": np.percentile(latencies, 50), "p95": np.percentile(latencies, 95), "max": max(latencies)}
+    for number, value in expected.items():
+        assert float(values[f"latency_{number}_ms"]) == pytest.approx(value, abs=0.06)
 
 
 def test_exceeding_the_budget_warns_then_is_an_error_until_a_cloud_is_within_it() -> None:
@@ -65,7 +74,7 @@ def test_rejections_are_counted_by_reason_and_an_error_if_every_cloud_is_rejecte
         diagnostics.rejected(i / 10, "missing_field", "points have no field 'intensity'")
     status = statuses(diagnostics, 1.0)[0]
     assert status.level == ERROR and "intensity" in status.message
-    assert status.values["rejected"] == status.values["rejected: missing_field"] == "10"
+    assert status.values["rejected"] == status.values["rejected_missing_field"] == "10"
     now = feed(diagnostics, 1.0, 1, 20.0)
     assert statuses(diagnostics, now)[0].level == WARN
     assert statuses(diagnostics, feed(diagnostics, now, 12, 20.0))[0].level == OK
@@ -79,8 +88,8 @@ def test_failures_and_drops_are_reported() -> None:
     diagnostics.dropped_in_transport(3)
     received, processing = statuses(diagnostics, 0.2)
     assert processing.level == ERROR and "out of memory" in processing.message
-    assert received.values["superseded by a newer cloud"] == "1"
-    assert received.values["lost on the way"] == "3"
+    assert received.values["dropped_newer_available"] == "1"
+    assert received.values["dropped_in_transport"] == "3"
     assert statuses(diagnostics, feed(diagnostics, 0.3, 0.1, 20.0))[1].level == OK
 
 
@@ -117,6 +126,19 @@ def test_lateness_ends_with_a_break_of_the_input() -> None:
     assert statuses(diagnostics, now)[1].level == WARN
 
 
+def test_a_missing_publisher_is_shown_with_the_level_of_the_silence() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    diagnostics.set_missing_publisher("no publisher on /points")
+    never = statuses(diagnostics, 3.0)[0]
+    assert never.level == WARN and "no cloud received" in never.message and "no publisher on /points" in never.message
+    now = feed(diagnostics, 3.0, 1, 20.0)
+    assert statuses(diagnostics, now)[0].level == OK
+    stale = statuses(diagnostics, now + 4)[0]
+    assert stale.level == ERROR and "stale" in stale.message and "no publisher on /points" in stale.message
+    diagnostics.set_missing_publisher("")
+    assert "publisher" not in statuses(diagnostics, now + 4)[0].message
+
+
 def test_input_warnings_are_shown_until_they_are_cleared() -> None:
     diagnostics = NodeDiagnostics(LIMITS, 0.0)
     now = feed(diagnostics, 0.0, 1, 20.0)
@@ -124,44 +146,3 @@ def test_input_warnings_are_shown_until_they_are_cleared() -> None:
     assert statuses(diagnostics, now)[0].level == WARN
     diagnostics.set_input_warnings(())
     assert statuses(diagnostics, now)[0].level == OK
-
-
-def settings(**changes: object) -> Settings:
-    return Settings(
-        {**{spec.name: spec.default for spec in SPECS}, **{k.replace("__", "."): v for k, v in changes.items()}}
-    )
-
-
-def test_parameters_override_the_models_settings_only_if_set(small_model: object) -> None:
-    from sqsegv3_ros.inference.model_file import read_info
-
-    info = read_info(small_model)  # type: ignore[arg-type]
-    assert settings().projection(info) == info.projection and settings().knn(info) == info.knn
-    changed = settings(projection__fov_up_deg=0.0, projection__height=32, knn__cutoff_m=0.0, knn__mode="off")
-    projection, knn = changed.projection(info), changed.knn(info)
-    assert (projection.fov_up_deg, projection.height, projection.width) == (0.0, 32, info.projection.width)
-    assert (knn.cutoff_m, knn.mode, knn.k) == (0.0, "off", info.knn.k)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"precision": "fp8"}, "precision"),
-        ({"projection__fov_up_deg": 120.0}, "projection.fov_up_deg"),
-        ({"knn__sigma": math.inf}, "knn.sigma"),
-        ({"model_sha256": "abc"}, "64 hexadecimal"),
-        ({"intensity_scale": 0.0}, "intensity_scale"),
-        ({"mount__pitch_deg": math.nan}, "mount.pitch_deg must be finite"),
-        ({"stale_after_s": math.nan}, "stale_after_s must be finite"),
-    ],
-)
-def test_invalid_settings_are_refused_without_a_model(changes: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        settings(**changes)
-
-
-def test_every_parameter_has_a_description_and_every_number_a_range_or_a_rule() -> None:
-    for spec in SPECS:
-        assert spec.description
-        if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
-            assert spec.low is not None or spec.rule, spec.name

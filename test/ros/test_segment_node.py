@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -16,21 +17,17 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from conftest import ROOT
+from diagnostic_msgs.msg import DiagnosticStatus
 from live import BEST_EFFORT, LATCHED, NODE, Client, message, street
-from programs import depends_on_discovery, running_node, wait_until
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
+from programs import running_node, wait_until
 from sensor_msgs.msg import Image, PointCloud2
-from std_msgs.msg import String
+from std_msgs.msg import Float64, String
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.inference.segmenter import Segmenter
+from sqsegv3_ros.inference.stages import STAGES
 from sqsegv3_ros.pointcloud2 import read_field
-from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
-from sqsegv3_ros.ros.segment_node import SegmentNode
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -102,75 +99,6 @@ def test_clouds_of_a_best_effort_publisher_are_labelled(live: Client) -> None:
     assert results[0].header.stamp.sec == 7
 
 
-@depends_on_discovery
-def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model: Path) -> None:
-    topic = "/adapt/sqsegv3/input/points"
-    reliability = f"qos_overrides.{topic}.subscription.reliability"
-
-    def wait_for_reliability(expected: str) -> None:
-        client.status("input", lambda s: {v.key: v.value for v in s.values}["reliability"] == expected)
-
-    with running_node("-r", "__ns:=/adapt", model=small_model) as node:
-        node.wait_for_log("labelling clouds of")
-        results = client.collect(PointCloud2, "/adapt/sqsegv3/output/points")
-        client.publisher(topic)
-        wait_for_reliability("reliable")
-        for second in range(5):  # 2 MB each: sent best-effort without shared memory, nearly all would be lost
-            client.publish(message(street(130_000), stamp_s=second), topic)
-            wait_until(lambda done=second + 1: len(results) == done, 20)
-        client.publisher(topic, BEST_EFFORT)
-        wait_for_reliability("best_effort")
-        client.close_publisher(topic, BEST_EFFORT)
-        wait_for_reliability("reliable")
-    with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=best_effort", model=small_model) as node:
-        node.wait_for_log("labelling clouds of")
-        wait_for_reliability("best_effort")
-        with client.targeting("/adapt/sqsegv3"):
-            assert client.set_parameters(**{reliability: "reliable"})[0][0] is False  # read-only like all QoS overrides
-    with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=perfect", model=small_model) as node:
-        node.wait_for_log("must be one of auto, best_effort, reliable, found 'perfect'")
-        with client.targeting("/adapt/sqsegv3"):
-            assert client.state() == "inactive"
-
-
-def test_diagnostics_continue_while_the_input_cannot_be_subscribed_again(
-    small_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tries: list[float] = []
-
-    def fail_twice(subscription: CloudSubscription) -> None:
-        tries.append(time.monotonic())
-        if len(tries) <= 2:
-            raise RuntimeError("no memory")
-
-    monkeypatch.setattr(CloudSubscription, "match_publishers", fail_twice)
-    context = Context()
-    rclpy.init(context=context)
-    overrides = [Parameter("model", value=str(small_model))]
-    node = SegmentNode(context=context, namespace="stuck", parameter_overrides=overrides)
-    arrays: list[DiagnosticArray] = []
-    node.create_subscription(DiagnosticArray, "/diagnostics", arrays.append, 10)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    try:
-        node.trigger_configure()
-        node.trigger_activate()
-
-        def spin_until(count: int) -> dict[str, DiagnosticStatus]:
-            while len(tries) < count:
-                executor.spin_once(timeout_sec=0.1)  # raises what a callback raises
-            own = [array for array in arrays if array.status[0].name.startswith("stuck/")]
-            return {status.name.partition(": ")[2]: status for status in own[-1].status}
-
-        statuses = spin_until(3)
-        assert "cannot follow the publishers' reliability" in statuses["processing"].message
-        assert {v.key: v.value for v in statuses["input"].values}["reliability"] == "best_effort"
-    finally:
-        executor.shutdown(timeout_sec=5)
-        node.destroy_node()
-        rclpy.shutdown(context=context)
-
-
 def test_the_filtered_cloud_lacks_the_removed_classes(live: Client) -> None:
     labelled = live.collect(PointCloud2, f"{NODE}/output/points")
     filtered = live.collect(PointCloud2, f"{NODE}/output/filtered")
@@ -224,7 +152,7 @@ def test_clouds_without_subscribers_are_skipped_and_counted(client: Client, smal
             status = client.diagnostics.get("processing", DiagnosticStatus())
             return {v.key: v.value for v in status.values}
 
-        wait_until(lambda: int(numbers().get("not labelled without subscribers", "0")) > 0, 30)
+        wait_until(lambda: int(numbers().get("skipped_no_subscribers", "0")) > 0, 30)
         wait_until(lambda: numbers()["labelled"] == "0", 5)
 
 
@@ -251,7 +179,7 @@ def bad_clouds() -> dict[str, PointCloud2]:
 def test_an_unusable_cloud_is_rejected_with_a_reason_and_the_next_one_is_labelled(live: Client, name: str) -> None:
     results = live.collect(PointCloud2, f"{NODE}/output/points")
     live.publish(bad_clouds()[name])
-    status = live.status("input", lambda s: any(v.key.startswith(f"rejected: {name}") for v in s.values))
+    status = live.status("input", lambda s: any(v.key == f"rejected_{name}" for v in s.values))
     assert status.level in (WARN, ERROR) and "rejected" in status.message
     label_one(live, message(street(500)), results)
 
@@ -271,10 +199,13 @@ def test_every_parameter_is_described_and_an_invalid_value_is_refused_with_a_rea
     assert described["knn.k"].integer_range[0].to_value == 225
     for values, reason in (
         ({"knn__mode": "sometimes"}, "official"),
-        ({"knn__search": 4}, "odd"),
+        ({"knn__search": 4}, "step"),
         ({"knn__k": 1000}, "range"),
         ({"knn__k": 100}, "1..25"),
-        ({"projection__width": 1024}, "run deactivate and cleanup, then set it"),
+        ({"projection__width": 1024}, "set it at start, with -p or in a parameter file"),
+        ({"autostart": False}, "read-only"),
+        ({"projection__rows": ""}, "must be one of 'elevation', 'ring_from_bottom', 'ring_from_top', found ''"),
+        ({"base_frame": "base_link"}, "run deactivate and cleanup, then set it"),
         ({"projection__fov_up_deg": -50.0}, "fov_down_deg < fov_up_deg"),
         ({"model": "/other.pt"}, "run deactivate and cleanup, then set it"),
         ({"threads": 2}, "run deactivate and cleanup, then set it"),
@@ -300,7 +231,7 @@ def test_a_parameter_takes_effect_with_the_next_cloud(live: Client, small_model:
     try:
         labels = read_field(label_one(live, message(points), results), "label")
     finally:
-        assert live.set_parameters(knn__mode="") == [(True, "")]
+        assert live.set_parameters(knn__mode="safe") == [(True, "")]
     off = Segmenter(small_model, knn=KnnConfig("off")).segment(points).labels
     safe = Segmenter(small_model).segment(points).labels
     assert (off != safe).any()
@@ -312,11 +243,46 @@ def test_diagnostics_name_model_rates_and_latency(live: Client, small_model: Pat
     label_one(live, message(street(1000)), results)
     model = {v.key: v.value for v in live.status("model", lambda s: s.level == OK).values}
     assert model["model"] == "small-random" and model["device"] == "cpu" and model["file"] == str(small_model)
-    assert len(model["file sha256"]) == 64
+    assert len(model["file_sha256"]) == 64
     assert model["licence"] == "unknown"  # the model of the test names none
     keys = {v.key for v in live.status("processing", lambda s: any("network" in v.key for v in s.values)).values}
-    for stage in ("latency", "decode", "project", "network", "knn", "encode", "publish"):
-        assert f"{stage} p50/p95/max (ms)" in keys
+    assert {f"{stage}_p95_ms" for stage in ("latency", *STAGES)} <= keys
+
+
+def documented_keys() -> dict[str, bool]:
+    """The keys in docs/diagnostics.md, with their status, and whether their values are text."""
+    text = (ROOT / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    keys: dict[str, bool] = {}
+    for status, cell, meaning in re.findall(r"^\| (model|input|processing) \| (`.*?) \| (.*) \|$", text, re.M):
+        for key in re.findall(r"`(.*?)`", cell):
+            stages = STAGES if "<stage>" in key else ("",)
+            keys |= {f"{status}: {key.replace('<stage>', stage)}": meaning.startswith("text") for stage in stages}
+    return keys
+
+
+def test_every_diagnostic_key_is_documented_and_its_value_is_a_number_unless_documented_as_text(live: Client) -> None:
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    label_one(live, message(street(1000)), results)
+    live.publish(bad_clouds()["zero_point_step"])
+    live.status("input", lambda s: any(v.key == "rejected_zero_point_step" for v in s.values))
+    live.status("processing", lambda s: any("network" in v.key for v in s.values))
+    documented = documented_keys()
+    found = {f"{name}: {v.key}": v.value for name, status in live.diagnostics.items() for v in status.values}
+    by_key = {re.sub("rejected_.*", "rejected_<reason>", key): value for key, value in found.items()}
+    assert by_key.keys() == documented.keys()
+    for key, value in by_key.items():
+        assert documented[key] or re.fullmatch(r"\d+(\.\d+)?", value), (key, value)
+
+
+def test_processing_times_are_published_for_each_stage_that_is_subscribed(live: Client) -> None:
+    topics = {stage: f"{NODE}/debug/processing_time/{stage}_ms" for stage in STAGES}
+    found = dict(live.node.get_topic_names_and_types())
+    assert all(found[topic] == ["std_msgs/msg/Float64"] for topic in topics.values())
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    times = {stage: live.collect(Float64, topics[stage]) for stage in ("network", "publish")}
+    label_one(live, message(street(1000)), results)
+    wait_until(lambda: all(times.values()), 20, lambda: times)
+    assert all(0 < received[0].data < 60000 for received in times.values())
 
 
 def test_input_that_stops_is_reported_and_recovers(live: Client) -> None:
@@ -387,8 +353,8 @@ def test_an_invalid_parameter_at_start_ends_the_node_with_a_message(parameters: 
 
 
 def test_an_override_of_an_unknown_parameter_is_reported_once() -> None:
-    reliability = f"qos_overrides.{NODE}/input/points.subscription.reliability"
-    known = {"use_sim_time": False, "start_type_description_service": False, reliability: "reliable"}
+    depth = f"qos_overrides.{NODE}/input/points.subscription.depth"
+    known = {"use_sim_time": False, "start_type_description_service": False, depth: 3}
     with running_node(autostart=False, intensity_scle=0.5, zzz=1, **known) as node:
         node.wait_for_log("unknown parameter 'zzz' (ignored)")
         assert node.stop() == 0
