@@ -17,8 +17,8 @@ from sqsegv3_ros.commands.options import (
     add_model_options,
     add_params,
     intensity_settings,
+    node_parameters,
     print_results,
-    runtime_settings,
 )
 from sqsegv3_ros.errors import OperationError, UserError, require
 
@@ -181,10 +181,11 @@ def _records(
 
 def _settings(args: argparse.Namespace, options: BagOptions) -> RunSettings:
     """Resolve the settings of the run from parameter files and options."""
+    from sqsegv3_ros.inference.settings import DEFAULTS, Settings
     from sqsegv3_ros.labelling.run_settings import resolve, resolve_for_gpus
     from sqsegv3_ros.pointcloud2 import CloudSettings
 
-    parameters = _parameters(args)
+    parameters = dict(Settings({**DEFAULTS, **node_parameters(args)}).values)
     scans = CloudSettings(**intensity_settings(args))
     if args.ray is not None:
         cluster = _cluster(args)
@@ -198,30 +199,6 @@ def _settings(args: argparse.Namespace, options: BagOptions) -> RunSettings:
     if hint:
         print(hint, file=sys.stderr)
     return settings
-
-
-def _parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """Values of the node's parameters from parameter files and options; those of the model only if given."""
-    from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.settings import DEFAULTS, read_parameters
-
-    values = dict(DEFAULTS)
-    for file in args.params:
-        values.update(read_parameters(file))
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"threads must be in 1..1024, found {args.threads}")
-    overrides = {
-        "model": None if args.model is None and values["model"] else str(find_model(args.model)),
-        **{name: None if value == "auto" else value for name, value in runtime_settings(args).items()},
-        "knn.mode": args.knn,
-        "knn.k": args.knn_k,
-        "knn.search": args.knn_search,
-        **intensity_settings(args),
-    }
-    values.update({name: value for name, value in overrides.items() if value is not None})
-    if "intensity_fields" in values:  # a parameter is a list that is not empty
-        values["intensity_fields"] = list(values["intensity_fields"]) or [""]
-    return values
 
 
 def _cluster(args: argparse.Namespace) -> Any:
