@@ -8,9 +8,9 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqsegv3_ros.commands.options import add_cloud_options, add_model_options, intensity_settings, runtime_settings
+from sqsegv3_ros.commands.options import add_cloud_options, add_model_options, intensity_settings, node_parameters
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import progress
 
@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     jobs = resolve_bags(jobs, options)
     total = sum(job.scans for job in jobs)
-    segmenter = _make_segmenter(args)
+    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+
+    segmenter = CloudSegmenter.from_parameters(node_parameters(args), warm_up=False)
     runtime = segmenter.segmenter.runtime
     if runtime.hint:
         print(runtime.hint, file=sys.stderr)
@@ -99,31 +101,6 @@ def _label(segmenter: CloudSegmenter, jobs: list[Job], args: argparse.Namespace)
                 yield job.source, warning
         else:
             yield job.source.parent, label_scan(segmenter.segmenter, job, scan_settings)
-
-
-def _make_segmenter(args: argparse.Namespace) -> CloudSegmenter:
-    """Build the pipeline of the node from parameter files and options."""
-    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-    from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.settings import read_parameters
-
-    values: dict[str, Any] = {}
-    for file in args.params:
-        values.update(read_parameters(file))
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"threads must be in 1..1024, found {args.threads}")
-    overrides = {
-        "model": None if args.model is None and values.get("model") else str(find_model(args.model)),
-        **{name: None if value == "auto" else value for name, value in runtime_settings(args).items()},
-        "knn.mode": args.knn,
-        "knn.k": args.knn_k,
-        "knn.search": args.knn_search,
-        **intensity_settings(args),
-    }
-    values.update({name: value for name, value in overrides.items() if value is not None})
-    if "intensity_fields" in values:  # a parameter is a list that is not empty
-        values["intensity_fields"] = list(values["intensity_fields"]) or [""]
-    return CloudSegmenter.from_parameters(values, warm_up=False)
 
 
 def _count(number: int, noun: str) -> str:

@@ -23,7 +23,7 @@ from sqsegv3_ros.commands.options import (
     add_params,
     check_output,
     intensity_settings,
-    node_settings,
+    node_parameters,
     print_results,
 )
 from sqsegv3_ros.data.point_files import find_point_files, read_clouds
@@ -65,17 +65,19 @@ def run(args: argparse.Namespace) -> int:
     """Label and show the clouds. Returns the exit code."""
     from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+    from sqsegv3_ros.inference.settings import DEFAULTS, Settings
 
     require(args.limit is None or args.limit > 0, "--limit", "1 or more", args.limit)
     if args.save is not None:
         check_output(args.save, ".rrd", args.force)
-    settings = node_settings(args)
-    segmenter = CloudSegmenter(settings).segmenter
+    parameters = node_parameters(args)
+    segmenter = CloudSegmenter.from_parameters(parameters).segmenter
     if is_bag(args.input):
         if args.format is not None:
             raise UserError(f"--format is for point-cloud files, but {args.input} is a bag")
         needs_rings = segmenter.projection.needs_rings
-        scans = _scans_of_bag(args.input, args.topic, settings.cloud_settings(rings_needed=needs_rings))
+        settings = Settings({**DEFAULTS, **parameters}).cloud_settings(rings_needed=needs_rings)
+        scans = _scans_of_bag(args.input, args.topic, settings)
     else:
         if args.topic is not None:
             raise UserError(f"--topic is for bags, but {args.input} is not one")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sqsegv3_ros.data import point_readers
 from sqsegv3_ros.data.point_readers import Fields
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.pointcloud2.decode import INTENSITY_NAMES, RING_NAMES
+from sqsegv3_ros.pointcloud2.decode import INTENSITY_FIELDS, RING_NAMES
 
 READERS = {
     "kitti": point_readers.read_kitti,
@@ -218,7 +218,7 @@ def _cloud(file: PointFile, name: str, fields: Fields, intensity_field: str | No
     if missing:
         raise UserError(f"{path} has no field '{missing[0]}' (fields: {available}); expected x, y and z")
     if intensity_field is None:
-        intensity_field = next((candidate for candidate in INTENSITY_NAMES if candidate in fields), None)
+        intensity_field = next((candidate for candidate in INTENSITY_FIELDS if candidate in fields), None)
         if intensity_field is None:
             raise UserError(
                 f"{path} has no intensity (fields: {available}); pass --intensity-field '' to use 0 for every point"
