@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make test` needs Python 3.10 to 3.12 and nothing else: it makes .venv, installs, lints and tests.
-# ROS=jazzy takes that distribution instead of Kilted, in an environment of its own.
-ROS ?= kilted
-VENV ?= $(if $(filter kilted,$(ROS)),.venv,.venv-$(ROS))
+# ROS=kilted takes that distribution instead of Jazzy, in an environment of its own.
+ROS ?= jazzy
+VENV ?= $(if $(filter jazzy,$(ROS)),.venv,.venv-$(ROS))
 # the first one found of 3.10, 3.11 or 3.12; PYTHON=... chooses another
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
@@ -25,7 +25,7 @@ test: lint
 test-fast: $(INSTALLED)
 	$(RUN) pytest -q -n 2 -m "not long and not slow" test/test_architecture.py test/pointcloud2 test/data test/inference test/network
 
-# the node and its clients; `make ROS=jazzy test-ros` runs them on Jazzy
+# the node and its clients; `make ROS=kilted test-ros` runs them on Kilted
 test-ros: $(INSTALLED)
 	$(RUN) pytest -n 2 --dist loadfile test/ros
 
@@ -40,7 +40,7 @@ test-ouster: .venv-ouster/installed
 
 test-long: $(INSTALLED) test-ouster
 	$(RUN) pytest -m long
-	$(MAKE) ROS=jazzy VENV=.venv-jazzy test-ros
+	$(MAKE) ROS=kilted VENV=.venv-kilted test-ros
 
 # every launch file with the real `ros2 launch`; SOURCES holds checkouts of launch, launch_ros and ros2cli
 LAUNCH_VENV ?= $(VENV)-launch

@@ -123,7 +123,11 @@ def node_settings(args: argparse.Namespace) -> Settings:
 
 def add_cloud_options(parser: argparse._ActionsContainer) -> None:
     """Add --intensity-field, --intensity-scale and --intensity-exponent; None if not given."""
-    parser.add_argument("--intensity-field", metavar="F", help="field with the intensity; '' for none")
+    parser.add_argument(
+        "--intensity-field",
+        metavar="F",
+        help="field with the intensity; '' for none (default: intensity, reflectivity or i)",
+    )
     scale = "factor from intensity to remission, 0..1 (0.00392 for 0..255)"
     parser.add_argument("--intensity-scale", type=float, metavar="X", help=scale)
     exponent = "remission = X * intensity ** E (0.5: square root)"
@@ -132,5 +136,8 @@ def add_cloud_options(parser: argparse._ActionsContainer) -> None:
 
 def intensity_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the given intensity options as arguments of `CloudSettings`."""
-    names = ("intensity_field", "intensity_scale", "intensity_exponent")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    names = ("intensity_scale", "intensity_exponent")
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.intensity_field is not None:
+        settings["intensity_fields"] = (args.intensity_field,) if args.intensity_field else ()
+    return settings

@@ -177,6 +177,7 @@ def image(root):
 def test_exported_model_agrees_with_the_trained_network(finished, tmp_path, image, capsys):
     checkpoint, model = finished[0] / "best.ckpt", tmp_path / "model.pt"
     command = ["export", str(checkpoint), "--output", str(model), "--licence", "for tests", "--name", "tiny", "--half"]
+    command += ["--knn-k", "3", "--knn-search", "7"]
     command += ["--sensor-height-m", "1.9"]
     assert main([*command[:-1], "-1"]) == 2
     assert "--sensor-height-m must be between 0 and 100 metres" in capsys.readouterr().err
@@ -186,6 +187,7 @@ def test_exported_model_agrees_with_the_trained_network(finished, tmp_path, imag
     assert model.info.weights_dtype == "float16"
     assert model.info.labels == SEMANTIC_KITTI
     assert model.info.projection == IMAGE
+    assert (model.info.knn.k, model.info.knn.search) == (3, 7)
     assert model.info.sensor_height_m == 1.9
     assert model.info.provenance["licence"] == "for tests"
     assert model.info.provenance["metrics"]["val/miou"] > 0
