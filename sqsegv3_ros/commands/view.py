@@ -23,7 +23,7 @@ from sqsegv3_ros.commands.options import (
     add_params,
     check_output,
     intensity_settings,
-    node_settings,
+    node_parameters,
     print_results,
 )
 from sqsegv3_ros.data.point_files import PointFile, find_point_files, read_clouds
@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Label and show the clouds. Returns the exit code."""
     from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+    from sqsegv3_ros.inference.settings import DEFAULTS, Settings
 
     require(args.limit is None or args.limit > 0, "--limit", "1 or more", args.limit)
     if args.save is not None:
@@ -75,11 +76,12 @@ def run(args: argparse.Namespace) -> int:
     if not bag and args.topic is not None:
         raise UserError(f"--topic is for bags, but {args.input} is not one")
     files = [] if bag else find_point_files(args.input, args.format)
-    settings = node_settings(args)
-    segmenter = CloudSegmenter(settings).segmenter
+    parameters = node_parameters(args)
+    segmenter = CloudSegmenter.from_parameters(parameters).segmenter
     if bag:
-        needs_rings = segmenter.projection.needs_rings
-        scans = _scans_of_bag(args.input, args.topic, settings.cloud_settings(rings_needed=needs_rings))
+        settings = Settings({**DEFAULTS, **parameters}).for_model(segmenter.info)
+        cloud_settings = settings.cloud_settings(rings_needed=segmenter.projection.needs_rings)
+        scans = _scans_of_bag(args.input, args.topic, cloud_settings)
     else:
         scans = _scans_of_files(files, args)
     first = next(scans)  # before the viewer starts: an unusable input must not open one
@@ -106,7 +108,7 @@ def _chain(first: _Scan, rest: Iterator[_Scan]) -> Iterator[_Scan]:
 def _scans_of_files(files: list[PointFile], args: argparse.Namespace) -> Iterator[_Scan]:
     settings = CloudSettings(**intensity_settings(args))
     for file in files:
-        for cloud in read_clouds(file, args.intensity_field):
+        for cloud in read_clouds(file, settings.intensity_fields):
             to_remission(cloud.points[:, 3], settings)
             yield _Scan(cloud.points, cloud.rings, cloud.ground_truth)
 
