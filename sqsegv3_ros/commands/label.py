@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqsegv3_ros.commands.options import add_cloud_options, add_model_options, intensity_settings, node_parameters
+from sqsegv3_ros.commands.options import (
+    add_cloud_options,
+    add_model_options,
+    add_params,
+    intensity_settings,
+    node_parameters,
+)
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import progress
 
@@ -37,12 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bags.add_argument("--topic", metavar="T", help="topic to label (default: the only topic with clouds)")
     bags.add_argument("--output-topic", metavar="T", help="topic of the labelled clouds (default: unchanged)")
     bags.add_argument("--storage", choices=("mcap", "sqlite3"), help="storage of written bags (default: unchanged)")
-    params = (
-        "parameter file of the node (YAML), to label as the node does; repeatable, later files take precedence. "
-        "Its intensity settings apply to bags only: .bin scans hold 0..1 unless --intensity-scale and "
+    note = (
+        ". Its intensity settings apply to bags only: .bin scans hold 0..1 unless --intensity-scale and "
         "--intensity-exponent are given"
     )
-    parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=params)
+    add_params(parser, note)
     add_cloud_options(parser)
     add_model_options(parser)
 
@@ -71,9 +76,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     jobs = resolve_bags(jobs, options)
     total = sum(job.scans for job in jobs)
-    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-
-    segmenter = CloudSegmenter.from_parameters(node_parameters(args), warm_up=False)
+    segmenter = _make_segmenter(args)
     runtime = segmenter.segmenter.runtime
     if runtime.hint:
         print(runtime.hint, file=sys.stderr)
@@ -101,6 +104,13 @@ def _label(segmenter: CloudSegmenter, jobs: list[Job], args: argparse.Namespace)
                 yield job.source, warning
         else:
             yield job.source.parent, label_scan(segmenter.segmenter, job, scan_settings)
+
+
+def _make_segmenter(args: argparse.Namespace) -> CloudSegmenter:
+    """Build the pipeline of the node from parameter files and options."""
+    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+
+    return CloudSegmenter.from_parameters(node_parameters(args), warm_up=False)
 
 
 def _count(number: int, noun: str) -> str:

@@ -92,12 +92,12 @@ def runtime_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_params(parser: argparse._ActionsContainer, note: str = "") -> None:
     """Add --params."""
-    text = f"parameter file of the node (YAML), to label as the node does; repeatable, later files win{note}"
+    text = f"parameter file of the node (YAML), to label as it does; repeatable, later files take precedence{note}"
     parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=text)
 
 
 def node_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """Parameters of the node from --params, the model options and the cloud options, which take precedence."""
+    """Values of the node's parameters that --params, the model options or the cloud options set; options win."""
     from sqsegv3_ros.inference.model_file import find_model
     from sqsegv3_ros.inference.settings import read_parameters
 
