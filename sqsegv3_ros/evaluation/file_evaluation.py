@@ -67,4 +67,4 @@ def evaluate_files(
 def _clouds(dataset: Path, file_format: str | None) -> Iterator[FileCloud]:
     files = find_point_files(dataset, file_format)
     for file in progress(files, len(files), "file"):
-        yield from read_clouds(file, intensity_field="")
+        yield from read_clouds(file, intensity_fields=())
