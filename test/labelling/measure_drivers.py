@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures what docs/archives.md says of the drivers: `python test/labelling/measure_drivers.py actors|empty|wait`.
 
-actors: bags per second with K Ray actors beside K plain loops. They run at the same time, so that other work on the
-    machine slows both; starts are left out.
+actors: wall and CPU time for a bag with K Ray actors and with K plain loops. Both run at the same time, so that other
+    work slows both; starts are left out.
 empty: time and memory of the driver and the manifest for tasks that do nothing.
 wait: time that the driver needs to find the one of many actors that has finished.
 """
@@ -16,8 +16,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import cycle, takewhile
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,7 +36,7 @@ from sqsegv3_ros.labelling.run_settings import RunSettings, resolve
 from sqsegv3_ros.labelling.workspace import Workspace
 from sqsegv3_ros.pointcloud2 import CloudSettings
 
-BAGS, CLOUDS, REPEATS, TASKS = 32, 10, 3, 100_000
+BAGS, CLOUDS, REPEATS, TASKS = 24, 10, 3, 100_000
 RAY_NICENESS = 15  # Ray's default for workers; on a busy machine it halves their share
 
 
@@ -45,23 +46,44 @@ def settings_of_run() -> RunSettings:
     return resolve(parameters, BagOptions(), CloudSettings(), "quarantine")[0]
 
 
-def finished_at(records: Iterator[Record], manifest: Manifest | None = None) -> list[float]:
-    """When each record came, in seconds; all must be done."""
-    times = []
+@dataclass(frozen=True)
+class Moment:
+    """When a bag was done, and the CPU time of the processes that label until then, seconds."""
+
+    wall: float
+    cpu: float
+
+
+def moments(records: Iterator[Record], cpu: Callable[[], float], manifest: Manifest | None = None) -> list[Moment]:
+    """When each record came; all must be done."""
+    found = []
     for record in records:
         assert record.status == "done", record.error
         if manifest is not None:
             manifest.add(record)
-        times.append(time.perf_counter())
-    return times
+        found.append(Moment(time.perf_counter(), cpu()))
+    return found
 
 
-def loop_times(jobs: Sequence[Job], settings: RunSettings, end: Path) -> list[float]:
-    """When the bags of a loop were done that goes round until the file `end` exists."""
+def cpu_of_actors() -> float:
+    """CPU time of the processes that Ray names after a task or the class of an actor."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (path / "cmdline").read_bytes()
+            if title.startswith(b"ray::") and not title.startswith((b"ray::IDLE", b"ray::Dash", b"ray::Runtime")):
+                total += sum(int(field) for field in (path / "stat").read_text().rpartition(")")[2].split()[11:13])
+        except OSError:
+            continue
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def loop_moments(jobs: Sequence[Job], settings: RunSettings, end: Path) -> list[Moment]:
+    """Label the jobs round and round until the file `end` exists."""
     workspace = Workspace(Path(tempfile.gettempdir()) / "cache", 0)
     segmenter = settings.make_segmenter(Path(settings.parameters["model"]))
     rounds = takewhile(lambda job: not end.exists(), cycle(jobs))
-    return finished_at(label_in_loop(segmenter, rounds, settings, workspace, lambda size: None))
+    return moments(label_in_loop(segmenter, rounds, settings, workspace, lambda size: None), time.process_time)
 
 
 def prepare_loop() -> None:
@@ -70,21 +92,23 @@ def prepare_loop() -> None:
     os.nice(RAY_NICENESS)
 
 
-def rates(jobs: Sequence[Job], beside: Sequence[Job], settings: RunSettings, actors: int) -> tuple[float, float]:
-    """Bags per second of loops and of Ray, from the first bag of each actor to the last bag."""
+def compare(jobs: Sequence[Job], beside: Sequence[Job], settings: RunSettings, actors: int) -> tuple[float, float]:
+    """Ray's wall time and CPU time for a bag beside those of a loop, as ratios, without the first bag of each actor."""
     cluster = Cluster(LOCAL, actors, 2 / actors if actors > 2 else 1.0, 0.0)
     with tempfile.TemporaryDirectory() as scratch:
         end = Path(scratch) / "end"
         with ProcessPoolExecutor(actors, get_context("spawn"), prepare_loop) as pool:
-            loops = [pool.submit(loop_times, beside[i::actors], settings, end) for i in range(actors)]
-            times = finished_at(label_on_ray(jobs, settings, cluster, Path("/nowhere"), 0, print))
+            loops = [pool.submit(loop_moments, beside[i::actors], settings, end) for i in range(actors)]
+            found = moments(label_on_ray(jobs, settings, cluster, Path("/nowhere"), 0, print), cpu_of_actors)
             end.touch()
-    begin, last = times[actors - 1], times[-1]
-    loop = 0.0
-    for found in loops:
-        within = [moment for moment in found.result() if begin <= moment <= last]
-        loop += (len(within) - 1) / (within[-1] - within[0])
-    return loop, (len(times) - actors) / (last - begin)
+    first, last = found[actors - 1], found[-1]
+    rate, cpu, bags = 0.0, 0.0, 0
+    for loop in loops:
+        within = [moment for moment in loop.result() if first.wall <= moment.wall <= last.wall]
+        rate += (len(within) - 1) / (within[-1].wall - within[0].wall)
+        cpu, bags = cpu + within[-1].cpu - within[0].cpu, bags + len(within) - 1
+    done = len(found) - actors
+    return (last.wall - first.wall) / done * rate, (last.cpu - first.cpu) / done / (cpu / bags)
 
 
 def measure_actors(folder: Path) -> None:
@@ -100,10 +124,9 @@ def measure_actors(folder: Path) -> None:
     jobs, beside = (plan_jobs([str(folder / "in")], str(folder / name), None, BagOptions()) for name in ("ray", "loop"))
     print(settings.runtime(), f"{BAGS} bags of {CLOUDS} clouds with {len(sweeps[0].points)} points")
     for actors in (1, 2, 4):
-        pairs = [rates(jobs, beside, settings, actors) for _ in range(REPEATS)]
-        ratios = [loop / ray - 1 for loop, ray in pairs]
-        print(f"{actors}: loops, Ray {pairs} bags/s; overhead {[f'{ratio:.1%}' for ratio in ratios]}")
-        print(f"{actors}: median {statistics.median(ratios):.1%}", flush=True)
+        ratios = [compare(jobs, beside, settings, actors) for _ in range(REPEATS)]
+        wall, cpu = (statistics.median(values) for values in zip(*ratios, strict=True))
+        print(f"{actors}: wall and CPU time against the loop {ratios}; median {wall:.3f}, {cpu:.3f}", flush=True)
 
 
 def measure_empty(folder: Path) -> None:
@@ -118,8 +141,8 @@ def measure_empty(folder: Path) -> None:
     manifest = Manifest(str(folder / "out"), "", settings.identity(), workspace)
     with manifest:
         cluster = Cluster(LOCAL, 2, 1.0, 0.0)
-        times = finished_at(label_on_ray(jobs, settings, cluster, Path("/nowhere"), 0, print), manifest)
-    seconds = times[-1] - times[0]
+        found = moments(label_on_ray(jobs, settings, cluster, Path("/nowhere"), 0, print), time.process_time, manifest)
+    seconds = found[-1].wall - found[0].wall
     print(f"{TASKS} tasks: {seconds:.0f} s, {1e3 * seconds / TASKS:.2f} ms each, driver {memory_mib()} MiB at most")
     begin = time.perf_counter()
     again = Manifest(str(folder / "out"), "", settings.identity(), workspace)
