@@ -87,8 +87,9 @@ def loop_moments(jobs: Sequence[Job], settings: RunSettings, end: Path) -> list[
 
 
 def prepare_loop() -> None:
-    """Run as the command does, with the priority of Ray's workers."""
+    """Run as the command does, with the priority and the OpenMP threads that Ray gives an actor of one core."""
     process.prepare()
+    os.environ["OMP_NUM_THREADS"] = "1"
     os.nice(RAY_NICENESS)
 
 
