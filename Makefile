@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make test` needs Python 3.10 to 3.12 and nothing else: it makes .venv, installs, lints and tests.
-# ROS=jazzy takes that distribution instead of Kilted, in an environment of its own.
-ROS ?= kilted
-VENV ?= $(if $(filter kilted,$(ROS)),.venv,.venv-$(ROS))
+# ROS=kilted takes that distribution instead of Jazzy, in an environment of its own.
+ROS ?= jazzy
+VENV ?= $(if $(filter jazzy,$(ROS)),.venv,.venv-$(ROS))
 # the first one found of 3.10, 3.11 or 3.12; PYTHON=... chooses another
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
@@ -15,7 +15,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-fast test-ros test-long test-launch test-cuda demo model model-kitti model-small lint format install clean
+.PHONY: test test-fast test-ros test-ouster test-long test-launch test-cuda demo model model-kitti model-small lint format install clean
 
 # two at a time, as many tests wait for other processes; the tests of a file share what they set up
 test: lint
@@ -25,13 +25,22 @@ test: lint
 test-fast: $(INSTALLED)
 	$(RUN) pytest -q -n 2 -m "not long and not slow" test/test_architecture.py test/pointcloud2 test/data test/inference test/network
 
-# the node and its clients; `make ROS=jazzy test-ros` runs them on Jazzy
+# the node and its clients; `make ROS=kilted test-ros` runs them on Kilted
 test-ros: $(INSTALLED)
 	$(RUN) pytest -n 2 --dist loadfile test/ros
 
-test-long: $(INSTALLED)
+# Ouster recordings, with ouster-sdk in an environment of its own
+test-ouster: .venv-ouster/installed
+	.venv-ouster/bin/python -m pytest -q -p no:asyncio test/data/test_ouster_files.py
+
+.venv-ouster/installed: requirements/ouster.txt
+	test -x .venv-ouster/bin/python || $(PYTHON) -m venv .venv-ouster
+	.venv-ouster/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test-long: $(INSTALLED) test-ouster
 	$(RUN) pytest -m long
-	$(MAKE) ROS=jazzy VENV=.venv-jazzy test-ros
+	$(MAKE) ROS=kilted VENV=.venv-kilted test-ros
 
 # every launch file with the real `ros2 launch`; SOURCES holds checkouts of launch, launch_ros and ros2cli
 LAUNCH_VENV ?= $(VENV)-launch

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from installing import colcon_build, copy_source, needs_colcon, run, site_packages
 
-EXECUTABLES = ("segment_node", "evaluate_node", "sqsegv3")
+EXECUTABLES = ("segment_node", "evaluate_node", "rerun_node", "example_class_counter", "sqsegv3")
 # imported from a ROS installation, and the package of package.xml that provides it if the names differ
 ROS_MODULES = {"rclpy", "launch", "launch_ros", "tf2_ros", "tf_transformations", "sensor_msgs_py"}
 BROUGHT_BY = {"tf2_ros": "tf2_ros_py"}
@@ -154,6 +154,13 @@ def test_versions_agree_and_the_changelog_has_a_forthcoming_section(
     assert run(sys.executable, "setup.py", "--version", cwd=source).stdout.strip().splitlines()[-1] == version
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert "\nForthcoming\n-----------\n" in (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8")
+
+
+def test_the_table_of_conventions_names_tests_that_exist() -> None:
+    named = re.findall(r"`(test/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "conventions.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
 
 
 def test_only_numpy_and_torch_are_required(source: Path) -> None:

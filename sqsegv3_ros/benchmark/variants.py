@@ -40,10 +40,9 @@ class Pipeline:
 
     def _start(self, scan: str, parameters: dict[str, Any]) -> None:
         from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-        from sqsegv3_ros.inference.settings import SPECS, Settings
         from sqsegv3_ros.pointcloud2 import make_cloud
 
-        self._cloud_segmenter = CloudSegmenter(Settings({spec.name: spec.default for spec in SPECS} | parameters))
+        self._cloud_segmenter = CloudSegmenter.from_parameters(parameters)
         self._points = np.load(scan)
         self._cloud = make_cloud(self._points, PointCloud2, PointField)
         self.run()

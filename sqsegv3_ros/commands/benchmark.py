@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from sqsegv3_ros.commands.options import add_json, print_results
 from sqsegv3_ros.errors import UserError
 
 LOAD_NETWORK, LOAD_WIDTH = "1/16", 128
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--knn-search", type=int, metavar="S", help="KNN window size in pixels (default: the model's own)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    add_json(parser)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="plot the results as PNG (needs matplotlib)")
     group = parser.add_argument_group("what to measure", "default: one scan, by stage")
     what = group.add_mutually_exclusive_group()
@@ -100,8 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from sqsegv3_ros.benchmark.tables import draw, text
 
     result = measure(Options(**_model(args), **_settings(args)))
-    print(text(result))
-    _write_json(args.json, result)
+    print_results(args, text(result), result)
     if args.plot is not None:
         draw(result, args.plot)
     return 0 if result.get("equal", {}).get("all", True) else 1
@@ -162,11 +161,11 @@ def _load(args: argparse.Namespace) -> int:
     if args.soak:
         with bench.running() as running:
             results = [running.soak(cases[0], args.seconds)]
-        print(load_test.soak_text(results[0]))
+        lines = load_test.soak_text(results[0])
     else:
         results = load_test.run(bench, cases, args.seconds, lambda line: print(line, file=sys.stderr, flush=True))
-        print(load_test.text(results))
-    _write_json(args.json, results)
+        lines = load_test.text(results)
+    print_results(args, lines, results)
     return 1 if any(result["lost"] > 0 or result["damaged"] for result in results) else 0
 
 
@@ -174,10 +173,3 @@ def _refuse(given: dict[str, Any], reason: str) -> None:
     for option, value in given.items():
         if value is not None:
             raise UserError(f"{option} cannot be used here: {reason}")
-
-
-def _write_json(path: Path | None, result: Any) -> None:
-    if path is not None:
-        from sqsegv3_ros.files import write_atomically
-
-        write_atomically(path, json.dumps(result, indent=1).encode())
