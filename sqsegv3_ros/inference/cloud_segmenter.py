@@ -39,12 +39,14 @@ class Result:
             '32FC1', (H, W) float32 in metres, 0 in empty pixels.
         timings_ms: Milliseconds by stage, all of `STAGES` but publish.
         input_warnings: What about the clouds does not fit the model.
+        segmentation: Labels and confidences of the points.
     """
 
     clouds: dict[str, Any]
     images: dict[str, tuple[str, npt.NDArray[Any]]]
     timings_ms: dict[str, float]
     input_warnings: tuple[str, ...]
+    segmentation: Segmentation
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class CloudSegmenter:
         check_ms = 1e3 * (time.perf_counter() - check_from)
 
         timings = {"decode": decode_ms, **segmentation.timings_ms, "encode": encode_ms, "input_checks": check_ms}
-        return Result(clouds, images, timings, self._input_warnings)
+        return Result(clouds, images, timings, self._input_warnings, segmentation)
 
     def description(self) -> dict[str, str]:
         """Return what runs here, as values of diagnostics."""
