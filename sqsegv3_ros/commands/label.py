@@ -184,11 +184,11 @@ def _records(
 
 def _settings(args: argparse.Namespace, options: BagOptions) -> RunSettings:
     """Resolve the settings of the run from parameter files and options."""
-    from sqsegv3_ros.inference.settings import DEFAULTS
+    from sqsegv3_ros.inference.settings import DEFAULTS, Settings
     from sqsegv3_ros.labelling.run_settings import resolve, resolve_for_gpus
     from sqsegv3_ros.pointcloud2 import CloudSettings
 
-    parameters = {**DEFAULTS, **node_parameters(args)}
+    parameters = dict(Settings({**DEFAULTS, **node_parameters(args)}).values)
     scans = CloudSettings(**intensity_settings(args))
     if args.ray is not None:
         cluster = _cluster(args)
