@@ -19,6 +19,7 @@ OBJECT_STORE_BYTES = 100 * 1024**2
 def cluster(nodes: int, cpus_per_node: int) -> Iterator[Any]:
     """A cluster whose first node is the head."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # other tests at the same time would starve the workers
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": cpus_per_node, "object_store_memory": OBJECT_STORE_BYTES}

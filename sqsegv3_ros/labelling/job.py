@@ -298,6 +298,8 @@ def _input_errors(reason: str, name: str = "", kinds: type[Exception] = UserErro
     except InputError:
         raise
     except kinds as error:
+        if isinstance(error.__cause__, ImportError):  # a package is missing, and no input to blame
+            raise
         transient = reason in (NOT_FETCHED, INFERENCE_FAILED) or isinstance(error.__cause__, OSError)
         raise InputError(reason, f"{name}: {error}" if name else str(error), transient=transient) from error
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,18 @@ def test_an_output_that_cannot_be_written_ends_the_run_and_blames_no_bag(
     )
     assert call(*arguments) == 2
     assert "cannot write" in capsys.readouterr().err
+    assert records(out / "manifest.jsonl")[1] == {}
+
+
+def test_a_missing_package_ends_the_run_and_blames_no_input(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "laspy", None)  # cannot be imported
+    (tmp_path / "scan.las").write_bytes(b"LASF")
+    out = tmp_path / "out"
+    arguments = ("label", tmp_path / "scan.las", "--model", small_model, "--output", out, *QUICK)
+    assert call(*arguments, "--on-error", "quarantine") == 2
+    assert "laspy" in capsys.readouterr().err
     assert records(out / "manifest.jsonl")[1] == {}
 
 
