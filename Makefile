@@ -15,7 +15,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-fast test-ros test-long test-cuda demo model model-kitti lint format install clean
+.PHONY: test test-fast test-ros test-long test-launch test-cuda demo model model-kitti lint format install clean
 
 # two at a time, as many tests wait for other processes; the tests of a file share what they set up
 test: lint
@@ -32,6 +32,13 @@ test-ros: $(INSTALLED)
 test-long: $(INSTALLED)
 	$(RUN) pytest -m long
 	$(MAKE) ROS=jazzy VENV=.venv-jazzy test-ros
+
+# every launch file with the real `ros2 launch`; SOURCES holds checkouts of launch, launch_ros and ros2cli
+LAUNCH_VENV ?= $(VENV)-launch
+test-launch: $(INSTALLED)
+	@test -n "$(SOURCES)" || { echo "SOURCES=... names the folder with checkouts of launch, launch_ros and ros2cli"; exit 2; }
+	$(VENV)/bin/python test/launch_environment.py $(LAUNCH_VENV) $(SOURCES)
+	PATH="$(abspath $(LAUNCH_VENV))/bin:$$PATH" $(LAUNCH_VENV)/bin/python -m pytest test/ros/test_launch_run.py
 
 # on a machine with a GPU: all CUDA tests, and what a scan costs there; fails on others
 CUDA_TABLE ?= build/performance_cuda.md
@@ -98,5 +105,5 @@ $(INSTALLED): requirements/test.txt requirements/ros_$(ROS).txt setup.py setup.c
 	touch $@
 
 clean:
-	rm -rf .venv .venv-jazzy build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

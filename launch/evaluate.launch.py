@@ -7,6 +7,7 @@ arguments of segment.launch.py are available, too.
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
 from typing import Any
 
@@ -18,97 +19,49 @@ from launch.actions import (
     IncludeLaunchDescription,
     OpaqueFunction,
     RegisterEventHandler,
+    SetLaunchConfiguration,
 )
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
-from launch_ros.substitutions import ExecutableInPackage
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import ExecutableInPackage, FindPackageShare
 
 PACKAGE = "sqsegv3_ros"
-NODE_NAME = "sqsegv3"
-SCANS = "evaluate_scans"
-SWITCH = ["true", "false", "True", "False"]
-ARGUMENTS = (
-    ("bag", None, "bag whose clouds have a field ground_truth, or SemanticKITTI root with labels", None),
-    ("topic", "", "topic of the clouds in the bag; empty: the only one", None),
-    ("sequence", "", "sequence of the root; empty: the only one", None),
-    ("rate", "1.0", "factor of the recorded pace", None),
-    ("follow", "false", "play no faster than the node labels, so that a slow machine drops nothing", SWITCH),
-    ("output", "", "JSON file to save the evaluation to; empty: none", None),
-    ("labels", "", "label configuration of the ground truth (YAML); empty: the classes of SemanticKITTI", None),
-    ("quiet_s", "10.0", "end after this time without a cloud, seconds", None),
-    ("start_timeout_s", "60.0", "give up after this time without a first cloud, seconds", None),
-)
-
-
-def resolve(topic: str, namespace: str) -> str:
-    """Full name of a topic of the node."""
-    from rclpy.expand_topic_name import expand_topic_name
-
-    return str(expand_topic_name(topic, NODE_NAME, f"/{namespace.strip('/')}"))
-
-
-def player_command(value: dict[str, str], input_topic: str, output_topic: str) -> list[str]:
-    """Arguments of `sqsegv3` that replay the bag once both the node and the evaluator have subscribed."""
-    command = ["replay", value["bag"], "--output-topic", input_topic, "--rate", value["rate"]]
-    command += ["--wait-for-subscribers", "2"]
-    for option in ("topic", "sequence"):
-        if value[option]:
-            command += [f"--{option}", value[option]]
-    if value["follow"].lower() == "true":
-        command += ["--follow", output_topic]
-    if value["use_sim_time"].lower() == "true":
-        command.append("--clock")
-    return command
+SEGMENT = PathJoinSubstitution([FindPackageShare(PACKAGE), "launch", "segment.launch.py"])
 
 
 def count_scans(context: LaunchContext) -> list[Any]:
-    """Store the number of scans to evaluate. An unusable bag raises here, before anything is started."""
+    """The number of scans to evaluate. An unusable bag raises here, before anything is started."""
     from sqsegv3_ros.evaluation.replay import open_source
 
     bag, topic, sequence = (LaunchConfiguration(name).perform(context) for name in ("bag", "topic", "sequence"))
     with open_source(Path(bag), topic or None, sequence or None, None) as source:
-        context.launch_configurations[SCANS] = str(len(source))
-    return []
+        return [SetLaunchConfiguration("scans", str(len(source)))]
 
 
-def start(context: LaunchContext) -> list[Any]:
-    """Player and evaluator, for the values of the launch arguments."""
-    names = [name for name, *_ in ARGUMENTS] + ["namespace", "input_topic", "output_topic", "use_sim_time"]
-    value = {name: LaunchConfiguration(name).perform(context) for name in names}
-    input_topic = resolve(value["input_topic"], value["namespace"])
-    output_topic = resolve(value["output_topic"], value["namespace"])
-    player = ExecuteProcess(
-        cmd=[
-            ExecutableInPackage(package=PACKAGE, executable="sqsegv3"),
-            *player_command(value, input_topic, output_topic),
-        ],
-        name="player",
-        output="screen",
-    )
-    evaluator = Node(
-        package=PACKAGE,
-        executable="evaluate_node",
-        parameters=[
-            {
-                "scans": int(context.launch_configurations[SCANS]),
-                "output": value["output"],
-                "labels": value["labels"],
-                "quiet_s": float(value["quiet_s"]),
-                "start_timeout_s": float(value["start_timeout_s"]),
-            }
-        ],
-        remappings=[
-            ("~/input/ground_truth", input_topic),
-            ("~/input/labelled", output_topic),
-            ("~/input/label_set", resolve("~/output/label_set", value["namespace"])),
-        ],
-        output="screen",
-    )
-    handlers = ((evaluator, on_evaluator_exit), (player, on_player_exit))
-    return [*(RegisterEventHandler(OnProcessExit(target_action=a, on_exit=f)) for a, f in handlers), evaluator, player]
+def start_player(context: LaunchContext) -> list[Any]:
+    """The player. A function, because its options depend on which arguments are given."""
+
+    def given(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    def full_name(argument: str) -> str:
+        return posixpath.join("/", given("namespace"), given(argument))
+
+    options = ["--output-topic", full_name("input_topic"), "--rate", given("rate"), "--wait-for-subscribers", "2"]
+    for name in ("topic", "sequence"):
+        if given(name):
+            options += [f"--{name}", given(name)]
+    if given("follow").lower() == "true":
+        options += ["--follow", full_name("output_topic")]
+    if given("use_sim_time").lower() == "true":
+        options.append("--clock")
+    sqsegv3 = ExecutableInPackage(package=PACKAGE, executable="sqsegv3")
+    player = ExecuteProcess(cmd=[sqsegv3, "replay", given("bag"), *options], name="player", output="screen")
+    return [RegisterEventHandler(OnProcessExit(target_action=player, on_exit=on_player_exit)), player]
 
 
 def on_evaluator_exit(event: Any, context: LaunchContext) -> list[Any]:
@@ -128,11 +81,56 @@ def on_player_exit(event: Any, context: LaunchContext) -> list[Any]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Declare the arguments and start node, player and evaluator."""
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=description, choices=choices)
-        for name, default, description, choices in ARGUMENTS
-    ]
-    segment = PythonLaunchDescriptionSource(str(Path(__file__).resolve().parent / "segment.launch.py"))
-    first, last = OpaqueFunction(function=count_scans), OpaqueFunction(function=start)
-    return LaunchDescription([*declared, first, IncludeLaunchDescription(segment), last])
+    """Declare the arguments, and start node, evaluator and player."""
+    evaluator = Node(
+        package=PACKAGE,
+        executable="evaluate_node",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[
+            {name: ParameterValue(LaunchConfiguration(name), value_type=str) for name in ("output", "labels")},
+            {
+                name: ParameterValue(LaunchConfiguration(name), value_type=float)
+                for name in ("quiet_s", "start_timeout_s")
+            },
+            {"scans": ParameterValue(LaunchConfiguration("scans"), value_type=int)},
+        ],
+        remappings=[
+            ("~/input/ground_truth", LaunchConfiguration("input_topic")),
+            ("~/input/labelled", LaunchConfiguration("output_topic")),
+            ("~/input/label_set", "sqsegv3/output/label_set"),
+        ],
+        output="screen",
+    )
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                "bag", description="bag with the field ground_truth, or SemanticKITTI root with labels"
+            ),
+            DeclareLaunchArgument("topic", default_value="", description="topic in the bag; empty: the only one"),
+            DeclareLaunchArgument(
+                "sequence", default_value="", description="sequence of the root; empty: the only one"
+            ),
+            DeclareLaunchArgument("rate", default_value="1.0", description="factor on the recorded rate"),
+            DeclareLaunchArgument(
+                "follow",
+                default_value="false",
+                choices=["true", "false", "True", "False"],
+                description="play no faster than the node labels, so that a slow machine drops nothing",
+            ),
+            DeclareLaunchArgument("output", default_value="", description="JSON file for the evaluation; empty: none"),
+            DeclareLaunchArgument(
+                "labels", default_value="", description="label configuration of the ground truth; empty: SemanticKITTI"
+            ),
+            DeclareLaunchArgument(
+                "quiet_s", default_value="10.0", description="end after this time without a cloud, seconds"
+            ),
+            DeclareLaunchArgument(
+                "start_timeout_s", default_value="60.0", description="give up without a first cloud, seconds"
+            ),
+            OpaqueFunction(function=count_scans),
+            IncludeLaunchDescription(PythonLaunchDescriptionSource(SEGMENT)),
+            RegisterEventHandler(OnProcessExit(target_action=evaluator, on_exit=on_evaluator_exit)),
+            evaluator,
+            OpaqueFunction(function=start_player),
+        ]
+    )

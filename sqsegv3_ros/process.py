@@ -71,18 +71,22 @@ def _mallopt(parameter: int, value: int) -> bool:
     return bool(mallopt(parameter, value))
 
 
+PROFILE_SWITCH = "SQSEGV3_FASTDDS_PROFILE"
 # Kilted and later read the first, Jazzy and earlier the second
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 _READ_THE_SECOND = ("humble", "iron", "jazzy")
 
 
 def use_fastdds_profile(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Make a process publish with the package's Fast DDS profile, unless one is set already.
+    """Make a process publish with the package's Fast DDS profile, unless one is set or SQSEGV3_FASTDDS_PROFILE=0.
 
     By default a participant has 512 KiB of shared memory, and best-effort subscribers lose almost every cloud of
     megabytes; with the profile it has 64 MiB. To be called before rclpy.init. Other middlewares ignore it.
+
+    Returns:
+        Whether the profile is used.
     """
-    if any(environment.get(name) for name in PROFILE_VARIABLES):
+    if environment.get(PROFILE_SWITCH) == "0" or any(environment.get(name) for name in PROFILE_VARIABLES):
         return False
     candidates = [folder / "config" / "fastdds.xml" for folder in share_folders()]
     profile = next((path for path in candidates if path.is_file()), None)

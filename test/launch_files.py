@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launch files as modules, for tests of their functions."""
+"""The launch files, read without `launch`, which is not on PyPI; `make test-launch` runs them."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
-from unittest.mock import MagicMock
+import ast
+from pathlib import Path
 
-import pytest
 from conftest import ROOT
 
-PARTS = ("", ".actions", ".event_handlers", ".events", ".launch_description_sources", ".substitutions")
+LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 
 
-def load_launch_file(name: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """launch/<name>.launch.py, with mocks of launch and launch_ros if ROS is not installed."""
-    if importlib.util.find_spec("launch_ros") is None:
-        for package in ("launch", "launch_ros"):
-            for part in PARTS:
-                monkeypatch.setitem(sys.modules, f"{package}{part}", MagicMock())
-    spec = importlib.util.spec_from_file_location(f"{name}_launch", ROOT / "launch" / f"{name}.launch.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def calls(path: Path, function: str) -> list[ast.Call]:
+    """Every call of a function in a file, in order."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    found = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == function]
+    return sorted(found, key=lambda call: call.lineno)
+
+
+def keywords(call: ast.Call) -> dict[str, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
+def declared_arguments(path: Path) -> dict[str, str | None]:
+    """The default of each launch argument; None: required."""
+    defaults: dict[str, str | None] = {}
+    for call in calls(path, "DeclareLaunchArgument"):
+        default = keywords(call).get("default_value")
+        defaults[ast.literal_eval(call.args[0])] = None if default is None else ast.literal_eval(default)
+    return defaults

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -29,17 +29,17 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, explain: Callable
         time.sleep(0.01)
 
 
-class PythonProcess:
-    """`python` with arguments, which may import the package and the modules of test/."""
+class Program:
+    """A child process and its output. It leads a process group, so that its own children end with `kill`."""
 
-    def __init__(self, *arguments: object) -> None:
-        paths = [str(ROOT), str(ROOT / "test"), os.environ.get("PYTHONPATH", "")]
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            start_new_session=True,
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -90,9 +90,18 @@ class PythonProcess:
             self.kill()
 
     def kill(self) -> None:
-        self.process.kill()
+        with suppress(ProcessLookupError):  # all of the group have ended
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._reader.join(5)
+
+
+class PythonProcess(Program):
+    """`python` with arguments, which may import the package and the modules of test/."""
+
+    def __init__(self, *arguments: object) -> None:
+        paths = [str(ROOT), str(ROOT / "test"), os.environ.get("PYTHONPATH", "")]
+        super().__init__([sys.executable, *map(str, arguments)], {"PYTHONPATH": os.pathsep.join(filter(None, paths))})
 
 
 @contextmanager

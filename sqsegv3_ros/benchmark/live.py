@@ -9,8 +9,8 @@ from typing import Any
 
 from sqsegv3_ros.benchmark.load_test import Bench, Case
 from sqsegv3_ros.benchmark.scene import POINTS
-from sqsegv3_ros.benchmark.stages import NODE_STAGES
 from sqsegv3_ros.benchmark.tables import table
+from sqsegv3_ros.inference.stages import STAGES
 
 SENSOR_HZ = 10.0
 _IDLE_S = 10.0
@@ -59,7 +59,7 @@ def text(result: Mapping[str, Any]) -> str:
         times = [total["median"], total["p95"], total["max"], inside, total["median"] - inside]
         cells = [f"{case['labelled']}/{case['sent']}", *(f"{t:.0f}" for t in times), f"{case['idle_cpu_percent']:.1f}"]
         latencies.append([*name, *cells])
-        stages.append([*name, *(f"{case['stages_ms'][stage]:.1f}" for stage in NODE_STAGES)])
+        stages.append([*name, *(f"{case['stages_ms'][stage]:.1f}" for stage in STAGES)])
     what = ["network", "clouds", "profile"]
     header = [*what, "labelled", "p50 ms", "p95 ms", "max ms", "in the node", "outside", "idle CPU %"]
-    return "\n\n".join([table(header, latencies), "By stage, median ms:", table([*what, *NODE_STAGES], stages)])
+    return "\n\n".join([table(header, latencies), "By stage, median ms:", table([*what, *STAGES], stages)])

@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 
 from sqsegv3_ros.benchmark.child import Child, child_environment, leaving_on_sigterm
-from sqsegv3_ros.benchmark.stages import NODE_STAGES, distribution
+from sqsegv3_ros.benchmark.stages import distribution
 from sqsegv3_ros.benchmark.tables import table
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.process import PROFILE_VARIABLES, use_fastdds_profile
+from sqsegv3_ros.inference.stages import STAGES
+from sqsegv3_ros.process import PROFILE_SWITCH, PROFILE_VARIABLES, use_fastdds_profile
 
 _SAMPLE_S = 1.0
 _START_S = 120.0
 _SETTLED_S = 120.0
 _DOMAINS = range(215, 232)  # the upper ones that ROS 2 calls safe on Linux: robots and tests use low numbers
-SKIPPED = "not labelled without subscribers"
-# outcomes of a cloud in the node
-OUTCOMES = ("labelled", "superseded by a newer cloud", "rejected", "failed", SKIPPED)
-COUNTED = ("received", "lost on the way", *OUTCOMES)
+# keys of the node's diagnostics: the outcomes of a received cloud, and all counters
+OUTCOMES = ("labelled", "dropped_newer_available", "rejected", "failed", "skipped_no_subscribers")
+COUNTED = ("received", "dropped_in_transport", *OUTCOMES)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Bench:
         delta = {key: value - before[key] for key, value in _counts(report["diagnostics"]).items()}
         latencies = [latency for _, latency in report["latencies"]]
         stages = self._stages(report)
-        dropped = delta["superseded by a newer cloud"] + delta["lost on the way"]
+        dropped = delta["dropped_newer_available"] + delta["dropped_in_transport"]
         return {
             **asdict(case),
             **published,
@@ -165,7 +165,7 @@ class Bench:
 
     def _stages(self, report: Mapping[str, Any]) -> dict[str, float]:
         processing = report["diagnostics"].get("processing", {})
-        return {stage: p50(processing, stage) for stage in NODE_STAGES}
+        return {stage: p50(processing, stage) for stage in STAGES}
 
     def _publish(self, case: Case, seconds: float) -> dict[str, Any]:
         return self._publisher.ask("publish", **asdict(case), seconds=seconds)
@@ -204,7 +204,7 @@ def _counts(diagnostics: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
 
 def p50(values: Mapping[str, str], name: str) -> float:
     """A median from the node's diagnostics, ms; NaN if it is missing."""
-    return float(values.get(f"{name} p50/p95/max (ms)", "nan").partition("/")[0])
+    return float(values.get(f"{name}_p50_ms", "nan"))
 
 
 def ros_environment(profile: bool) -> dict[str, str]:
@@ -212,6 +212,7 @@ def ros_environment(profile: bool) -> dict[str, str]:
     environment = {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_DOMAIN_ID": str(random.SystemRandom().choice(_DOMAINS)),
+        PROFILE_SWITCH: "1" if profile else "0",
         **dict.fromkeys(PROFILE_VARIABLES, ""),
     }
     if profile and not use_fastdds_profile(environment):

@@ -12,7 +12,7 @@ import numpy as np
 
 from sqsegv3_ros.benchmark.child import Child, leaving_on_sigterm
 from sqsegv3_ros.benchmark.scene import POINTS, synthetic_scan
-from sqsegv3_ros.benchmark.stages import STAGES, OtherWork, median, stage_statistics
+from sqsegv3_ros.benchmark.stages import TABLE_STAGES, OtherWork, median, stage_statistics
 from sqsegv3_ros.benchmark.tables import COLORS, import_pyplot, save, table
 
 POINT_COUNTS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -121,12 +121,12 @@ def text(result: Mapping[str, Any]) -> str:
     ]
     for name, samples in result["sweeps"].items():
         rows = [
-            [_number(s["x"]), *(f"{s['stages'][stage]['median_ms']:.2f}" for stage in (*STAGES, "total"))]
+            [_number(s["x"]), *(f"{s['stages'][stage]['median_ms']:.2f}" for stage in (*TABLE_STAGES, "total"))]
             for s in samples
         ]
         if name != "threads":
-            rows.append(["grows with x to the", *(f"{exponent(samples, stage):.2f}" for stage in (*STAGES, "total"))])
-        parts.append(table([SWEEPS[name], *STAGES, "total"], rows))
+            rows.append(["grows with x to the", *(f"{exponent(samples, s):.2f}" for s in (*TABLE_STAGES, "total"))])
+        parts.append(table([SWEEPS[name], *TABLE_STAGES, "total"], rows))
     if result["busy"]:
         parts.append(f"Note: {result['busy']}.")
     return "\n\n".join(parts)
@@ -140,7 +140,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(2, 3, figsize=(11, 6.5), layout="constrained")
     for panel, (name, samples) in zip(axes.flat, result["sweeps"].items(), strict=False):
         x = [sample["x"] for sample in samples]
-        for stage in STAGES:
+        for stage in TABLE_STAGES:
             times = [sample["stages"][stage]["median_ms"] for sample in samples]
             panel.plot(x, times, color=COLORS[stage], marker="o", ms=3, label=stage)
         total = [sample["stages"]["total"]["median_ms"] for sample in samples]

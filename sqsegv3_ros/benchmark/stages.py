@@ -13,13 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-STAGES = ("decode", "project", "network", "restore", "knn", "encode", "input_checks")
-"""The stages of a scan in the benchmark, which counts upload to project and download to restore."""
-NODE_STAGES = (
-    "decode", "upload", "project", "network", "restore", "knn", "download", "encode", "input checks", "publish",
-)  # fmt: skip
-"""The stages of a cloud in the node's diagnostics."""
-COMPARED = STAGES[1:5]
+TABLE_STAGES = ("decode", "project", "network", "restore", "knn", "encode", "input_checks")
+"""The stages in tables and figures, which count upload to project and download to restore."""
+COMPARED = TABLE_STAGES[1:5]
 """The stages that the reference implementation has, too."""
 
 IDLE_CORES = 0.05
@@ -48,7 +44,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def stage_statistics(
-    samples: Sequence[Mapping[str, Any]], stages: Sequence[str] = STAGES
+    samples: Sequence[Mapping[str, Any]], stages: Sequence[str] = TABLE_STAGES
 ) -> dict[str, dict[str, float]]:
     """min_ms, median_ms and p95_ms of each stage and of the whole scan, `total`."""
     columns = {stage: [sample["stages"][stage] for sample in samples] for stage in stages}

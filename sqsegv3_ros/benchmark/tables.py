@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqsegv3_ros.benchmark.stages import STAGES
+from sqsegv3_ros.benchmark.stages import TABLE_STAGES
 from sqsegv3_ros.errors import missing_package
 
 _PALETTE = ("#4e79a7", "#59a14f", "#e15759", "#edc948", "#b07aa1", "#76b7b2", "#9c755f")
-COLORS = dict(zip(STAGES, _PALETTE, strict=True))
+COLORS = dict(zip(TABLE_STAGES, _PALETTE, strict=True))
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -59,7 +59,7 @@ def _stages(result: Mapping[str, Any]) -> str:
     if compare:
         header += ["reference, median ms", "times faster"]
     rows = []
-    for stage in (*STAGES, "total"):
+    for stage in (*TABLE_STAGES, "total"):
         row = [stage, *(f"{result['stages'][stage][column]:.2f}" for column in columns)]
         if compare:
             other = result["reference"]["stages"].get(stage)
@@ -148,7 +148,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.7 * len(bars)), layout="constrained")
     for row, stages in enumerate(bars.values()):
         left = 0.0
-        for stage in STAGES:
+        for stage in TABLE_STAGES:
             width = stages.get(stage, {}).get("median_ms", 0.0)
             axes.barh(row, width, left=left, color=COLORS[stage], label=stage if row == 0 else None)
             left += width
@@ -158,7 +158,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axes.margins(x=0.12)
     axes.set_xlabel("milliseconds a scan (median)")
     axes.set_title(f"{result['model']}, {result['height']} x {result['width']}, {result['points']} points", fontsize=10)
-    axes.legend(ncols=len(STAGES), loc="upper center", bbox_to_anchor=(0.5, -0.32), frameon=False, fontsize=8)
+    axes.legend(ncols=len(TABLE_STAGES), loc="upper center", bbox_to_anchor=(0.5, -0.32), frameon=False, fontsize=8)
     save(figure, path)
 
 

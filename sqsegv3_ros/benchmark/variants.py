@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from sqsegv3_ros import process
 from sqsegv3_ros.benchmark.messages import PointCloud2, PointField
-from sqsegv3_ros.benchmark.stages import STAGES, peak_rss_mb, timed
+from sqsegv3_ros.benchmark.stages import TABLE_STAGES, peak_rss_mb, timed
 from sqsegv3_ros.errors import OperationError, missing_package
 
 MARGIN = 1e-4
 """If the two best softmax probabilities of a pixel are closer than this, rounding decides which is best."""
-_BELONGS_TO = {"upload": "project", "download": "restore", "input checks": "decode"}
+_BELONGS_TO = {"upload": "project", "download": "restore", "input_checks": "decode"}
 
 
 class Pipeline:
@@ -88,7 +88,7 @@ class Pipeline:
             self._load(scan)
             self._cloud_segmenter.process(self._cloud, ("points",))
         result, times = timed(lambda: self._cloud_segmenter.process(self._cloud, ("points",)))
-        stages = dict.fromkeys(STAGES, 0.0)
+        stages = dict.fromkeys(TABLE_STAGES, 0.0)
         for name, milliseconds in result.timings_ms.items():
             stages[_BELONGS_TO.get(name, name)] += milliseconds
         return {"stages": stages, **times}

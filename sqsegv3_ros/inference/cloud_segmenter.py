@@ -36,7 +36,7 @@ class Result:
         clouds: Messages by product, of the input's class.
         images: (encoding, pixels) by product: label_image is 'rgb8', (H, W, 3) uint8 in class colours; range_image is
             '32FC1', (H, W) float32 in metres, 0 in empty pixels.
-        timings_ms: Milliseconds by stage.
+        timings_ms: Milliseconds by stage, all of `STAGES` but publish.
         input_warnings: What about the clouds does not fit the model.
     """
 
@@ -152,23 +152,25 @@ class CloudSegmenter:
             self._input_checked_at = begin
         check_ms = 1e3 * (time.perf_counter() - check_from)
 
-        timings = {"decode": decode_ms, **segmentation.timings_ms, "encode": encode_ms, "input checks": check_ms}
+        timings = {"decode": decode_ms, **segmentation.timings_ms, "encode": encode_ms, "input_checks": check_ms}
         return Result(clouds, images, timings, self._input_warnings)
 
     def description(self) -> dict[str, str]:
-        """What runs here, for diagnostics."""
+        """Return what runs here, as values of diagnostics."""
         segmenter, runtime, applied = self.segmenter, self.segmenter.runtime, self._applied
         return {
             "model": segmenter.info.name,
             "licence": segmenter.info.licence,
             "file": str(segmenter.model_path),
-            "file sha256": segmenter.model_sha256,
+            "file_sha256": segmenter.model_sha256,
             "backend": runtime.backend,
             "device": str(runtime.device),
             "precision": runtime.precision,
             "threads": str(runtime.threads),
-            "image": f"{applied.projection.height} x {applied.projection.width}",
-            "knn": applied.knn.mode,
+            "image_height": str(applied.projection.height),
+            "image_width": str(applied.projection.width),
+            "knn_mode": applied.knn.mode,
+            "startup_s": f"{self.startup_s:.2f}",
         }
 
     def release(self) -> None:

@@ -30,8 +30,6 @@ from sqsegv3_ros.inference.range_image import ProjectionConfig, RangeImage, fill
 # a message's data may be read-only memory, and nothing here writes to its input
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-STAGES = ("upload", "project", "network", "restore", "knn", "download")
-
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -42,10 +40,10 @@ class Segmentation:
         confidences: (N,) float32, the softmax probability of the label at the point's own pixel, 0 if not used.
         image: The range image, on the device.
         label_image: (H, W) uint8 (int32 for more than 256 classes) on the device, 0 in empty pixels.
+        timings_ms: Milliseconds by stage, upload to download of `STAGES`.
         entropies: (N,) float32, the entropy of the probabilities at the point's own pixel, from 0 (one class is
             certain) to 1 (all are equally likely), 1 if not used; None unless asked for.
         entropy_image: (H, W) float32 on the device, NaN in empty pixels; None unless asked for.
-        timings_ms: Milliseconds by stage (`STAGES`).
     """
 
     labels: npt.NDArray[Any]

@@ -114,6 +114,12 @@ SPECS: tuple[Spec, ...] = (
         "Points above or below the image: into its edge rows, or unlabeled.",
         rule="clamp, drop, or empty: the model's own",
     ),
+    Spec(
+        "input_reliability",
+        "auto",
+        "Reliability of the input's subscription. auto: reliable if every publisher is, else best effort.",
+        rule="auto, reliable or best_effort",
+    ),
     Spec("intensity_field", "intensity", "Field that holds the intensity.", rule="empty: the cloud has none, use 0"),
     Spec(
         "intensity_scale",
@@ -163,6 +169,7 @@ class Settings:
         self.cloud_settings(rings_needed=False)
         _one_of(self.values, "backend", ("auto", "torch", "openvino"))
         _one_of(self.values, "precision", ("auto", "fp32", "fp16", "bf16"))
+        _one_of(self.values, "input_reliability", ("auto", "reliable", "best_effort"))
         _one_of(self.values, "knn.mode", ("", "off", "safe", "official"))
         _one_of(self.values, "projection.rows", ("", "elevation", "ring_from_bottom", "ring_from_top"))
         _one_of(self.values, "projection.outside_fov", ("", "clamp", "drop"))

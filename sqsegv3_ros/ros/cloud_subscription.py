@@ -9,20 +9,21 @@ takes the reliability that the publishers offer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
-from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import PointCloud2
 
-from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.ros.distributions import HAS_MESSAGE_INFO, SubscriptionEventCallbacks, UnsupportedEventTypeError
 
-RELIABILITY_CHOICES = ("auto", "best_effort", "reliable")
+MATCH_PERIOD_S = 0.5
+MISSING_AFTER_S = 2.0
 _UNKNOWN_SEQUENCE_NUMBER = 2**64 - 1  # RMW_MESSAGE_INFO_SEQUENCE_NUMBER_UNSUPPORTED
 _MAX_PUBLISHERS = 16  # whose last sequence numbers are kept
 _RAW_DEPTH = 20
@@ -45,11 +46,17 @@ def subscribe_serialized(node: Node, topic: str, callback: Callable[[bytes], Non
     return node.create_subscription(PointCloud2, topic, callback, qos, raw=True)
 
 
+def published_clouds(node: Node) -> list[str]:
+    """Return the PointCloud2 topics that are published, without those of nodes of this one's name."""
+    clouds = sorted(name for name, types in node.get_topic_names_and_types() if "sensor_msgs/msg/PointCloud2" in types)
+    own = node.get_name()
+    return [name for name in clouds if any(p.node_name != own for p in node.get_publishers_info_by_topic(name))]
+
+
 class CloudSubscription:
     """Subscribe to the newest cloud (depth 1) of a topic, from construction to `close`.
 
-    The parameter `qos_overrides.<topic>.subscription.reliability` is auto (the default), best_effort or reliable;
-    history and depth have ROS's usual QoS overrides.
+    History and depth have ROS's usual QoS overrides. A timer adapts the reliability to the publishers.
 
     Args:
         node: Node that owns the subscription.
@@ -59,13 +66,21 @@ class CloudSubscription:
             replaced by a newer one in the middleware. They show as gaps in the publishers' sequence numbers. If the
             middleware does not name the publisher of a message, gaps count only while there is one publisher. Without
             sequence numbers, the middleware's message-lost events count instead.
+        choice: 'auto', 'reliable' or 'best_effort'.
 
-    Raises:
-        UserError: The reliability parameter has another value.
+    Attributes:
+        choice: May be changed; takes effect with the next tick of the timer.
+        topic_name: Full name of the topic.
+        reliability: Of the present subscription.
     """
 
     def __init__(
-        self, node: Node, topic: str, on_cloud: Callable[[PointCloud2], None], on_dropped: Callable[[int], None]
+        self,
+        node: Node,
+        topic: str,
+        on_cloud: Callable[[PointCloud2], None],
+        on_dropped: Callable[[int], None],
+        choice: str = "auto",
     ) -> None:
         self._node = node
         self._topic = topic
@@ -73,14 +88,19 @@ class CloudSubscription:
         self._on_dropped = on_dropped
         self._sequence_numbers: dict[bytes | None, int] = {}  # last one per publisher; survives a new subscription
         self.topic_name = node.resolve_topic_name(topic)
-        self._choice = self._declare_reliability()
+        self.choice = choice
         self.reliability = self._select_reliability(ReliabilityPolicy.BEST_EFFORT)
         self._subscription = self._subscribe(self.reliability)
+        self._published_s = time.monotonic()
+        # steady time: publishers come and go while the simulated clock is paused
+        self._timer = node.create_timer(
+            MATCH_PERIOD_S, self.match_publishers, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
 
     def match_publishers(self) -> None:
-        """Subscribe again if the publishers now offer another reliability. To be called periodically.
+        """Subscribe again if the publishers now offer another reliability, or another one is chosen.
 
-        If that fails, the error is raised and the present subscription stays.
+        If that fails, the error is raised, the present subscription stays, and the timer tries again.
         """
         reliability = self._select_reliability(self.reliability)
         if reliability != self.reliability:
@@ -88,27 +108,33 @@ class CloudSubscription:
             self.reliability = reliability
             self._node.destroy_subscription(previous)
 
+    def missing_publisher(self) -> str:
+        """Describe an input that has had no publisher for 2 s: which clouds there are, and how to choose one.
+
+        Returns:
+            The message, or an empty string. To be called periodically.
+        """
+        now = time.monotonic()
+        if self._node.count_publishers(self.topic_name):
+            self._published_s = now
+        if now - self._published_s < MISSING_AFTER_S:
+            return ""
+        clouds = published_clouds(self._node)
+        if not clouds:
+            help_ = "no PointCloud2 topic is published: check that the driver runs and has the same ROS_DOMAIN_ID"
+        else:
+            found = f"PointCloud2 topics: {', '.join(clouds)}"
+            help_ = f"{found}; launch with input_topic:={clouds[0]} or run with -r ~/input/points:={clouds[0]}"
+        return f"no publisher on {self.topic_name}; {help_}"
+
     def close(self) -> None:
-        """Destroy the subscription."""
+        """Destroy the timer and the subscription."""
+        self._node.destroy_timer(self._timer)
         self._node.destroy_subscription(self._subscription)
 
-    def _declare_reliability(self) -> str:
-        name = f"qos_overrides.{self.topic_name}.subscription.reliability"
-        if not self._node.has_parameter(name):
-            descriptor = ParameterDescriptor(
-                description="Reliability of the input; auto: reliable if every publisher is.",
-                additional_constraints=", ".join(RELIABILITY_CHOICES),
-                read_only=True,
-            )
-            self._node.declare_parameter(name, "auto", descriptor)
-        choice = str(self._node.get_parameter(name).value)
-        if choice not in RELIABILITY_CHOICES:
-            raise UserError(f"{name} must be one of {', '.join(RELIABILITY_CHOICES)}, found '{choice}'")
-        return choice
-
     def _select_reliability(self, default: ReliabilityPolicy) -> ReliabilityPolicy:
-        if self._choice != "auto":
-            return ReliabilityPolicy[self._choice.upper()]
+        if self.choice != "auto":
+            return ReliabilityPolicy[self.choice.upper()]
         return offered_reliability(self._node, self.topic_name, default)
 
     def _subscribe(self, reliability: ReliabilityPolicy) -> Subscription:

@@ -29,7 +29,7 @@ class Status:
         name: Name below the node's name.
         level: OK, WARN or ERROR.
         message: One or more sentences, joined by semicolons.
-        values: Key-value pairs.
+        values: One number or name a key; keys are in snake_case and end in their unit. docs/diagnostics.md lists them.
     """
 
     name: str
@@ -80,6 +80,7 @@ class NodeDiagnostics:
         self._last_rejection: tuple[float, str] | None = None
         self._last_failure: tuple[float, str] | None = None
         self._input_warnings: tuple[str, ...] = ()
+        self._missing_publisher = ""
         self._rejected: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
@@ -154,6 +155,11 @@ class NodeDiagnostics:
         with self._lock:
             self._input_warnings = input_warnings
 
+    def set_missing_publisher(self, message: str) -> None:
+        """Replace the message about an input topic that nobody publishes; empty: it has a publisher."""
+        with self._lock:
+            self._missing_publisher = message
+
     def statuses(self, now: float) -> list[Status]:
         """Return the current statuses of input and processing."""
         with self._lock:
@@ -168,6 +174,8 @@ class NodeDiagnostics:
                 status.add(WARN, f"no cloud received in the {silent_s:.1f} s since activation")
             else:
                 status.add(ERROR, f"input is stale: last cloud received {silent_s:.1f} s ago")
+            if self._missing_publisher:
+                status.add(status.level, self._missing_publisher)
         if self._last_rejection and now - self._last_rejection[0] < WINDOW_S:
             # an error only if every recent cloud was rejected
             last_labelled = self._labelled[-1][0] if self._labelled else -np.inf
@@ -177,12 +185,10 @@ class NodeDiagnostics:
             status.add(WARN, warning)
         status.message = status.message or "receiving clouds"
         status.values = {
-            "rate (Hz)": f"{_rate(len(self._received), now - self._activated):.2f}",
-            "received": str(self._counts["received"]),
-            "superseded by a newer cloud": str(self._counts["dropped_newer_available"]),
-            "lost on the way": str(self._counts["dropped_in_transport"]),
+            "rate_hz": f"{_rate(len(self._received), now - self._activated):.2f}",
+            **{key: str(self._counts[key]) for key in ("received", "dropped_newer_available", "dropped_in_transport")},
             "rejected": str(sum(self._rejected.values())),
-            **{f"rejected: {reason}": str(count) for reason, count in sorted(self._rejected.items())},
+            **{f"rejected_{reason}": str(count) for reason, count in sorted(self._rejected.items())},
         }
         return status
 
@@ -203,11 +209,9 @@ class NodeDiagnostics:
             status.add(ERROR, f"processing stuck for {processing_s:.1f} s")
         status.message = status.message or ("labelling clouds" if recent else "idle")
         status.values = {
-            "rate (Hz)": f"{_rate(len(recent), now - self._activated):.2f}",
-            "labelled": str(self._counts["labelled"]),
-            "failed": str(self._counts["failed"]),
-            "not labelled without subscribers": str(self._counts["skipped_no_subscribers"]),
-            "latency budget (ms)": f"{budget_ms:g}",
+            "rate_hz": f"{_rate(len(recent), now - self._activated):.2f}",
+            **{key: str(self._counts[key]) for key in ("labelled", "failed", "skipped_no_subscribers")},
+            "latency_budget_ms": f"{budget_ms:g}",
         }
         if recent:
             status.values.update(_percentiles("latency", [latency for _, latency, _ in recent]))
@@ -221,7 +225,7 @@ def to_message(statuses: Iterable[Status], node_name: str, hardware_id: str, sta
 
     Args:
         statuses: The statuses.
-        node_name: Prefix of their names; fully qualified, so that nodes in several namespaces differ.
+        node_name: Fully qualified, so that the statuses of nodes in several namespaces differ.
         hardware_id: Name of the model, or empty.
         stamp: builtin_interfaces/Time of the message.
     """
@@ -253,4 +257,5 @@ def _rate(count: int, active_s: float) -> float:
 
 def _percentiles(name: str, values_ms: list[float]) -> dict[str, str]:
     p50, p95 = np.percentile(values_ms, [50, 95])
-    return {f"{name} p50/p95/max (ms)": f"{p50:.1f} / {p95:.1f} / {max(values_ms):.1f}"}
+    numbers = {"p50": p50, "p95": p95, "max": max(values_ms)}
+    return {f"{name}_{which}_ms": f"{value:.1f}" for which, value in numbers.items()}

@@ -114,7 +114,7 @@ class Load:
             end = time.monotonic() + 30
             while publisher.get_subscription_count() == 0 and time.monotonic() < end:
                 time.sleep(0.05)
-            time.sleep(2.5)  # once a second the node adapts its reliability to the publishers
+            time.sleep(1.5)  # twice a second the node adapts its reliability to the publishers
             # one cloud well before and one well after the others, so that sequence numbers reveal every loss between
             begin = time.monotonic() + 1.0
             count = max(1, round(seconds * hz))

@@ -5,23 +5,25 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections.abc import Mapping
 from typing import Any
 
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, PointCloud2
-from std_msgs.msg import Header, String
+from std_msgs.msg import Float64, Header, String
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter, Result
+from sqsegv3_ros.inference.stages import STAGES
 
 _OUTPUT_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 _LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class OutputPublishers:
-    """Lifecycle publishers of everything under ~/output, from construction to `destroy`."""
+    """Lifecycle publishers of everything under ~/output and ~/debug, from construction to `destroy`."""
 
     def __init__(self, node: LifecycleNode) -> None:
         self._node = node
@@ -33,6 +35,10 @@ class OutputPublishers:
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             for name in CloudSegmenter.PRODUCTS
+        }
+        self._times = {
+            stage: node.create_lifecycle_publisher(Float64, f"~/debug/processing_time/{stage}_ms", _OUTPUT_QOS)
+            for stage in STAGES
         }
         self._label_set = node.create_lifecycle_publisher(String, "~/output/label_set", _LATCHED_QOS)
         self._label_info = None
@@ -63,6 +69,12 @@ class OutputPublishers:
         for name, message in messages.items():
             self._products[name].publish(message)
 
+    def publish_times(self, stages_ms: Mapping[str, float]) -> None:
+        """Publish the processing time of each stage that has a subscriber."""
+        for stage, milliseconds in stages_ms.items():
+            if self._times[stage].get_subscription_count() > 0:
+                self._times[stage].publish(Float64(data=milliseconds))
+
     def publish_labels(self, labels: LabelSet) -> None:
         """Publish the label set (JSON) and, if vision_msgs is installed, the label info. Both are latched."""
         self._label_set.publish(String(data=json.dumps(labels.to_dict())))
@@ -76,6 +88,6 @@ class OutputPublishers:
 
     def destroy(self) -> None:
         """Destroy the publishers."""
-        publishers = [*self._products.values(), self._label_set, self._label_info]
+        publishers = [*self._products.values(), *self._times.values(), self._label_set, self._label_info]
         for publisher in filter(None, publishers):
             self._node.destroy_lifecycle_publisher(publisher)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # these import torch, which needs `process.prepare` first
 
 DIAGNOSTICS_PERIOD_S = 1.0
 THROTTLE_S = 5.0
+MISSING_LOG_PERIOD_S = 10.0
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -68,7 +69,7 @@ class SegmentNode(LifecycleNode):
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # steady time: diagnostics continue while the simulated clock is paused
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._on_timer, clock=steady)
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
 
     # ---- clouds ----------------------------------------------------------------------------------------------------
 
@@ -110,8 +111,9 @@ class SegmentNode(LifecycleNode):
             if not allowed:
                 return
             outputs.publish(messages)
+            stages = {**result.timings_ms, "publish": 1e3 * (time.perf_counter() - begin)}
+            outputs.publish_times(stages)
         now = time.monotonic()
-        stages = {**result.timings_ms, "publish": 1e3 * (time.perf_counter() - begin)}
         diagnostics.labelled(now, 1e3 * (now - received), stages)
         diagnostics.set_input_warnings(result.input_warnings)
 
@@ -155,7 +157,11 @@ class SegmentNode(LifecycleNode):
         try:
             self._worker.resume()
             self._input = CloudSubscription(
-                self, "~/input/points", self._on_cloud, lambda count: self._diagnostics.dropped_in_transport(count)
+                self,
+                "~/input/points",
+                self._on_cloud,
+                lambda count: self._diagnostics.dropped_in_transport(count),
+                self._settings["input_reliability"],
             )
             self._outputs.publish_labels(self._cloud_segmenter.segmenter.info.labels)
         except Exception as error:  # an invalid QoS override, no memory, ...
@@ -230,6 +236,8 @@ class SegmentNode(LifecycleNode):
             return SetParametersResult(successful=False, reason=str(error) or type(error).__name__)
         self._settings = settings
         self._diagnostics.limits = self._limits()
+        if self._input is not None:
+            self._input.choice = settings["input_reliability"]
         return SetParametersResult(successful=True)
 
     # ---- diagnostics -----------------------------------------------------------------------------------------------
@@ -247,28 +255,24 @@ class SegmentNode(LifecycleNode):
         settings = self._settings
         return Limits(settings["latency_budget_ms"], settings["late_error_after_s"], settings["stale_after_s"])
 
-    def _on_timer(self) -> None:
-        self._publish_diagnostics()
-        if self._input is None:
-            return
-        try:
-            self._input.match_publishers()
-        except Exception as error:
-            if self.context.ok():  # otherwise the node is shutting down and cannot subscribe any more
-                message = f"cannot follow the publishers' reliability, trying again: {type(error).__name__}: {error}"
-                self._diagnostics.callback_failed(time.monotonic(), message)
-                self.get_logger().error(message, throttle_duration_sec=THROTTLE_S)
-
     def _publish_diagnostics(self) -> None:
         statuses = [self._model_status()]
         if self._input is not None:
+            self._check_publishers(self._input)
             statuses += self._diagnostics.statuses(time.monotonic())
             received = next(status for status in statuses if status.name == "input")
+            received.values["publishers"] = str(self.count_publishers(self._input.topic_name))
             received.values["reliability"] = self._input.reliability.name.lower()
-        name = self.get_fully_qualified_name().lstrip("/")
+        name = self.get_fully_qualified_name()
         hardware_id = self._cloud_segmenter.segmenter.info.name if self._cloud_segmenter else ""
         stamp = self.get_clock().now().to_msg()
         self._diagnostics_publisher.publish(to_message(statuses, name, hardware_id, stamp))
+
+    def _check_publishers(self, subscription: CloudSubscription) -> None:
+        missing = subscription.missing_publisher()
+        self._diagnostics.set_missing_publisher(missing)
+        if missing:
+            self.get_logger().warning(missing, throttle_duration_sec=MISSING_LOG_PERIOD_S)
 
     def _model_status(self) -> Status:
         if self._cloud_segmenter is None:
@@ -310,6 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0 after a signal, 2 if a parameter is invalid or torch is not installed.
     """
     process.prepare()
+    process.use_fastdds_profile()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored by jobs in the background
         signal.signal(signal.SIGINT, _send_sigterm)
     node = None

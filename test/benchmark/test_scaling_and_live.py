@@ -10,13 +10,18 @@ import pytest
 from sqsegv3_ros.benchmark import live, load_test, scaling
 from sqsegv3_ros.benchmark.child import child_environment
 from sqsegv3_ros.benchmark.measure import EDGE, off_the_edges
-from sqsegv3_ros.benchmark.stages import NODE_STAGES, STAGES
-from sqsegv3_ros.process import PROFILE_VARIABLES
+from sqsegv3_ros.benchmark.stages import TABLE_STAGES
+from sqsegv3_ros.inference.stages import STAGES
+from sqsegv3_ros.process import PROFILE_VARIABLES, use_fastdds_profile
 
 
 def sweep(power: float) -> list[dict[str, Any]]:
     return [
-        {"x": x, "stages": {stage: {"median_ms": 0.01 * x**power} for stage in (*STAGES, "total")}, "cpu_seconds": 1.0}
+        {
+            "x": x,
+            "stages": {stage: {"median_ms": 0.01 * x**power} for stage in (*TABLE_STAGES, "total")},
+            "cpu_seconds": 1.0,
+        }
         for x in (256, 512, 2048)
     ]
 
@@ -45,18 +50,18 @@ def test_live_latencies_are_split_into_the_node_and_the_rest() -> None:
         "labelled": 61,
         "latency_ms": {"median": 95.0, "p95": 110.0, "max": 130.0},
         "in_node_ms": 80.0,
-        "stages_ms": dict.fromkeys(NODE_STAGES, 2.5),
+        "stages_ms": dict.fromkeys(STAGES, 2.5),
         "idle_cpu_percent": 0.31,
     }
     lines = live.text({"cases": [case, {**case, "profile": False, "hz": 1.2345}]}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| random")]
     assert cells[0] == ["random 3/16", "10 Hz", "yes", "61/62", "95", "110", "130", "80", "15", "0.3"]
     assert cells[1][:4] == ["random 3/16", "1.23 Hz", "no", "61/62"]
-    assert cells[2][3:] == ["2.5"] * len(NODE_STAGES) and len(cells) == 4
+    assert cells[2][3:] == ["2.5"] * len(STAGES) and len(cells) == 4
 
 
 def test_medians_are_read_from_the_nodes_diagnostics() -> None:
-    said = {"latency p50/p95/max (ms)": "12.5 / 20.0 / 30.1", "labelled": "3"}
+    said = {"latency_p50_ms": "12.5", "latency_p95_ms": "20.0", "labelled": "3"}
     assert load_test.p50(said, "latency") == 12.5
     assert np.isnan(load_test.p50(said, "network"))
 
@@ -66,6 +71,7 @@ def test_without_the_profile_no_profile_of_the_caller_is_used(monkeypatch: pytes
         monkeypatch.setenv(name, "/some/profile.xml")
     without = child_environment(load_test.ros_environment(profile=False))
     assert not set(PROFILE_VARIABLES) & set(without)
+    assert not use_fastdds_profile(without)
     given = child_environment(load_test.ros_environment(profile=True))
     used = [given[name] for name in PROFILE_VARIABLES if name in given]
     assert used and all(Path(path).name == "fastdds.xml" and Path(path).is_file() for path in used)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from sqsegv3_ros.errors import UserError
@@ -30,10 +31,22 @@ def test_clouds_within_the_budget_are_ok_with_rates_and_percentiles() -> None:
     now = feed(diagnostics, 0.0, 20, 50.0)
     received, processing = statuses(diagnostics, now)
     assert (received.level, processing.level) == (OK, OK)
-    assert float(received.values["rate (Hz)"]) == pytest.approx(10, abs=0.3)
+    assert float(received.values["rate_hz"]) == pytest.approx(10, abs=0.3)
     assert processing.values["labelled"] == "200"
-    assert processing.values["latency p50/p95/max (ms)"] == "50.0 / 50.0 / 50.0"
-    assert processing.values["network p50/p95/max (ms)"] == "25.0 / 25.0 / 25.0"
+    for number in ("p50", "p95", "max"):
+        assert processing.values[f"latency_{number}_ms"] == "50.0"
+        assert processing.values[f"network_{number}_ms"] == "25.0"
+
+
+def test_percentiles_are_those_of_numpy() -> None:
+    latencies = [float(latency) for latency in np.random.default_rng(0).uniform(1, 200, 57)]
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    for latency in latencies:
+        diagnostics.labelled(1.0, latency, {})
+    values = statuses(diagnostics, 1.0)[1].values
+    expected = {"p50": np.percentile(latencies, 50), "p95": np.percentile(latencies, 95), "max": max(latencies)}
+    for number, value in expected.items():
+        assert float(values[f"latency_{number}_ms"]) == pytest.approx(value, abs=0.06)
 
 
 def test_exceeding_the_budget_warns_then_is_an_error_until_a_cloud_is_within_it() -> None:
@@ -65,7 +78,7 @@ def test_rejections_are_counted_by_reason_and_an_error_if_every_cloud_is_rejecte
         diagnostics.rejected(i / 10, "missing_field", "points have no field 'intensity'")
     status = statuses(diagnostics, 1.0)[0]
     assert status.level == ERROR and "intensity" in status.message
-    assert status.values["rejected"] == status.values["rejected: missing_field"] == "10"
+    assert status.values["rejected"] == status.values["rejected_missing_field"] == "10"
     now = feed(diagnostics, 1.0, 1, 20.0)
     assert statuses(diagnostics, now)[0].level == WARN
     assert statuses(diagnostics, feed(diagnostics, now, 12, 20.0))[0].level == OK
@@ -79,8 +92,8 @@ def test_failures_and_drops_are_reported() -> None:
     diagnostics.dropped_in_transport(3)
     received, processing = statuses(diagnostics, 0.2)
     assert processing.level == ERROR and "out of memory" in processing.message
-    assert received.values["superseded by a newer cloud"] == "1"
-    assert received.values["lost on the way"] == "3"
+    assert received.values["dropped_newer_available"] == "1"
+    assert received.values["dropped_in_transport"] == "3"
     assert statuses(diagnostics, feed(diagnostics, 0.3, 0.1, 20.0))[1].level == OK
 
 
@@ -115,6 +128,19 @@ def test_lateness_ends_with_a_break_of_the_input() -> None:
     now = feed(diagnostics, 0.0, 1, 150.0) + 60
     diagnostics.labelled(now, 150.0, {})
     assert statuses(diagnostics, now)[1].level == WARN
+
+
+def test_a_missing_publisher_is_shown_with_the_level_of_the_silence() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    diagnostics.set_missing_publisher("no publisher on /points")
+    never = statuses(diagnostics, 3.0)[0]
+    assert never.level == WARN and "no cloud received" in never.message and "no publisher on /points" in never.message
+    now = feed(diagnostics, 3.0, 1, 20.0)
+    assert statuses(diagnostics, now)[0].level == OK
+    stale = statuses(diagnostics, now + 4)[0]
+    assert stale.level == ERROR and "stale" in stale.message and "no publisher on /points" in stale.message
+    diagnostics.set_missing_publisher("")
+    assert "publisher" not in statuses(diagnostics, now + 4)[0].message
 
 
 def test_input_warnings_are_shown_until_they_are_cleared() -> None:

@@ -1,102 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launch file and the configuration files that it passes to the node."""
+"""The launch files and the configuration files that they pass to the node, without `launch`."""
 
 from __future__ import annotations
 
+import argparse
+import ast
 import re
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
-from launch_files import load_launch_file
+from launch_files import LAUNCH_FILES, calls, declared_arguments, keywords
 
 from sqsegv3_ros.inference.settings import SPECS
 
 CONFIG = ROOT / "config"
-FASTDDS, FASTRTPS = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
 
 
-@pytest.fixture
-def launch_file(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    return load_launch_file("segment", monkeypatch)
-
-
-@pytest.fixture
-def config_with_presets(tmp_path: Path) -> Path:
-    (tmp_path / "sensors").mkdir()
-    for name in ("vlp16", "hdl32e"):
-        (tmp_path / "sensors" / f"{name}.yaml").write_text("/**: {ros__parameters: {projection: {height: 16}}}\n")
-    return tmp_path
-
-
-def test_a_sensor_preset_overrides_the_defaults_and_the_users_file_overrides_the_preset(
-    launch_file: Any, config_with_presets: Path
-) -> None:
-    defaults = str(CONFIG / "segment.yaml")
-    preset = str(config_with_presets / "sensors" / "vlp16.yaml")
-    own = str(config_with_presets / "own.yaml")
-    Path(own).write_text("/**: {ros__parameters: {mount: {yaw_deg: 90.0}}}\n")
-    assert launch_file.parameter_files(own, "", config_with_presets) == [own]
-    assert launch_file.parameter_files(own, "vlp16", config_with_presets) == [preset, own]
-    assert launch_file.parameter_files(defaults, "vlp16", config_with_presets) == [defaults, preset]
-
-
-def test_an_unknown_sensor_is_refused_with_the_available_presets(launch_file: Any, config_with_presets: Path) -> None:
-    own = str(CONFIG / "segment.yaml")
-    for wrong in ("vlp17", "../segment", "vlp16.yaml"):
-        with pytest.raises(ValueError, match=re.escape(f"sensor:={wrong} ") + ".*hdl32e, vlp16"):
-            launch_file.parameter_files(own, wrong, config_with_presets)
-    with pytest.raises(ValueError, match="none is installed"):
-        launch_file.parameter_files(own, "vlp16", config_with_presets / "sensors")
-
-
-def test_a_missing_parameter_file_is_refused(launch_file: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"params_file:=.*absent.yaml is not a file"):
-        launch_file.parameter_files(str(tmp_path / "absent.yaml"), "")
+def documented_arguments(page: str, heading: str) -> dict[str, str | None]:
+    """Name and default of each row in the first table after a heading."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    table = text[text.index(f"\n{heading}\n") :].split("\n| argument |", 1)[1].split("\n\n", 1)[0]
+    defaults = {name: default.strip("`") for name, default in re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.M)}
+    return {name: {"required": None, "empty": ""}.get(default, default) for name, default in defaults.items()}
 
 
 @pytest.mark.parametrize(
-    ("distribution", "names"),
-    [("humble", {FASTRTPS}), ("jazzy", {FASTRTPS}), ("kilted", {FASTDDS}), ("lyrical", {FASTDDS})],
+    ("name", "page", "heading"),
+    [
+        ("segment", "launch.md", "## Launch arguments"),
+        ("two_lidars", "launch.md", "## Two LiDARs"),
+        ("evaluate", "replay.md", "## The launch file"),
+    ],
 )
-def test_the_fast_dds_profile_is_set_in_the_variable_that_the_distribution_reads(
-    launch_file: Any, distribution: str, names: set[str]
-) -> None:
-    added = launch_file.node_environment({"ROS_DISTRO": distribution}, True)
-    assert {name for name in added if name.startswith("FAST")} == names
-    assert {added[name] for name in names} == {str(CONFIG / "fastdds.xml")}
-    assert Path(added[names.pop()]).is_file()
+def test_documentation_names_every_launch_argument_with_its_default(name: str, page: str, heading: str) -> None:
+    assert documented_arguments(page, heading) == declared_arguments(ROOT / "launch" / f"{name}.launch.py")
 
 
-def test_a_fast_dds_profile_of_the_user_is_kept_and_the_profile_can_be_switched_off(launch_file: Any) -> None:
-    assert {FASTDDS, FASTRTPS} & launch_file.node_environment({}, True).keys()
-    for current, wanted in (({FASTDDS: "mine"}, True), ({FASTRTPS: "mine"}, True), ({}, False)):
-        assert launch_file.node_environment(current, wanted) == {"OMP_WAIT_POLICY": "passive"}
-    assert launch_file.node_environment({"OMP_WAIT_POLICY": "active"}, False) == {}
+@pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
+def test_every_launch_argument_is_described_and_every_used_one_is_declared(path: Path) -> None:
+    declarations = calls(path, "DeclareLaunchArgument")
+    assert all("description" in keywords(call) for call in declarations)
+    assert len(declarations) == len(declared_arguments(path)) > 5
+    included = {} if path.stem.startswith("segment") else declared_arguments(ROOT / "launch" / "segment.launch.py")
+    computed = {ast.literal_eval(call.args[0]) for call in calls(path, "SetLaunchConfiguration")}
+    known = {*declared_arguments(path), *included, *computed}
+    used = {call.args[0].value for call in calls(path, "LaunchConfiguration") if isinstance(call.args[0], ast.Constant)}
+    used |= {ast.literal_eval(call.args[0]) for call in calls(path, "given") if isinstance(call.args[0], ast.Constant)}
+    assert used <= known, used - known
 
 
-def test_rviz_follows_namespace_and_output_topic(launch_file: Any) -> None:
-    pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
-    default = "~/output/points"
-    assert launch_file.topics_in_rviz("", default) == []
-    assert launch_file.topics_in_rviz("", "/lidar/labelled") == [("/sqsegv3/output/points", "/lidar/labelled")]
-    for namespace in ("front", "/front"):
-        remaps = dict(launch_file.topics_in_rviz(namespace, default))
-        assert len(remaps) == 4
-        for shown, actual in remaps.items():
-            assert actual == f"/front{shown}"
-        remaps = dict(launch_file.topics_in_rviz(namespace, "labelled"))
-        assert remaps["/sqsegv3/output/points"] == "/front/labelled"
+def test_the_player_accepts_the_options_of_the_evaluation() -> None:
+    from sqsegv3_ros.commands import replay
 
-
-def test_documentation_names_every_launch_argument_with_its_default(launch_file: Any) -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "docs" / "launch.md").read_text(encoding="utf-8"), re.M)
-    documented = {name: default.strip("`") for name, default in rows}
-    defaults = {name: default for name, default, *_ in launch_file.ARGUMENTS}
-    defaults["params_file"] = "config/segment.yaml"
-    assert documented == {name: default or "empty" for name, default in defaults.items()}
+    parser = argparse.ArgumentParser()
+    replay.add_arguments(parser)
+    accepted = {option for action in parser._actions for option in action.option_strings}
+    tree = ast.parse((ROOT / "launch" / "evaluate.launch.py").read_text(encoding="utf-8"))
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    options = {text for text in texts if re.fullmatch(r"--[a-z-]+", text)}
+    assert {"--output-topic", "--rate", "--wait-for-subscribers", "--follow", "--clock"} <= options <= accepted
+    assert {"--topic", "--sequence"} <= accepted
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped configuration with the real node, and the real `ros2 launch` if it is installed."""
+"""The shipped configuration with the real node."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import shutil
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
-from installing import colcon_build, copy_source, needs_colcon, site_packages
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-from live import BEST_EFFORT, NODE, Client, publish_until_labelled
+from live import BEST_EFFORT, NODE, Client, message, publish_until_labelled, street
 from programs import depends_on_discovery, running_node, wait_until
 from rclpy.node import NodeNameNonExistentError
 from sensor_msgs.msg import PointCloud2
@@ -100,6 +97,21 @@ for number in range(10):
 """
 
 
+def test_the_node_delivers_large_clouds_to_a_best_effort_subscriber(client: Client, small_model: Path) -> None:
+    # without the Fast DDS profile, which the node applies by itself, none of them arrives
+    with running_node("-r", "__ns:=/large", model=small_model) as node:
+        node.wait_for_log("labelling clouds of")
+        labelled = client.collect(PointCloud2, "/large/sqsegv3/output/points", BEST_EFFORT)
+
+        def received() -> bool:
+            client.publish(message(street(130_000)), "/large/sqsegv3/input/points")
+            time.sleep(0.3)
+            return len(labelled) >= 5
+
+        wait_until(received, 30, lambda: len(labelled))
+    assert len(labelled[0].data) > 3_000_000
+
+
 def test_the_fast_dds_profile_delivers_large_best_effort_clouds(client: Client) -> None:
     # without the profile none of them arrives
     received = client.collect(PointCloud2, "/big", BEST_EFFORT, connected=False)
@@ -108,47 +120,3 @@ def test_the_fast_dds_profile_delivers_large_best_effort_clouds(client: Client) 
     subprocess.run([sys.executable, "-c", PUBLISH_BIG_CLOUDS], env=environment, check=True, timeout=60)
     assert len(received) >= 5  # of 10: a busy machine may be too slow for some
     assert len(received[0].data) == 4_160_000
-
-
-@needs_colcon
-@pytest.mark.skipif(
-    importlib.util.find_spec("launch_ros") is None or shutil.which("ros2") is None,
-    reason="needs ROS 2's launch_ros and the ros2 command, which do not come from pip",
-)
-def test_ros2_launch_starts_the_installed_node_with_parameters_and_remapped_topics(
-    client: Client, small_model: Path, tmp_path: Path
-) -> None:
-    prefix = colcon_build(copy_source(tmp_path / "src"), tmp_path)
-    own = tmp_path / "own.yaml"
-    own.write_text("/**: {ros__parameters: {latency_budget_ms: 2500.0, publish: {confidence: false}}}\n")
-    environment = {
-        **os.environ,
-        "AMENT_PREFIX_PATH": f"{prefix}{os.pathsep}{os.environ.get('AMENT_PREFIX_PATH', '')}",
-        "PYTHONPATH": f"{site_packages(prefix)}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-    }
-    arguments = [f"model:={small_model}", f"params_file:={own}", "device:=cpu"]
-    arguments += ["input_topic:=/lidar/top/points", "output_topic:=/lidar/top/labelled"]
-    with subprocess.Popen(
-        ["ros2", "launch", "sqsegv3_ros", "segment.launch.py", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as launch:
-        try:
-            labelled = client.collect(PointCloud2, "/lidar/top/labelled", connected=False)
-            # starting ros2 and torch takes long on a busy machine
-            wait_until(lambda: client.node.count_subscribers("/lidar/top/points"), 120, lambda: "no node")
-            publish_until_labelled(client, labelled, "/lidar/top/points")
-            names = [field.name for field in labelled[0].fields]
-            assert names == ["x", "y", "z", "intensity", "rgb", "label"]
-            budget, model, device = client.get_parameters("latency_budget_ms", "model", "device")
-            assert (budget, model, device) == (2500.0, str(small_model), "cpu")
-            launch.send_signal(signal.SIGINT)
-            output, _ = launch.communicate(timeout=30)
-        finally:
-            if launch.poll() is None:
-                os.killpg(launch.pid, signal.SIGKILL)
-    assert launch.returncode == 0, output
-    assert "process has finished cleanly" in output

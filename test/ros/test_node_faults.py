@@ -92,10 +92,10 @@ def test_scans_faster_than_the_node_are_dropped_for_newer_ones_and_counted(rig: 
         rig.publish(last)
         wait_until(lambda last=last: rig.answer(last), 90)  # not behind a queue
         grown = {key: value - before[key] for key, value in rig.counts().items()}
-        assert grown["labelled"] + grown["superseded by a newer cloud"] == grown["received"]
-        assert grown["received"] + grown["lost on the way"] == sent + 1
+        assert grown["labelled"] + grown["dropped_newer_available"] == grown["received"]
+        assert grown["received"] + grown["dropped_in_transport"] == sent + 1
         assert 1 <= grown["labelled"] <= sent
-        dropped += grown["superseded by a newer cloud"]
+        dropped += grown["dropped_newer_available"]
         if dropped > 1:
             break
     assert dropped > 1
@@ -247,7 +247,7 @@ def test_a_model_file_may_be_deleted_damaged_and_replaced_while_the_node_runs(
     rig.labels()
     assert rig.reconfigure()
     rig.recovers()
-    assert rig.values("model")["image"] == "64 x 64"
+    assert rig.values("model")["image_width"] == "64"
     assert rig.reconfigure(model=str(models[0]))
     rig.recovers()
 

@@ -16,21 +16,16 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from live import BEST_EFFORT, LATCHED, NODE, Client, message, street
-from programs import depends_on_discovery, running_node, wait_until
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
+from programs import running_node, wait_until
 from sensor_msgs.msg import Image, PointCloud2
-from std_msgs.msg import String
+from std_msgs.msg import Float64, String
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.inference.segmenter import Segmenter
+from sqsegv3_ros.inference.stages import STAGES
 from sqsegv3_ros.pointcloud2 import read_field
-from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
-from sqsegv3_ros.ros.segment_node import SegmentNode
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -102,75 +97,6 @@ def test_clouds_of_a_best_effort_publisher_are_labelled(live: Client) -> None:
     assert results[0].header.stamp.sec == 7
 
 
-@depends_on_discovery
-def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model: Path) -> None:
-    topic = "/adapt/sqsegv3/input/points"
-    reliability = f"qos_overrides.{topic}.subscription.reliability"
-
-    def wait_for_reliability(expected: str) -> None:
-        client.status("input", lambda s: {v.key: v.value for v in s.values}["reliability"] == expected)
-
-    with running_node("-r", "__ns:=/adapt", model=small_model) as node:
-        node.wait_for_log("labelling clouds of")
-        results = client.collect(PointCloud2, "/adapt/sqsegv3/output/points")
-        client.publisher(topic)
-        wait_for_reliability("reliable")
-        for second in range(5):  # 2 MB each: sent best-effort without shared memory, nearly all would be lost
-            client.publish(message(street(130_000), stamp_s=second), topic)
-            wait_until(lambda done=second + 1: len(results) == done, 20)
-        client.publisher(topic, BEST_EFFORT)
-        wait_for_reliability("best_effort")
-        client.close_publisher(topic, BEST_EFFORT)
-        wait_for_reliability("reliable")
-    with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=best_effort", model=small_model) as node:
-        node.wait_for_log("labelling clouds of")
-        wait_for_reliability("best_effort")
-        with client.targeting("/adapt/sqsegv3"):
-            assert client.set_parameters(**{reliability: "reliable"})[0][0] is False  # read-only like all QoS overrides
-    with running_node("-r", "__ns:=/adapt", "-p", f"{reliability}:=perfect", model=small_model) as node:
-        node.wait_for_log("must be one of auto, best_effort, reliable, found 'perfect'")
-        with client.targeting("/adapt/sqsegv3"):
-            assert client.state() == "inactive"
-
-
-def test_diagnostics_continue_while_the_input_cannot_be_subscribed_again(
-    small_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tries: list[float] = []
-
-    def fail_twice(subscription: CloudSubscription) -> None:
-        tries.append(time.monotonic())
-        if len(tries) <= 2:
-            raise RuntimeError("no memory")
-
-    monkeypatch.setattr(CloudSubscription, "match_publishers", fail_twice)
-    context = Context()
-    rclpy.init(context=context)
-    overrides = [Parameter("model", value=str(small_model))]
-    node = SegmentNode(context=context, namespace="stuck", parameter_overrides=overrides)
-    arrays: list[DiagnosticArray] = []
-    node.create_subscription(DiagnosticArray, "/diagnostics", arrays.append, 10)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    try:
-        node.trigger_configure()
-        node.trigger_activate()
-
-        def spin_until(count: int) -> dict[str, DiagnosticStatus]:
-            while len(tries) < count:
-                executor.spin_once(timeout_sec=0.1)  # raises what a callback raises
-            own = [array for array in arrays if array.status[0].name.startswith("stuck/")]
-            return {status.name.partition(": ")[2]: status for status in own[-1].status}
-
-        statuses = spin_until(3)
-        assert "cannot follow the publishers' reliability" in statuses["processing"].message
-        assert {v.key: v.value for v in statuses["input"].values}["reliability"] == "best_effort"
-    finally:
-        executor.shutdown(timeout_sec=5)
-        node.destroy_node()
-        rclpy.shutdown(context=context)
-
-
 def test_the_filtered_cloud_lacks_the_removed_classes(live: Client) -> None:
     labelled = live.collect(PointCloud2, f"{NODE}/output/points")
     filtered = live.collect(PointCloud2, f"{NODE}/output/filtered")
@@ -224,7 +150,7 @@ def test_clouds_without_subscribers_are_skipped_and_counted(client: Client, smal
             status = client.diagnostics.get("processing", DiagnosticStatus())
             return {v.key: v.value for v in status.values}
 
-        wait_until(lambda: int(numbers().get("not labelled without subscribers", "0")) > 0, 30)
+        wait_until(lambda: int(numbers().get("skipped_no_subscribers", "0")) > 0, 30)
         wait_until(lambda: numbers()["labelled"] == "0", 5)
 
 
@@ -251,7 +177,7 @@ def bad_clouds() -> dict[str, PointCloud2]:
 def test_an_unusable_cloud_is_rejected_with_a_reason_and_the_next_one_is_labelled(live: Client, name: str) -> None:
     results = live.collect(PointCloud2, f"{NODE}/output/points")
     live.publish(bad_clouds()[name])
-    status = live.status("input", lambda s: any(v.key.startswith(f"rejected: {name}") for v in s.values))
+    status = live.status("input", lambda s: any(v.key == f"rejected_{name}" for v in s.values))
     assert status.level in (WARN, ERROR) and "rejected" in status.message
     label_one(live, message(street(500)), results)
 
@@ -312,11 +238,21 @@ def test_diagnostics_name_model_rates_and_latency(live: Client, small_model: Pat
     label_one(live, message(street(1000)), results)
     model = {v.key: v.value for v in live.status("model", lambda s: s.level == OK).values}
     assert model["model"] == "small-random" and model["device"] == "cpu" and model["file"] == str(small_model)
-    assert len(model["file sha256"]) == 64
+    assert len(model["file_sha256"]) == 64
     assert model["licence"] == "unknown"  # the model of the test names none
     keys = {v.key for v in live.status("processing", lambda s: any("network" in v.key for v in s.values)).values}
-    for stage in ("latency", "decode", "project", "network", "knn", "encode", "publish"):
-        assert f"{stage} p50/p95/max (ms)" in keys
+    assert {f"{stage}_p95_ms" for stage in ("latency", *STAGES)} <= keys
+
+
+def test_processing_times_are_published_for_each_stage_that_is_subscribed(live: Client) -> None:
+    topics = {stage: f"{NODE}/debug/processing_time/{stage}_ms" for stage in STAGES}
+    found = dict(live.node.get_topic_names_and_types())
+    assert all(found[topic] == ["std_msgs/msg/Float64"] for topic in topics.values())
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    times = {stage: live.collect(Float64, topics[stage]) for stage in ("network", "publish")}
+    label_one(live, message(street(1000)), results)
+    wait_until(lambda: all(times.values()), 20, lambda: times)
+    assert all(0 < received[0].data < 60000 for received in times.values())
 
 
 def test_input_that_stops_is_reported_and_recovers(live: Client) -> None:
@@ -387,8 +323,8 @@ def test_an_invalid_parameter_at_start_ends_the_node_with_a_message(parameters: 
 
 
 def test_an_override_of_an_unknown_parameter_is_reported_once() -> None:
-    reliability = f"qos_overrides.{NODE}/input/points.subscription.reliability"
-    known = {"use_sim_time": False, "start_type_description_service": False, reliability: "reliable"}
+    depth = f"qos_overrides.{NODE}/input/points.subscription.depth"
+    known = {"use_sim_time": False, "start_type_description_service": False, depth: 3}
     with running_node(autostart=False, intensity_scle=0.5, zzz=1, **known) as node:
         node.wait_for_log("unknown parameter 'zzz' (ignored)")
         assert node.stop() == 0

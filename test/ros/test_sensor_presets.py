@@ -166,9 +166,8 @@ def test_a_preset_labels_clouds_of_its_sensor_without_a_warning(client: Client, 
         assert (points["label"][~there] == 0).all()
         client.status("processing", lambda s: {v.key: v.value for v in s.values}["labelled"] != "0")
         assert client.diagnostics["input"].message == "receiving clouds"
-        image = {v.key: v.value for v in client.status("model", lambda s: bool(s.values)).values}["image"]
-        height, _, width = image.partition(" x ")
-        assert 16 <= int(height) <= 128 and int(width) == 256  # the model's own
+        image = {v.key: v.value for v in client.status("model", lambda s: bool(s.values)).values}
+        assert 16 <= int(image["image_height"]) <= 128 and image["image_width"] == "256"  # the model's own
 
 
 @pytest.mark.parametrize(
