@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make test` needs Python 3.10 to 3.12 and nothing else: it makes .venv, installs, lints and tests.
-# ROS=jazzy takes that distribution instead of Kilted, in an environment of its own.
-ROS ?= kilted
-VENV ?= $(if $(filter kilted,$(ROS)),.venv,.venv-$(ROS))
+# ROS=kilted takes that distribution instead of Jazzy, in an environment of its own.
+ROS ?= jazzy
+VENV ?= $(if $(filter jazzy,$(ROS)),.venv,.venv-$(ROS))
 # the first one found of 3.10, 3.11 or 3.12; PYTHON=... chooses another
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
@@ -15,7 +15,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-fast test-ros test-long test-launch test-cuda demo model model-kitti lint format install clean
+.PHONY: test test-fast test-ros test-ouster test-long test-launch test-cuda demo model model-kitti model-small lint format install clean
 
 # two at a time, as many tests wait for other processes; the tests of a file share what they set up
 test: lint
@@ -25,13 +25,22 @@ test: lint
 test-fast: $(INSTALLED)
 	$(RUN) pytest -q -n 2 -m "not long and not slow" test/test_architecture.py test/pointcloud2 test/data test/inference test/network
 
-# the node and its clients; `make ROS=jazzy test-ros` runs them on Jazzy
+# the node and its clients; `make ROS=kilted test-ros` runs them on Kilted
 test-ros: $(INSTALLED)
 	$(RUN) pytest -n 2 --dist loadfile test/ros
 
-test-long: $(INSTALLED)
+# Ouster recordings, with ouster-sdk in an environment of its own
+test-ouster: .venv-ouster/installed
+	.venv-ouster/bin/python -m pytest -q -p no:asyncio test/data/test_ouster_files.py
+
+.venv-ouster/installed: requirements/ouster.txt
+	test -x .venv-ouster/bin/python || $(PYTHON) -m venv .venv-ouster
+	.venv-ouster/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test-long: $(INSTALLED) test-ouster
 	$(RUN) pytest -m long
-	$(MAKE) ROS=jazzy VENV=.venv-jazzy test-ros
+	$(MAKE) ROS=kilted VENV=.venv-kilted test-ros
 
 # every launch file with the real `ros2 launch`; SOURCES holds checkouts of launch, launch_ros and ros2cli
 LAUNCH_VENV ?= $(VENV)-launch
@@ -49,30 +58,56 @@ test-cuda: $(INSTALLED)
 demo: $(INSTALLED)
 	$(CLI) demo --output demo $(if $(MODEL),--model $(MODEL))
 
-# Rebuild the shipped models: hours on two cores each. Interrupted runs resume.
-# `make model` makes models/default.pt from nothing: first at 64 x 1024, then at 64 x 512; the node runs it at 64 x 576.
-# `make model-kitti KITTI=~/data/semantic_kitti` makes models/kitti.pt from that one and labelled scans.
-MODEL_DATA ?= build/model/scans
-MODEL_RUN ?= build/model/run
-model: $(INSTALLED)
+# Train models like the shipped ones: hours on two cores each. Interrupted runs resume. EXTRA=... names a folder with folders of
+# compressed scans (`sqsegv3 convert --help`): pandaset, and for `kitti` kitti_object, nuscenes_lidarseg and nuscenes_boxes.
+#   make model EXTRA=DIR                  models/default.pt: simulated scans and PandaSet, free for any use
+#   make model-kitti KITTI=ROOT EXTRA=DIR models/kitti.pt: from that one, with SemanticKITTI, KITTI and nuScenes
+#   make model-small                      models/small.pt: simulated scans alone, at 64 x 1024, then at 64 x 512
+MODEL_DATA := build/model
+MODEL_RUN := build/model/run
+SIMULATED := 01 02 03 04 05 11 12 13 14 15 16 17 18 19 22 23
+model: $(INSTALLED) $(MODEL_DATA)/pandaset
+	for i in $(SIMULATED); do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
+	$(call simulate,30,9100,06)
+	$(call simulate,120,7100,21,--sensor ouster_os1_128)
+	$(call train,default,ssgv3_default)
+	$(CLI) export $(MODEL_RUN)/default/last.ckpt --output models/default.pt --half --licence "$(FREE)" --force
+
+model-kitti: $(INSTALLED) $(MODEL_DATA)/pandaset $(MODEL_DATA)/kitti_object $(MODEL_DATA)/nuscenes
+	@test -n "$(KITTI)" || { echo "KITTI=... names the folder of SemanticKITTI (with sequences/NN/velodyne and labels)"; exit 2; }
+	for i in $(SIMULATED); do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
+	$(call simulate,30,9100,06)
+	$(call simulate,120,7100,21,--sensor ouster_os1_128)
+	$(call train,kitti,ssgv3_kitti,--data.root $(KITTI))
+	$(CLI) export $(MODEL_RUN)/kitti/last.ckpt --output models/kitti.pt --half --licence "$(NON_COMMERCIAL)" --force
+
+model-small: $(INSTALLED)
 	for i in 01 02 03 04 05; do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
 	$(call simulate,30,9100,06)
-	$(call train,1,ssgv3_sim,--data.root $(MODEL_DATA))
-	$(call train,2,ssgv3_sim_512,--data.root $(MODEL_DATA) --model.start_from $(MODEL_RUN)/1/best.ckpt)
-	$(CLI) export $(MODEL_RUN)/2/best.ckpt --output models/default.pt --width 576 --half --licence Apache-2.0 --force
+	$(call train,small1,ssgv3_sim,--data.root $(MODEL_DATA)/scans)
+	$(call train,small2,ssgv3_sim_512,--data.root $(MODEL_DATA)/scans --model.start_from $(MODEL_RUN)/small1/best.ckpt)
+	$(CLI) export $(MODEL_RUN)/small2/best.ckpt --output models/small.pt --width 576 --half --licence Apache-2.0 --force
 
-model-kitti: $(INSTALLED)
-	@test -n "$(KITTI)" || { echo "KITTI=... names the folder of SemanticKITTI (with sequences/NN/velodyne and labels)"; exit 2; }
-	@test $(MODEL_DATA) = build/model/scans || { echo "MODEL_DATA must be build/model/scans, which config/train/ssgv3_kitti.yaml names"; exit 2; }
-	for i in 01 02 03 04 05 11 12 13 14 15; do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
-	$(call simulate,30,9100,06)
-	$(call simulate,100,7100,21,--sensor ouster_os1_128)
-	$(call train,3,ssgv3_kitti,--data.root $(KITTI))
-	$(CLI) export $(MODEL_RUN)/3/last.ckpt --output models/kitti.pt --width 576 --half \
-		--licence "CC BY-NC-SA 4.0 (trained on SemanticKITTI): not for commercial use" --force
+FREE := Apache-2.0; trained on simulated scans and PandaSet (Hesai and Scale AI, CC BY 4.0)
+NON_COMMERCIAL := CC BY-NC-SA 4.0 (trained on SemanticKITTI, KITTI and nuScenes): not for commercial use
+
+# scene 003 is held out; the remission is made to resemble KITTI's
+$(MODEL_DATA)/pandaset: $(INSTALLED)
+	$(call compressed,pandaset,scene-00[12]*,$@,31,--intensity-scale 0.0814 --intensity-exponent 0.5 --objects 30 31)
+
+$(MODEL_DATA)/kitti_object: $(INSTALLED)
+	$(call compressed,kitti_object,*,$@,40,--least-confidence 9 --objects 16 18 30 31)
+
+# scenes 0006 and 1072 are held out
+$(MODEL_DATA)/nuscenes: $(INSTALLED)
+	$(call compressed,nuscenes_boxes,*,$@,51,--intensity-scale 0.0626 --intensity-exponent 0.5 --objects 2 4)
+	$(call compressed,nuscenes_lidarseg,scene-000[1245]*,$@,50,--intensity-scale 0.0626 --intensity-exponent 0.5 --objects 2 4)
+
+# folder in EXTRA, files, root to write, sequence, further options
+compressed = $(CLI) convert $(EXTRA)/$(1) --match '$(2).npz' --output $(3) --sequence $(4) $(5) --force
 
 # scans, seed, sequence, further options
-simulate = $(CLI) simulate --scans $(1) --seed $(2) --sequence $(3) --output $(MODEL_DATA) --jobs 2 $(4)
+simulate = $(CLI) simulate --scans $(1) --seed $(2) --sequence $(3) --output $(MODEL_DATA)/scans --jobs 2 $(4)
 
 # number of the run, its configuration, further options
 define train

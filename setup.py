@@ -70,10 +70,16 @@ setup(
     extras_require={
         # what a machine without a GPU runs the network with
         "cpu": ["openvino>=2025.0"],
-        "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib", "Jinja2"],
+        "tools": ["PyYAML", "tqdm", "Pillow", "matplotlib", "Jinja2", "shtab"],
         "train": ["lightning>=2.6", "torchmetrics>=1.0", "jsonargparse[signatures]>=4.44", "tensorboard", "PyYAML"],
         "simulate": ["embreex"],
         "bags": ["rosbags>=0.11"],
+        # point-cloud files: PCD, PLY, LAS
+        "files": ["pypcd4>=1.0", "plyfile", "laspy[lazrs]>=2.5"],
+        # requires rosbags 0.9 by name, so not together with `bags`; see docs/files.md
+        "ouster": ["ouster-sdk>=1.0"],
+        # the Rerun viewer
+        "view": ["rerun-sdk>=0.31"],
         "onnx": ["onnx", "onnxruntime"],
         "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"],
         "ros": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),
@@ -94,6 +100,8 @@ setup(
         "console_scripts": [
             "segment_node = sqsegv3_ros.ros.segment_node:main",
             "evaluate_node = sqsegv3_ros.ros.evaluate_node:main",
+            "rerun_node = sqsegv3_ros.ros.rerun_node:main",
+            "example_class_counter = sqsegv3_ros.ros.example_class_counter:main",
             "sqsegv3 = sqsegv3_ros.cli:main",
         ]
     },

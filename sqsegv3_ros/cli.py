@@ -6,10 +6,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
 
 from sqsegv3_ros import process
-from sqsegv3_ros.errors import OperationError, UserError, missing_torch
+from sqsegv3_ros.errors import OperationError, UserError, missing_package, missing_torch
 
 # help of each verb; its module in sqsegv3_ros.commands has add_arguments(parser) and run(args)
 VERBS = {
@@ -21,6 +24,7 @@ VERBS = {
     "export": "export a training checkpoint as a model file or as ONNX",
     "evaluate": "compare predictions with ground truth",
     "render": "draw a scan and its labels",
+    "view": "label clouds and show them in the Rerun viewer",
     "report": "write an evaluation as an HTML page",
     "simulate": "simulate labelled scans of synthetic scenes",
     "benchmark": "measure per-scan latency, memory and throughput",
@@ -33,36 +37,67 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 success, 1 failure, 2 wrong use."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="sqsegv3", description="Semantic segmentation of LiDAR scans, offline.")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     chosen_verb = next((a for a in arguments if not a.startswith("-")), None)
+    name = f"sqsegv3 {chosen_verb}"
     try:
-        for verb, summary in VERBS.items():
-            verb_parser = verbs.add_parser(verb, help=summary, description=summary)
-            if verb == chosen_verb:
-                process.prepare(training=verb == "train")
-                module = importlib.import_module(f"sqsegv3_ros.commands.{verb.replace('-', '_')}")
-                module.add_arguments(verb_parser)
-                verb_parser.set_defaults(run=module.run)
-        args = parser.parse_args(arguments)
+        if arguments[:1] == ["--print-completion"]:
+            name, verbs = "sqsegv3", list(VERBS)
+        else:
+            verbs = [verb for verb in VERBS if verb == chosen_verb]
+            process.prepare(training=chosen_verb == "train")
+        args = _make_parser(verbs).parse_args(arguments)
         return int(args.run(args) or 0)
     except SystemExit as stop:  # from argparse: 0 after --help, 2 after a wrong argument
         return int(stop.code or 0)
-    except UserError as error:
-        print(f"sqsegv3 {chosen_verb}: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"sqsegv3 {chosen_verb}: {missing_torch(error, 'this command')}", file=sys.stderr)
-        return 2
-    except OperationError as error:
-        print(f"sqsegv3 {chosen_verb}: {error}", file=sys.stderr)
-        return 1
+    except (UserError, OperationError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            error = missing_torch(error, "this command")
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, OperationError) else 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+
+
+def _make_parser(complete: Collection[str]) -> argparse.ArgumentParser:
+    """The parser of all verbs; only these have their arguments, as that imports their modules."""
+    parser = argparse.ArgumentParser(prog="sqsegv3", description="Semantic segmentation of LiDAR scans, offline.")
+    completion = "print the completion script of a shell"
+    parser.add_argument("--print-completion", choices=("bash", "zsh"), action=_PrintCompletion, help=completion)
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, summary in VERBS.items():
+        # training passes all its arguments on
+        parents = [] if verb == "train" else [debug]
+        verb_parser = verbs.add_parser(verb, help=summary, description=summary, parents=parents)
+        if verb in complete:
+            module = importlib.import_module(f"sqsegv3_ros.commands.{verb.replace('-', '_')}")
+            module.add_arguments(verb_parser)
+            verb_parser.set_defaults(run=module.run)
+    return parser
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints the completion script, with files for every option that is a path, and ends the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, __: Any = None) -> None:
+        try:
+            import shtab
+        except ImportError as error:
+            raise missing_package("shtab", "shell completion", "tools") from error
+        (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        for verb_parser in verbs.choices.values():
+            for action in verb_parser._actions:
+                if action.type is Path:
+                    action.complete = shtab.FILE
+        print(shtab.complete(parser, shell))
+        parser.exit()
 
 
 if __name__ == "__main__":

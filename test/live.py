@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ NODE = "/sqsegv3"
 RELIABLE = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+_COUNT = itertools.count()
 
 
 class Client:
@@ -150,6 +152,35 @@ class Client:
             lambda: self.diagnostics.get(name),
         )
         return self.diagnostics[name]
+
+
+@contextmanager
+def node_of(client: Client, *arguments: str, configures: bool = True, **parameters: Any) -> Iterator[Any]:
+    """The real node in this process, as a process for each sensor would import torch again."""
+    from sqsegv3_ros.ros.segment_node import SUCCESS, SegmentNode
+
+    context = rclpy.Context()
+    # a namespace of its own: clouds published before it is discovered would go to the previous node
+    arguments += ("-r", f"__ns:=/node{next(_COUNT)}")
+    for name, value in {"stale_after_s": 300.0, **parameters}.items():
+        arguments += ("-p", f"{name.replace('__', '.')}:={value}")
+    rclpy.init(args=["--ros-args", *arguments], context=context)
+    node = SegmentNode(context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin, daemon=True)
+    try:
+        assert (node.trigger_configure() == SUCCESS) == configures
+        if configures:
+            node.trigger_activate()
+        client.diagnostics.clear()
+        spinning.start()
+        yield node
+    finally:
+        executor.shutdown(timeout_sec=5)
+        spinning.join(5)
+        node.destroy_node()
+        rclpy.shutdown(context=context)
 
 
 def street(count: int = 20_000, seed: int = 0) -> np.ndarray:

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from installing import colcon_build, copy_source, needs_colcon, run, site_packages
 
-EXECUTABLES = ("segment_node", "evaluate_node", "sqsegv3")
+EXECUTABLES = ("segment_node", "evaluate_node", "rerun_node", "example_class_counter", "sqsegv3")
 # imported from a ROS installation, and the package of package.xml that provides it if the names differ
 ROS_MODULES = {"rclpy", "launch", "launch_ros", "tf2_ros", "tf_transformations", "sensor_msgs_py"}
 BROUGHT_BY = {"tf2_ros": "tf2_ros_py"}

@@ -19,8 +19,7 @@ def parameter_table() -> str:
 
     rows = ["| parameter | default | allowed | |", "|---|---|---|---|"]
     for spec in SPECS:
-        ranged = spec.low is not None and spec.high is not None
-        allowed = spec.rule or (f"{spec.low:g}..{spec.high:g}" if ranged else "")
-        when = " *configure*" if spec.at_configure else ""
-        rows.append(f"| `{spec.name}` | `{spec.default!r}` | {allowed} | {spec.description}{when} |")
+        default = "the model's" if spec.of_model else f"`{spec.default!r}`"
+        when = " *configure*" if spec.at_configure else " *read-only*" if spec.read_only else ""
+        rows.append(f"| `{spec.name}` | {default} | {spec.allowed} | {spec.description}{when} |")
     return "\n".join(rows)

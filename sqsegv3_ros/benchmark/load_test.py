@@ -75,15 +75,15 @@ class Bench:
         self._model, self._network, self._width, self._parameters = model, network, width, parameters
 
     @contextmanager
-    def running(self, profile: bool = True) -> Iterator[Bench]:
-        """Start all three, and stop them. profile: whether they use the shipped Fast DDS profile."""
+    def running(self) -> Iterator[Bench]:
+        """Start all three, and stop them."""
         with leaving_on_sigterm(), ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqsegv3_load_"))
             path = self._model or Path(folder) / "random.pt"
             if self._model is None:
                 with Child("benchmark.variants.Maker", {}) as maker:
                     maker.ask(path=str(path), network=self._network, height=64, width=self._width)
-            environment = ros_environment(profile)
+            environment = ros_environment()
             parameters = {"model": path, **self._parameters}
             self.node = stack.enter_context(_running_node(parameters, environment))
             self._publisher = stack.enter_context(Child("ros.load_nodes.Load", {"role": "publisher"}, environment))
@@ -98,16 +98,6 @@ class Bench:
             time.sleep(1.0)  # the node discovers its subscriber a little later
             self._publish(Case(5.0, 130_000, 16, True), 1.0)  # the first clouds may be slower
             yield self
-
-    def processing_ms(self) -> float:
-        """Median processing time of the last clouds, without waiting."""
-        return sum(self._stages(self._settled()).values())
-
-    def cpu_percent(self, seconds: float) -> float:
-        """CPU time of the node over some seconds, percent of one core."""
-        before = _cpu_s(self.node.pid)
-        time.sleep(seconds)
-        return 100 * (_cpu_s(self.node.pid) - before) / seconds
 
     def measure(self, case: Case, seconds: float) -> dict[str, Any]:
         """Publish for this many seconds, and account for every cloud."""
@@ -207,15 +197,15 @@ def p50(values: Mapping[str, str], name: str) -> float:
     return float(values.get(f"{name}_p50_ms", "nan"))
 
 
-def ros_environment(profile: bool) -> dict[str, str]:
-    """Environment of node, publisher and receiver: no traffic to or from other machines or nodes."""
+def ros_environment() -> dict[str, str]:
+    """Environment of node, publisher and receiver: the shipped Fast DDS profile, no traffic to or from other nodes."""
     environment = {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_DOMAIN_ID": str(random.SystemRandom().choice(_DOMAINS)),
-        PROFILE_SWITCH: "1" if profile else "0",
+        PROFILE_SWITCH: "1",
         **dict.fromkeys(PROFILE_VARIABLES, ""),
     }
-    if profile and not use_fastdds_profile(environment):
+    if not use_fastdds_profile(environment):
         raise OperationError("the Fast DDS profile config/fastdds.xml is not installed with this package")
     return environment
 
@@ -246,11 +236,6 @@ def _running_node(parameters: Mapping[str, Any], environment: dict[str, str]) ->
         finally:  # even if a second signal ends the waiting
             node.kill()
             node.wait()
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(

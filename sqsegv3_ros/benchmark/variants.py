@@ -40,18 +40,12 @@ class Pipeline:
 
     def _start(self, scan: str, parameters: dict[str, Any]) -> None:
         from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-        from sqsegv3_ros.inference.settings import SPECS, Settings
-
-        self._cloud_segmenter = CloudSegmenter(Settings({spec.name: spec.default for spec in SPECS} | parameters))
-        self._load(scan)
-        self.run()
-
-    def _load(self, scan: str) -> None:
         from sqsegv3_ros.pointcloud2 import make_cloud
 
-        self._scan = scan
+        self._cloud_segmenter = CloudSegmenter.from_parameters(parameters)
         self._points = np.load(scan)
         self._cloud = make_cloud(self._points, PointCloud2, PointField)
+        self.run()
 
     def describe(self) -> dict[str, Any]:
         """What runs: model, settings and runtime as resolved, seconds of the start, and sizes."""
@@ -82,11 +76,8 @@ class Pipeline:
             "startup": self._startup,
         }
 
-    def run(self, scan: str = "") -> dict[str, Any]:
-        """Label the cloud of a scan (default: the last one): milliseconds by stage."""
-        if scan and scan != self._scan:
-            self._load(scan)
-            self._cloud_segmenter.process(self._cloud, ("points",))
+    def run(self) -> dict[str, Any]:
+        """Label the cloud: milliseconds by stage."""
         result, times = timed(lambda: self._cloud_segmenter.process(self._cloud, ("points",)))
         stages = dict.fromkeys(TABLE_STAGES, 0.0)
         for name, milliseconds in result.timings_ms.items():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqsegv3_ros.commands.options import add_json, print_results
 from sqsegv3_ros.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="cpu", help="device of the timings: cpu, cuda or cuda:N (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    add_json(parser)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--png", type=Path, metavar="FILE", help="plot the results as PNG (needs matplotlib)")
     group = parser.add_argument_group("training", "the networks of the paper's tables 3 to 5")
@@ -138,9 +139,7 @@ def _collect(args: argparse.Namespace) -> int:
 def _say(args: argparse.Namespace, result: Any, tables: str) -> None:
     from sqsegv3_ros.files import write_atomically
 
-    print(tables)
-    if args.json is not None:
-        write_atomically(args.json, json.dumps(result, indent=1).encode())
+    print_results(args, tables, result)
     if args.markdown is not None:
         write_atomically(args.markdown, f"{tables}\n".encode())
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from sqsegv3_ros.commands.options import add_json, print_results
 from sqsegv3_ros.errors import UserError
 
 LOAD_NETWORK, LOAD_WIDTH = "1/16", 128
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--knn-search", type=int, metavar="S", help="KNN window size in pixels (default: the model's own)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    add_json(parser)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="plot the results as PNG (needs matplotlib)")
     group = parser.add_argument_group("what to measure", "default: one scan, by stage")
     what = group.add_mutually_exclusive_group()
@@ -58,8 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help=f"also measure with the same weights: any of {','.join(COMPARABLE)}",
     )
-    what.add_argument("--scaling", action="store_true", help="latency by points, image size, threads and channels")
-    what.add_argument("--live", action="store_true", help="latency of the running node (ROS 2)")
     what.add_argument(
         "--load", action="store_true", help="clouds labelled, dropped and lost by the running node under load (ROS 2)"
     )
@@ -96,18 +94,13 @@ def run(args: argparse.Namespace) -> int:
         from sqsegv3_ros.benchmark.tables import import_pyplot
 
         import_pyplot()  # fail before the measurement
-    if args.scaling:
-        return _scaling(args)
-    if args.live:
-        return _live(args)
     if args.load or args.soak:
         return _load(args)
     from sqsegv3_ros.benchmark.measure import Options, measure
     from sqsegv3_ros.benchmark.tables import draw, text
 
     result = measure(Options(**_model(args), **_settings(args)))
-    print(text(result))
-    _write_json(args.json, result)
+    print_results(args, text(result), result)
     if args.plot is not None:
         draw(result, args.plot)
     return 0 if result.get("equal", {}).get("all", True) else 1
@@ -145,41 +138,6 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
     return {"model": model}
 
 
-def _scaling(args: argparse.Namespace) -> int:
-    from sqsegv3_ros.benchmark.scaling import draw, measure, text
-
-    unused = {"--model": args.model, "--scan": args.scan, "--height": args.height, "--width": args.width}
-    _refuse(unused, "--scaling makes its own scans, images and networks")
-    result = measure(args.network or "3/16", _runtime(args), args.repeat or 3)
-    print(text(result))
-    _write_json(args.json, result)
-    if args.plot is not None:
-        draw(result, args.plot)
-    return 0
-
-
-def _live(args: argparse.Namespace) -> int:
-    from sqsegv3_ros.benchmark.live import measure, text
-    from sqsegv3_ros.inference.model_file import find_model, read_info
-
-    unused = {"--plot": args.plot, "--height": args.height, "--knn-k": args.knn_k, "--knn-search": args.knn_search}
-    _refuse(unused, "--live measures the node as it is")
-    model = None
-    if args.model is not None:
-        model = find_model(args.model)
-        read_info(model)
-    result = measure(model, args.network, args.width or 2048, _runtime(args), args.repeat or 60)
-    print(text(result))
-    _write_json(args.json, result)
-    return 0
-
-
-def _runtime(args: argparse.Namespace) -> dict[str, Any]:
-    """Node parameters of the runtime."""
-    given = {name: getattr(args, name) for name in ("backend", "device", "precision", "cuda_graph")}
-    return {**given, "threads": args.threads or 0}
-
-
 def _load(args: argparse.Namespace) -> int:
     """Load the node. Returns 1 if a cloud was lost or damaged."""
     from sqsegv3_ros.benchmark import load_test
@@ -198,15 +156,16 @@ def _load(args: argparse.Namespace) -> int:
         model = find_model(model)
         read_info(model)
     cases = load_test.cases(args.rates, args.points, args.bytes, [p == "reliable" for p in args.publisher])
-    bench = load_test.Bench(model, network, args.width or LOAD_WIDTH, {"threads": args.threads or 0})
+    runtime = {name: getattr(args, name) for name in ("backend", "device", "precision", "cuda_graph")}
+    bench = load_test.Bench(model, network, args.width or LOAD_WIDTH, {**runtime, "threads": args.threads or 0})
     if args.soak:
         with bench.running() as running:
             results = [running.soak(cases[0], args.seconds)]
-        print(load_test.soak_text(results[0]))
+        lines = load_test.soak_text(results[0])
     else:
         results = load_test.run(bench, cases, args.seconds, lambda line: print(line, file=sys.stderr, flush=True))
-        print(load_test.text(results))
-    _write_json(args.json, results)
+        lines = load_test.text(results)
+    print_results(args, lines, results)
     return 1 if any(result["lost"] > 0 or result["damaged"] for result in results) else 0
 
 
@@ -214,10 +173,3 @@ def _refuse(given: dict[str, Any], reason: str) -> None:
     for option, value in given.items():
         if value is not None:
             raise UserError(f"{option} cannot be used here: {reason}")
-
-
-def _write_json(path: Path | None, result: Any) -> None:
-    if path is not None:
-        from sqsegv3_ros.files import write_atomically
-
-        write_atomically(path, json.dumps(result, indent=1).encode())

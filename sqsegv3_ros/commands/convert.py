@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sqsegv3 convert`: convert a SemanticKITTI sequence to a ROS 2 bag, or a bag to a sequence."""
+"""`sqsegv3 convert`: convert a SemanticKITTI sequence to a ROS 2 bag, or a bag or compressed scans to a sequence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from sqsegv3_ros.commands.options import add_cloud_options, add_label_set, intensity_settings
+from sqsegv3_ros.data.compressed_scans import CompressedImport, compressed_to_sequence
 from sqsegv3_ros.data.conversion import BagImport, bag_to_sequence, sequence_to_bag
 from sqsegv3_ros.data.ros2_messages import TOPIC
 from sqsegv3_ros.data.rosbag_writer import default_storage
@@ -16,7 +17,9 @@ from sqsegv3_ros.pointcloud2 import CloudSettings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument("source", type=Path, metavar="ROOT|BAG", help="SemanticKITTI root, or a bag")
+    parser.add_argument(
+        "source", type=Path, metavar="ROOT|BAG|DIR", help="SemanticKITTI root, bag, or folder of .npz scans"
+    )
     parser.add_argument("--sequence", metavar="NN", help="sequence to read, or to write (default: 00)")
     topic = "topic of the clouds (default: /velodyne_points, or the bag's only one)"
     parser.add_argument("--topic", metavar="T", help=topic)
@@ -24,12 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     to_bag = parser.add_argument_group("from a sequence to a bag")
     to_bag.add_argument("--bag", type=Path, metavar="OUT", help="bag to write: a folder, or a .mcap or .db3 file")
     to_bag.add_argument("--storage", choices=("mcap", "sqlite3"), help="default: by the suffix of OUT, else mcap")
-    to_sequence = parser.add_argument_group("from a bag to a sequence")
+    to_sequence = parser.add_argument_group("from a bag or compressed scans to a sequence")
     to_sequence.add_argument("--output", type=Path, metavar="ROOT", help="root to write sequences/NN to")
     field = "field with the class of each point (default: %(default)s)"
     to_sequence.add_argument("--ground-truth-field", default="ground_truth", metavar="F", help=field)
     add_label_set(to_sequence)
     add_cloud_options(to_sequence)
+    compressed = parser.add_argument_group("from compressed scans (.npz) to a sequence")
+    compressed.add_argument(
+        "--match", default="*.npz", metavar="GLOB", help="files of DIR to read (default: %(default)s)"
+    )
+    confidence = "ignore a teacher's labels of less confidence, 0..15 (default: %(default)s)"
+    compressed.add_argument("--least-confidence", type=int, default=0, metavar="C", help=confidence)
+    objects = "raw ids of objects, whose connected points become instances, so that training can paste them"
+    compressed.add_argument("--objects", type=int, nargs="*", default=(), metavar="ID", help=objects)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +51,12 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.source.exists():
         raise UserError(f"{args.source} does not exist; expected a bag or a SemanticKITTI root")
-    print(_to_bag(args) if args.bag is not None else _to_sequence(args))
+    if args.bag is not None:
+        print(_to_bag(args))
+    elif args.source.is_dir() and any(args.source.glob("*.npz")):
+        print(_compressed_to_sequence(args))
+    else:
+        print(_to_sequence(args))
     return 0
 
 
@@ -63,4 +79,19 @@ def _to_sequence(args: argparse.Namespace) -> str:
     )
     name = (args.sequence or "00").zfill(2)
     contents = bag_to_sequence(args.source, args.output, name, settings, force=args.force)
+    return f"{args.output / 'sequences' / name}: {contents}"
+
+
+def _compressed_to_sequence(args: argparse.Namespace) -> str:
+    files = sorted(args.source.glob(args.match))
+    if not files:
+        raise UserError(f"{args.source} has no file that matches --match '{args.match}'")
+    given = {"remission_scale": args.intensity_scale, "remission_exponent": args.intensity_exponent}
+    settings = CompressedImport(
+        **{key: value for key, value in given.items() if value is not None},
+        least_confidence=args.least_confidence,
+        objects=tuple(args.objects),
+    )
+    name = (args.sequence or "00").zfill(2)
+    contents = compressed_to_sequence(files, args.output, name, settings, force=args.force)
     return f"{args.output / 'sequences' / name}: {contents}"

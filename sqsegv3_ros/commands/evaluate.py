@@ -7,27 +7,34 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sqsegv3_ros.commands.options import add_label_set
+from sqsegv3_ros.commands.options import add_format, add_json, add_label_set, print_results
+from sqsegv3_ros.data.point_files import is_point_file
 from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.evaluation.bag_evaluation import BagFields, contains_bags, evaluate_bags
 from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
-from sqsegv3_ros.evaluation.summary import format_summary, write_summary
+from sqsegv3_ros.evaluation.file_evaluation import evaluate_files
+from sqsegv3_ros.evaluation.summary import format_summary
 
 _BAG_OPTIONS = ("topic", "ground_truth_topic", "label_field", "ground_truth_field")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    dataset = "folder with sequences/NN/{velodyne,labels}, or bag with ground truth if the labelled bag has none"
-    parser.add_argument("--dataset", metavar="ROOT|BAG", help=dataset)
+    dataset = (
+        "folder with sequences/NN/{velodyne,labels}; point-cloud file or folder of them, with a field ground_truth or "
+        ".label files beside; or bag with ground truth if the labelled bag has none"
+    )
+    parser.add_argument("--dataset", metavar="ROOT|FILES|BAG", help=dataset)
+    add_format(parser)
     predictions = (
-        "folder with sequences/NN/predictions/<scan>.label (raw ids), labelled bag, or folder of labelled bags"
+        "folder with sequences/NN/predictions/<scan>.label, or <file>.label for other files (raw ids); labelled bag, "
+        "or folder of labelled bags"
     )
     parser.add_argument("--predictions", type=Path, required=True, metavar="DIR|BAG", help=predictions)
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences to evaluate (default: all)")
     add_label_set(parser)
-    parser.add_argument("--json", metavar="FILE", help="also write the evaluation to this file")
+    add_json(parser)
     border = "also evaluate the points within this many pixels (default: 1) of another class"
     parser.add_argument("--border", nargs="?", type=int, const=1, metavar="PIXELS", help=border)
     connectivity = "neighbours of a pixel for --border (default: 4)"
@@ -49,30 +56,33 @@ def run(args: argparse.Namespace) -> int:
     bag_options = {name: getattr(args, name) for name in _BAG_OPTIONS if getattr(args, name) is not None}
     evaluate = _evaluate_bags if contains_bags(args.predictions) else _evaluate_folders
     summary = evaluate(args, bag_options, border)
-    print(format_summary(summary))
-    if args.json is not None:
-        write_summary(args.json, summary)
+    print_results(args, format_summary(summary), summary)
     return 0
 
 
 def _evaluate_folders(
     args: argparse.Namespace, bag_options: dict[str, str], border: BorderConfig | None
 ) -> dict[str, Any]:
-
     if args.dataset is None:
         raise UserError(f"pass --dataset ROOT with the ground truth: {args.predictions} is not a bag and contains none")
     for name in bag_options:
         raise UserError(f"--{name.replace('_', '-')} is for bags, but {args.predictions} is not one")
-    return evaluate_dataset(args.dataset, args.predictions, args.labels, args.sequences, border, args.limit)
+    dataset = Path(args.dataset)
+    if is_point_file(dataset) or args.format is not None or (dataset.is_dir() and not (dataset / "sequences").is_dir()):
+        if args.sequences is not None:
+            raise UserError(f"--sequences is for SemanticKITTI data sets, but {dataset} is not one")
+        return evaluate_files(dataset, args.predictions, args.labels, args.format, border, args.limit)
+    return evaluate_dataset(dataset, args.predictions, args.labels, args.sequences, border, args.limit)
 
 
 def _evaluate_bags(
     args: argparse.Namespace, bag_options: dict[str, str], border: BorderConfig | None
 ) -> dict[str, Any]:
-
     if args.sequences is not None:
         raise UserError(f"--sequences is for SemanticKITTI data sets, but {args.predictions} contains bags")
     if args.ground_truth_topic is not None and args.dataset is None:
         raise UserError("--ground-truth-topic needs --dataset BAG")
+    if args.format is not None:
+        raise UserError(f"--format is for point-cloud files, but {args.predictions} contains bags")
     truth = None if args.dataset is None else Path(args.dataset)
     return evaluate_bags(args.predictions, truth, args.labels, BagFields(**bag_options), border, args.limit)

@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", help="licence of the weights; the licence of the training data applies too")
     parser.add_argument("--note", help="anything else that users of the model must know")
     parser.add_argument("--knn", choices=("off", "safe", "official"), help="label refinement (default: as trained)")
+    parser.add_argument("--knn-k", type=int, metavar="K", help="number of neighbours that vote (default: as trained)")
+    parser.add_argument("--knn-search", type=int, metavar="S", help="KNN window size in pixels (default: as trained)")
     parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: as trained)")
     height = "height above ground of the sensor that recorded the training data (default: as configured in training)"
     parser.add_argument("--sensor-height-m", type=float, metavar="H", help=height)
@@ -80,11 +82,12 @@ def _with_options(info: ModelInfo, config: NetworkConfig, args: argparse.Namespa
         **({"note": args.note} if args.note else {}),
         **({} if width == trained_width else {"trained_width": trained_width}),
     }
+    knn = {"mode": args.knn, "k": args.knn_k, "search": args.knn_search}
     return replace(
         info,
         name=args.name or info.name,
         projection=replace(info.projection, width=width),
-        knn=info.knn if args.knn is None else replace(info.knn, mode=args.knn),
+        knn=replace(info.knn, **{name: value for name, value in knn.items() if value is not None}),
         sensor_height_m=args.sensor_height_m or info.sensor_height_m,
         provenance=provenance,
     )

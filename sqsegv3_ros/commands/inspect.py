@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqsegv3_ros.commands.options import add_runtime_options, runtime_settings
+from sqsegv3_ros.commands.options import add_json, add_runtime_options, print_results, runtime_settings
 from sqsegv3_ros.files import refuse_existing, write_atomically
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     model = "model file, or name of a shipped model (default: default)"
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help=model)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add_json(parser)
     runtime = "load and compile the network, and print its backend, device and precision on this machine"
     parser.add_argument("--runtime", action="store_true", help=runtime)
     add_runtime_options(parser)
@@ -43,10 +42,8 @@ def run(args: argparse.Namespace) -> int:
         write_atomically(args.legend, encode_png(draw_legend(info.labels)))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     runtime = _runtime(path, args) if args.runtime else {}
-    if args.json:
-        print(json.dumps({**info.to_dict(), "file": str(path), "file_sha256": sha256, **runtime}, indent=1))
-    else:
-        print(_describe(info, path, sha256, runtime))
+    everything = {**info.to_dict(), "file": str(path), "file_sha256": sha256, **runtime}
+    print_results(args, _describe(info, path, sha256, runtime), everything)
     return 0
 
 

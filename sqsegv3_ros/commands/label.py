@@ -105,23 +105,25 @@ def _make_segmenter(args: argparse.Namespace) -> CloudSegmenter:
     """Build the pipeline of the node from parameter files and options."""
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.settings import SPECS, Settings, check_value, read_parameters
+    from sqsegv3_ros.inference.settings import read_parameters
 
-    values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
+    values: dict[str, Any] = {}
     for file in args.params:
         values.update(read_parameters(file))
     if args.threads is not None and args.threads < 1:
         raise UserError(f"threads must be in 1..1024, found {args.threads}")
     overrides = {
-        "model": None if args.model is None and values["model"] else str(find_model(args.model)),
+        "model": None if args.model is None and values.get("model") else str(find_model(args.model)),
         **{name: None if value == "auto" else value for name, value in runtime_settings(args).items()},
         "knn.mode": args.knn,
         "knn.k": args.knn_k,
         "knn.search": args.knn_search,
         **intensity_settings(args),
     }
-    values.update({name: check_value(name, value) for name, value in overrides.items() if value is not None})
-    return CloudSegmenter(Settings(values), warm_up=False)
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    if "intensity_fields" in values:  # a parameter is a list that is not empty
+        values["intensity_fields"] = list(values["intensity_fields"]) or [""]
+    return CloudSegmenter.from_parameters(values, warm_up=False)
 
 
 def _count(number: int, noun: str) -> str:

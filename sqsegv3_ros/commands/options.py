@@ -4,12 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
+from sqsegv3_ros.data.point_files import READERS
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.files import refuse_existing
+from sqsegv3_ros.files import refuse_existing, write_atomically
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.inference.settings import Settings
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
@@ -23,6 +30,36 @@ def check_output(path: Path, suffix: str, force: bool) -> None:
     if path.suffix.lower() != suffix:
         raise UserError(f"--output {path} must end in {suffix}")
     refuse_existing(path, force)
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Add --json."""
+    text = "also write the results as JSON to this file; -: print JSON instead of text"
+    parser.add_argument("--json", type=Path, metavar="FILE|-", help=text)
+
+
+def print_results(args: argparse.Namespace, text: str, results: Any) -> None:
+    """Print the text and write the results as --json asks for: plain JSON types, NaN as null."""
+    data = None if args.json is None else json.dumps(_without_nan(results), indent=2, allow_nan=False)
+    to_stdout = args.json == Path("-")
+    print(data if to_stdout else text, flush=True)
+    if data is not None and not to_stdout:
+        write_atomically(args.json, f"{data}\n".encode())
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def add_format(parser: argparse._ActionsContainer) -> None:
+    """Add --format of point-cloud files."""
+    text = "format of point-cloud files (default: by the suffix)"
+    parser.add_argument("--format", choices=tuple(READERS), help=text)
 
 
 def add_label_set(parser: argparse._ActionsContainer, option: str = "--labels") -> None:
@@ -56,9 +93,41 @@ def runtime_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("backend", "device", "precision", "threads")}
 
 
+def add_params(parser: argparse._ActionsContainer, note: str = "") -> None:
+    """Add --params."""
+    text = f"parameter file of the node (YAML), to label as the node does; repeatable, later files win{note}"
+    parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=text)
+
+
+def node_settings(args: argparse.Namespace) -> Settings:
+    """Settings of the node from --params, the model options and the cloud options, which take precedence."""
+    from sqsegv3_ros.inference.model_file import find_model
+    from sqsegv3_ros.inference.settings import SPECS, Settings, check_value, read_parameters
+
+    values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
+    for file in args.params:
+        values.update(read_parameters(file))
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"threads must be in 1..1024, found {args.threads}")
+    overrides = {
+        "model": None if args.model is None and values["model"] else str(find_model(args.model)),
+        **{name: None if value == "auto" else value for name, value in runtime_settings(args).items()},
+        "knn.mode": args.knn,
+        "knn.k": args.knn_k,
+        "knn.search": args.knn_search,
+        **intensity_settings(args),
+    }
+    values.update({name: check_value(name, value) for name, value in overrides.items() if value is not None})
+    return Settings(values)
+
+
 def add_cloud_options(parser: argparse._ActionsContainer) -> None:
     """Add --intensity-field, --intensity-scale and --intensity-exponent; None if not given."""
-    parser.add_argument("--intensity-field", metavar="F", help="field with the intensity; '' for none")
+    parser.add_argument(
+        "--intensity-field",
+        metavar="F",
+        help="field with the intensity; '' for none (default: intensity, reflectivity or i)",
+    )
     scale = "factor from intensity to remission, 0..1 (0.00392 for 0..255)"
     parser.add_argument("--intensity-scale", type=float, metavar="X", help=scale)
     exponent = "remission = X * intensity ** E (0.5: square root)"
@@ -67,5 +136,8 @@ def add_cloud_options(parser: argparse._ActionsContainer) -> None:
 
 def intensity_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the given intensity options as arguments of `CloudSettings`."""
-    names = ("intensity_field", "intensity_scale", "intensity_exponent")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    names = ("intensity_scale", "intensity_exponent")
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.intensity_field is not None:
+        settings["intensity_fields"] = (args.intensity_field,) if args.intensity_field else ()
+    return settings

@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sqsegv3_ros.commands.options import add_label_set, add_output, check_output
-from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_known_labels, read_scan
+import numpy.typing as npt
+
+from sqsegv3_ros.commands.options import add_format, add_label_set, add_output, check_output
+from sqsegv3_ros.data.label_set import LabelSet
+from sqsegv3_ros.data.point_files import FileCloud, PointFile, find_point_files, read_clouds
+from sqsegv3_ros.data.rosbag_reader import is_bag
+from sqsegv3_ros.data.semantic_kitti import find_scans, is_dataset, read_known_labels
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.pictures import encode_png
 from sqsegv3_ros.evaluation.scan_picture import draw_scan
@@ -16,9 +23,14 @@ from sqsegv3_ros.files import write_atomically
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.add_argument("input", metavar="INPUT", help=".bin scan, or SemanticKITTI root")
-    parser.add_argument("--scan", metavar="NN/SCAN", help="scan of the root (default: the first)")
-    labels = ".label file, predicted or true, or folder of predictions (default: the data set's ground truth)"
+    source = "point-cloud file, folder of such files, or SemanticKITTI root"
+    parser.add_argument("input", type=Path, metavar="INPUT", help=source)
+    scan = (
+        "scan to draw (default: the first): NN/SCAN of a root, a file's path in a folder without suffix, or NAME/NNNNNN"
+    )
+    parser.add_argument("--scan", metavar="NAME", help=f"{scan} of a recording")
+    add_format(parser)
+    labels = ".label file, predicted or true, or folder of predictions (default: the ground truth, if there is any)"
     parser.add_argument("--labels", metavar="FILE", help=labels)
     parser.add_argument("--compare", metavar="FILE", help=".label file or folder of predictions to compare with")
     add_label_set(parser, "--dataset-labels")
@@ -36,45 +48,48 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, ".png", args.force)
     label_set = args.dataset_labels
     projection = ProjectionConfig(*args.image_size, *args.fov)
-    scan = _find_scan(args.input, args.scan)
-    points = read_scan(scan.path)
-    labels_path = _labels_path(scan, args.labels)
-    if args.compare is not None and labels_path is None:
-        raise UserError(f"{scan.path} has no ground truth to show; --compare needs --labels")
-    compared = None if args.compare is None else _labels_path(scan, args.compare)
-    labels, truth = (
-        None if path is None else read_known_labels(path, len(points), label_set) for path in (labels_path, compared)
+    scan = _find_scan(args.input, args.scan, args.format)
+    labels = _read_labels(scan, args.labels, label_set)
+    if args.compare is not None and labels is None:
+        raise UserError(f"{scan.file.path} has no ground truth to show; --compare needs --labels")
+    compared = None if args.compare is None else _read_labels(scan, args.compare, label_set)
+    name = f"{scan.file.path}" + (f" ({scan.name})" if scan.file.has_many_clouds else "")
+    sources = (("", name), ("labels: ", labels and labels[0]), ("compared with: ", compared and compared[0]))
+    title = "   ".join(f"{what}{source}" for what, source in sources if source)
+    picture = draw_scan(
+        title, scan.points, label_set, labels and labels[1], compared and compared[1], projection=projection
     )
-    sources = (("", scan.path), ("labels: ", labels_path), ("compared with: ", compared))
-    title = "   ".join(f"{name}{path}" for name, path in sources if path is not None)
-    picture = draw_scan(title, points, label_set, labels, truth, projection)
     write_atomically(args.output, encode_png(picture, compress_level=1))
     return 0
 
 
-def _find_scan(source: str, name: str | None) -> ScanFile:
-
-    path = Path(source)
-    if not path.is_dir():
-        if name is not None:
-            raise UserError(f"--scan needs a SemanticKITTI root, but {source} is not a folder")
-        if path.suffix != ".bin":
-            raise UserError(
-                f"{source}: expected a .bin scan or a SemanticKITTI root, found a '{path.suffix}' file; "
-                "convert a bag with `sqsegv3 convert BAG --output ROOT`"
-            )
-        return ScanFile(path.absolute().parent.parent.name, path.stem, path)
-    if name is None:
-        return find_scans(path)[0]
-    sequence, _, stem = name.partition("/")
-    for scan in find_scans(path, [sequence]):
-        if scan.stem == stem:
-            return scan
+def _find_scan(source: Path, name: str | None, file_format: str | None) -> FileCloud:
+    if is_bag(source):
+        raise UserError(f"{source} is a bag; convert it with `sqsegv3 convert {source} --output ROOT`")
+    for file in _files(source, name, file_format):
+        if name is not None and not f"{name}/".startswith(f"{file.name}/"):
+            continue
+        for scan in read_clouds(file, intensity_field=""):
+            if name in (None, scan.name):
+                return scan
     raise UserError(f"{source} has no scan '{name}'; expected a name such as 00/000000")
 
 
-def _labels_path(scan: ScanFile, option: str | None) -> Path | None:
-    if option is None:
-        has_truth = scan.path.absolute().parent.name == "velodyne" and scan.labels_path.is_file()
-        return scan.labels_path if has_truth else None
-    return scan.prediction_path(option) if Path(option).is_dir() else Path(option)
+def _files(source: Path, name: str | None, file_format: str | None) -> Iterator[PointFile]:
+    """The files that may hold the scan. Those of a SemanticKITTI root are named NN/SCAN."""
+    if source.is_dir() and is_dataset(source):
+        sequences = None if name is None else [name.partition("/")[0]]
+        return (PointFile(s.path, "kitti", f"{s.sequence}/{s.stem}") for s in find_scans(source, sequences))
+    return iter(find_point_files(source, file_format))
+
+
+def _read_labels(scan: FileCloud, option: str | None, label_set: LabelSet) -> tuple[str, npt.NDArray[Any]] | None:
+    """The labels to show and where they are from; without an option, the ground truth or None."""
+    path = scan.labels_path
+    if option is not None:
+        path = scan.prediction_path(option) if Path(option).is_dir() else Path(option)
+    elif scan.ground_truth is not None:
+        return "ground_truth", scan.ground_truth
+    elif not path.is_file():
+        return None
+    return str(path), read_known_labels(path, len(scan.points), label_set)

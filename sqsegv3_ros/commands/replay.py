@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from sqsegv3_ros.commands.options import add_json, print_results
 from sqsegv3_ros.errors import OperationError, UserError
 
 
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait-for-subscribers", nargs="?", type=int, const=1, default=0, metavar="N", help=wait)
     follow = "publish each cloud only after the previous one's stamp was received on this topic"
     parser.add_argument("--follow", metavar="T", help=follow)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     )
     with open_source(args.source, args.topic, args.sequence, args.labels) as source:
         topic = settings.topic or source.topic
-        print(f"replaying {len(source)} clouds of {args.source} on {topic}", flush=True)
+        print(f"replaying {len(source)} clouds of {args.source} on {topic}", file=sys.stderr)
         report = replay(source, settings)
-    print(report.text(topic), flush=True)
+    print_results(args, report.text(topic), {"topic": topic, **report.to_dict()})
     if not report.published and not report.interrupted:
         raise OperationError("nothing was published")
     return 0

@@ -20,7 +20,7 @@ from sqsegv3_ros.evaluation.metrics import BAND_EDGES_M, ConfusionMatrix, range_
 from sqsegv3_ros.evaluation.summary import FORMAT, FORMAT_VERSION
 from sqsegv3_ros.pointcloud2 import CloudSettings, PointCloudLike, decode, read_field
 
-_XYZ_ONLY = CloudSettings(intensity_field="", ring_field="")
+_XYZ_ONLY = CloudSettings(intensity_fields=(), ring_field="")
 
 
 class Evaluator:

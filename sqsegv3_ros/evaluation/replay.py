@@ -136,6 +136,18 @@ class Report:
     ended_s: float = math.nan
     interrupted: bool = False
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as plain JSON types."""
+        seconds = self.ended_s - self.started_s
+        return {
+            "total": self.total,
+            "published": self.published,
+            "late": self.late,
+            "worst_ms": 1e3 * self.worst_s,
+            "seconds": seconds if self.published else 0.0,
+            "interrupted": self.interrupted,
+        }
+
     def text(self, topic: str) -> str:
         """Format as one line for the terminal."""
         seconds = self.ended_s - self.started_s

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.input_checks import Expected, check_input
 from sqsegv3_ros.inference.knn import KnnConfig
-from sqsegv3_ros.inference.model_file import find_model, load_model
+from sqsegv3_ros.inference.model_file import ModelFile, find_model, load_model
 from sqsegv3_ros.inference.range_image import ProjectionConfig
 from sqsegv3_ros.inference.segmenter import Segmentation, Segmenter
-from sqsegv3_ros.inference.settings import Settings
+from sqsegv3_ros.inference.settings import DEFAULTS, Settings
 from sqsegv3_ros.pointcloud2 import CloudSettings, LabelledCloudWriter, decode, encode_filtered
 
 INPUT_CHECK_PERIOD_S = 1.0
@@ -58,25 +59,28 @@ class _Applied:
     cloud: CloudSettings
 
 
+def read_model(settings: Settings) -> ModelFile:
+    """Load the model that the settings name. Raises UserError if it cannot be used."""
+    return load_model(find_model(settings["model"]), settings["model_sha256"] or None)
+
+
 class CloudSegmenter:
     """A model with a robot's settings, ready to label clouds one after another."""
 
     CLOUDS: ClassVar[tuple[str, ...]] = ("points", "filtered")
     PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image")
 
-    def __init__(self, settings: Settings, extrinsics: Extrinsics | None = None, *, warm_up: bool = True) -> None:
-        """Load the model and apply the settings.
+    def __init__(self, model: ModelFile, settings: Settings, *, warm_up: bool = True) -> None:
+        """Make the model ready to run with the settings.
 
         Args:
-            settings: Values of all parameters.
-            extrinsics: Rotation and height from TF, instead of those in the settings.
+            model: The model, as `read_model` loads it.
+            settings: Values of all parameters, see `Settings.for_model`.
             warm_up: Run synthetic scans, so that a live node's first cloud is as quick as the others.
 
         Raises:
             UserError: Model and settings cannot be used together.
         """
-        begin = time.perf_counter()
-        model = load_model(find_model(settings["model"]), settings["model_sha256"] or None)
         self.segmenter = Segmenter(
             model,
             backend=settings["backend"],
@@ -86,14 +90,32 @@ class CloudSegmenter:
             cuda_graph=settings["cuda_graph"],
             projection=settings.projection(model.info),
         )
-        self._tf_extrinsics = extrinsics
         self.apply(settings)
-        self._use(self._applied)
+        self._use(self._applied, self._applied.extrinsics)
         if warm_up:
             self.segmenter.warm_up()
-        self.startup_s = time.perf_counter() - begin
         self._input_warnings: tuple[str, ...] = ()
         self._input_checked_at = -INPUT_CHECK_PERIOD_S
+
+    @classmethod
+    def from_parameters(cls, values: Mapping[str, Any], *, warm_up: bool = True) -> CloudSegmenter:
+        """Load the model that the parameters name and apply them, as the node does.
+
+        Args:
+            values: Values of the parameters that are set, by name.
+            warm_up: See `__init__`.
+
+        Raises:
+            UserError: A value is not allowed, needs ROS, or does not fit the model.
+        """
+        settings = Settings({**DEFAULTS, **values})
+        if settings["base_frame"]:
+            raise UserError(
+                f"base_frame is '{settings['base_frame']}', but only the node has TF; set base_frame to '' and "
+                "extrinsics.* to the sensor's angles and height"
+            )
+        model = read_model(settings)
+        return cls(model, settings.for_model(model.info), warm_up=warm_up)
 
     def apply(self, settings: Settings) -> None:
         """Apply settings from the next cloud on: all of them, or none if they do not fit.
@@ -105,9 +127,7 @@ class CloudSegmenter:
         """
         info = self.segmenter.info
         projection, knn = settings.projection(info), settings.knn(info)
-        angles = (settings[f"mount.{name}_deg"] for name in ("roll", "pitch", "yaw"))
-        extrinsics = self._tf_extrinsics or Extrinsics.from_angles(*angles)
-        extrinsics = replace(extrinsics, height_m=settings["mount.height_m"] or extrinsics.height_m)
+        extrinsics = Extrinsics.from_angles(*settings.angles_deg, settings.height_m)
         keep = np.ones(len(info.labels), bool)
         keep[[info.labels.index(name) for name in settings.remove_classes]] = False
         writer = LabelledCloudWriter(info.labels.colors, settings.outputs)
@@ -115,19 +135,20 @@ class CloudSegmenter:
         # one assignment, as another thread may be using it
         self._applied = _Applied(projection, knn, extrinsics, keep, writer, cloud_settings)
 
-    def process(self, cloud: Any, wanted: Collection[str]) -> Result:
+    def process(self, cloud: Any, wanted: Collection[str], extrinsics: Extrinsics | None = None) -> Result:
         """Label a cloud.
 
         Args:
             cloud: sensor_msgs/PointCloud2, or an object with its fields.
             wanted: Which of `PRODUCTS` to make.
+            extrinsics: Of the cloud's sensor, from TF; None: those in the settings.
 
         Raises:
             CloudError: The cloud cannot be used.
         """
         begin = time.perf_counter()
         applied = self._applied
-        self._use(applied)
+        self._use(applied, extrinsics or applied.extrinsics)
         decoded = decode(cloud, applied.cloud)
         decode_ms = 1e3 * (time.perf_counter() - begin)
 
@@ -148,7 +169,8 @@ class CloudSegmenter:
         check_from = time.perf_counter()
         if begin - self._input_checked_at >= INPUT_CHECK_PERIOD_S:
             mask = segmentation.image.index >= 0
-            self._input_warnings = check_input(decoded.points, decoded.rings, self._expected(), mask)
+            expected = self._expected(applied.cloud)
+            self._input_warnings = check_input(decoded.points, decoded.rings, expected, mask)
             self._input_checked_at = begin
         check_ms = 1e3 * (time.perf_counter() - check_from)
 
@@ -170,7 +192,6 @@ class CloudSegmenter:
             "image_height": str(applied.projection.height),
             "image_width": str(applied.projection.width),
             "knn_mode": applied.knn.mode,
-            "startup_s": f"{self.startup_s:.2f}",
         }
 
     def release(self) -> None:
@@ -180,13 +201,13 @@ class CloudSegmenter:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _use(self, applied: _Applied) -> None:
+    def _use(self, applied: _Applied, extrinsics: Extrinsics) -> None:
         segmenter = self.segmenter
-        segmenter.projection, segmenter.knn, segmenter.extrinsics = applied.projection, applied.knn, applied.extrinsics
+        segmenter.projection, segmenter.knn, segmenter.extrinsics = applied.projection, applied.knn, extrinsics
 
-    def _expected(self) -> Expected:
+    def _expected(self, cloud: CloudSettings) -> Expected:
         segmenter, info = self.segmenter, self.segmenter.info
-        return Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m)
+        return Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m, cloud)
 
     def _label_image(self, segmentation: Segmentation) -> npt.NDArray[np.uint8]:
         colors: npt.NDArray[np.uint8] = self.segmenter.info.labels.colors

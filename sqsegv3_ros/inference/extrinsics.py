@@ -21,15 +21,19 @@ _IDENTITY: Rows = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 class Extrinsics:
     """A rotation from the sensor's frame to a level one with the same origin, and the sensor's height.
 
-    rotation: row-major 3 x 3. height_m: over the ground, metres; 0 where unknown: as the model's sensor.
+    Attributes:
+        rotation: Row-major 3 x 3.
+        height_m: Height above the ground, metres; None if unknown, which is as the model's sensor.
     """
 
     rotation: Rows = _IDENTITY
-    height_m: float = 0.0
+    height_m: float | None = None
 
     @classmethod
-    def from_angles(cls, roll_deg: float, pitch_deg: float, yaw_deg: float, height_m: float = 0.0) -> Extrinsics:
-        """A mount from its angles (REP 103: fixed axes x, y, z; positive pitch looks down).
+    def from_angles(
+        cls, roll_deg: float, pitch_deg: float, yaw_deg: float, height_m: float | None = None
+    ) -> Extrinsics:
+        """Extrinsics from angles (REP 103: fixed axes x, y, z; positive pitch looks down).
 
         Raises UserError where no package turns the angles into a rotation.
         """
@@ -38,8 +42,8 @@ class Extrinsics:
         return cls(_rows(rotation_from_angles(*(math.radians(a) for a in (roll_deg, pitch_deg, yaw_deg)))), height_m)
 
     @classmethod
-    def from_quaternion(cls, x: float, y: float, z: float, w: float, height_m: float = 0.0) -> Extrinsics:
-        """A mount from the rotation of a transform level frame <- sensor frame."""
+    def from_quaternion(cls, x: float, y: float, z: float, w: float, height_m: float | None = None) -> Extrinsics:
+        """Extrinsics from the rotation of a transform level frame <- sensor frame."""
         return cls(_rows(rotation_from_quaternion(x, y, z, w)), height_m)
 
     @property
@@ -57,10 +61,6 @@ class Extrinsics:
             return points
         return torch.cat([points[:, :3] @ points.new_tensor(self.rotation).T, points[:, 3:]], 1)
 
-    def changes_height(self, model_height_m: float | None) -> bool:
-        """Whether the sensor's height is known and differs from that of the model's sensor."""
-        return bool(self.height_m and model_height_m) and self.height_m != model_height_m
-
     def compensate_height(self, image: RangeImage, model_height_m: float | None) -> RangeImage:
         """Shift the image's coordinates to those that a sensor at the model's height would measure.
 
@@ -71,7 +71,7 @@ class Extrinsics:
             image: Range image in the level frame.
             model_height_m: Height of the sensor that the model was trained with, metres; None: unknown, no change.
         """
-        if model_height_m is None or not self.changes_height(model_height_m):
+        if self.height_m is None or model_height_m is None or self.height_m == model_height_m:
             return image
         _, x, y, z, remission = image.channels
         z = z + (self.height_m - model_height_m)

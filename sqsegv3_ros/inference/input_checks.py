@@ -13,12 +13,16 @@ from torch import Tensor
 
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
+from sqsegv3_ros.pointcloud2 import CloudSettings
 
 # Every 17th point is enough for percentiles and costs little. Odd, so that a cloud with the returns of 16, 32, 64 or
 # 128 lasers in turn shows all of them.
 _EVERY = 17
 _MIN_POINTS = 200
 _LEVEL = Extrinsics()
+_AS_STORED = CloudSettings()
+# (intensity_scale, intensity_exponent) for 0..1, 0..255, calibrated reflectivity (100: white wall) and 0..65535
+_USUAL_SCALES = ((1.0, 1.0), (1 / 255, 1.0), (0.085, 0.5), (1 / 65535, 1.0))
 _EDGE_DEG = 1.0  # outside the field of view by this much, a point still fits into the edge row
 _OUTSIDE = 0.05  # share of points outside above which a warning is due
 _HEIGHT_M = 0.35  # the ground of streets rarely deviates more
@@ -33,12 +37,14 @@ class Expected:
         normalization: Statistics of the training data.
         extrinsics: Of the sensor.
         model_height_m: Height of the sensor of the training data, metres; None if unknown.
+        cloud: How the cloud's intensity became the remission.
     """
 
     projection: ProjectionConfig
     normalization: Normalization
     extrinsics: Extrinsics = _LEVEL
     model_height_m: float | None = None
+    cloud: CloudSettings = _AS_STORED
 
 
 def check_input(
@@ -66,7 +72,7 @@ def check_input(
     if good.sum() < _MIN_POINTS:
         return ()
     elevation = np.degrees(np.arcsin(np.clip(xyz[good, 2] / distance[good], -1, 1)))
-    found = [_intensity(sample[good, 3], expected.normalization), _field_of_view(elevation, projection)]
+    found = [_intensity(sample[good, 3], expected), _field_of_view(elevation, projection)]
     if rings is not None and (projection.needs_rings or projection.ring_count):
         found.append(_rings(rings[::_EVERY][good], elevation, projection))
     elif not found[-1]:
@@ -77,25 +83,41 @@ def check_input(
     return tuple(warning for warning in found if warning)
 
 
-def _intensity(remission: npt.NDArray[np.float32], normalization: Normalization) -> str:
-    mean, std = normalization.means[4], normalization.stds[4]
+def _intensity(remission: npt.NDArray[np.float32], expected: Expected) -> str:
+    mean, std = expected.normalization.means[4], expected.normalization.stds[4]
     remission = remission[np.isfinite(remission)]
     if not len(remission):
-        return "no intensity is finite; check intensity_field"
-    typical, highest = float(np.median(remission)), float(np.percentile(remission, 99))
+        return "no intensity is finite; check intensity_fields"
+    typical, high = np.percentile(remission, [50, 99])
+    found = _misfit(typical, high, mean, std)
+    if not found:
+        return ""
+    help_text = _suggested_scale(remission, expected) or "set intensity_scale, intensity_exponent or intensity_fields"
+    return f"intensity does not fit: {found}, the model was trained with about {mean:g} +- {std:g}; {help_text}"
+
+
+def _misfit(typical: float, high: float, mean: float, std: float) -> str:
+    """How a remission with this median and 99th percentile differs from the training data's."""
     if typical > mean + 3 * std:
-        return (
-            f"intensity does not fit: its median is {typical:.3g}, "
-            f"the model was trained with about {mean:g} +- {std:g}; "
-            "set intensity_scale (1/255 = 0.00392 for drivers that give 0..255) and intensity_exponent"
-        )
-    if highest < mean / 3:
-        return (
-            f"intensity does not fit: it hardly exceeds {highest:.3g}, "
-            f"the model was trained with about {mean:g} +- {std:g}; "
-            "set intensity_scale, intensity_exponent or intensity_field"
-        )
-    return ""
+        return f"its median is {typical:.3g}"
+    return f"it hardly exceeds {high:.3g}" if high < mean / 3 else ""
+
+
+def _suggested_scale(remission: npt.NDArray[np.float32], expected: Expected) -> str:
+    """The usual scale with which the intensity fits best, if it fits with one."""
+    mean, std = expected.normalization.means[4], expected.normalization.stds[4]
+    cloud = expected.cloud
+    intensity = (np.maximum(remission, 0) / cloud.intensity_scale) ** (1 / cloud.intensity_exponent)
+    percentiles = np.percentile(intensity, [50, 99])
+    distances: dict[tuple[float, float], float] = {}
+    for scale, exponent in _USUAL_SCALES:
+        typical, high = scale * percentiles**exponent
+        if not _misfit(typical, high, mean, std):
+            distances[scale, exponent] = abs(typical - mean)
+    if not distances:
+        return ""
+    scale, exponent = min(distances, key=lambda pair: distances[pair])
+    return f"values reach {intensity.max():.3g}, set intensity_scale: {scale:.6g} and intensity_exponent: {exponent:g}"
 
 
 def _field_of_view(elevation: npt.NDArray[np.float64], projection: ProjectionConfig) -> str:
@@ -178,11 +200,11 @@ def _height(xyz: npt.NDArray[np.float64], expected: Expected) -> str:
     fullest = int(in_three_bins.argmax())
     ground = -float(np.median(below[np.abs(below - edges[fullest : fullest + 2].mean()) < 0.15]))
     height, source = expected.model_height_m, "the model was trained with"
-    if expected.extrinsics.height_m:
-        height, source = expected.extrinsics.height_m, "mount.height_m says"
+    if expected.extrinsics.height_m not in (None, height):
+        height, source = expected.extrinsics.height_m, "the extrinsics say"
     if in_three_bins[fullest] < 0.3 * len(below) or abs(ground - height) <= _HEIGHT_M:
         return ""
     return (
         f"height does not fit: the ground appears {ground:.1f} m below the sensor, {source} {height:g} m; "
-        "set mount.height_m"
+        "set extrinsics.height_m, or correct the transform to base_frame"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.errors import UserError, missing_package
-from sqsegv3_ros.pointcloud2 import OUTPUTS, CloudSettings
+from sqsegv3_ros.pointcloud2 import INTENSITY_FIELDS, OUTPUTS, CloudSettings
 
 if TYPE_CHECKING:
     from sqsegv3_ros.inference.knn import KnnConfig
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sqsegv3_ros.inference.range_image import ProjectionConfig
 
 NODE_NAME = "sqsegv3"
-NAN = math.nan  # as the model says, for parameters of which every number is a value
 
 
 @dataclass(frozen=True)
@@ -31,22 +30,45 @@ class Spec:
 
     Attributes:
         name: Full name; dots separate groups.
-        default: Its type is the parameter's type.
+        default: Default value; if the default is the model's own, the type of the value.
         description: One sentence for `ros2 param describe`.
         low: Smallest value, included.
         high: Largest value, included.
-        rule: A constraint in words, if a range cannot express it.
+        step: Distance of integers in the range, counted from `low`.
+        choices: The allowed strings; empty: any.
+        rule: A constraint or the meaning of a value, in words.
         at_configure: Read when the node is configured and fixed while it holds a model; all others take effect with
             the next cloud.
+        read_only: Set at start only.
     """
 
     name: str
-    default: bool | int | float | str | list[str]
+    default: bool | int | float | str | list[str] | type[int | float | str]
     description: str
     low: float | None = None
     high: float | None = None
+    step: int = 1
+    choices: tuple[str, ...] = ()
     rule: str = ""
     at_configure: bool = False
+    read_only: bool = False
+
+    @property
+    def of_model(self) -> bool:
+        """Whether the default is the model's own value, so that it is known once a model is loaded."""
+        return isinstance(self.default, type)
+
+    @property
+    def kind(self) -> type[Any]:
+        """The type of the value."""
+        return self.default if isinstance(self.default, type) else type(self.default)
+
+    @property
+    def allowed(self) -> str:
+        """The range, the choices and the rule, in words."""
+        ranged = self.low is not None and self.high is not None
+        parts = [f"{self.low:g}..{self.high:g}" if ranged else "", ", ".join(self.choices), self.rule]
+        return "; ".join(part for part in parts if part)
 
 
 SPECS: tuple[Spec, ...] = (
@@ -68,7 +90,7 @@ SPECS: tuple[Spec, ...] = (
         "backend",
         "auto",
         "What runs the network. auto: torch on a GPU, else OpenVINO if it is installed, else torch.",
-        rule="auto, torch or openvino",
+        choices=("auto", "torch", "openvino"),
         at_configure=True,
     ),
     Spec("device", "auto", "Where the model runs.", rule="auto, cuda, cuda:N or cpu", at_configure=True),
@@ -76,7 +98,7 @@ SPECS: tuple[Spec, ...] = (
         "precision",
         "auto",
         "What the network computes in. auto: fp16 on a GPU, bf16 with OpenVINO on a CPU that has it, else fp32.",
-        rule="auto, fp32, fp16 or bf16",
+        choices=("auto", "fp32", "fp16", "bf16"),
         at_configure=True,
     ),
     Spec("threads", 0, "CPU threads that share a scan; 0 = one per core.", 0, 1024, at_configure=True),
@@ -86,41 +108,19 @@ SPECS: tuple[Spec, ...] = (
         "Replay the network's kernels on a CUDA device instead of launching each: quicker for small networks.",
         at_configure=True,
     ),
-    Spec("autostart", True, "Configure and activate at start, without a lifecycle manager.", at_configure=True),
-    Spec("knn.mode", "", "How neighbours vote on labels.", rule="off, safe, official, or empty: the model's own"),
-    Spec("knn.k", 0, "Neighbours that vote; 0: the model's own.", 0, 225),
-    Spec("knn.search", 0, "Side of the search window in pixels, odd; 0: the model's own.", 0, 15),
-    Spec("knn.sigma", 0.0, "Sigma of the window's Gaussian in pixels; 0: the model's own.", 0.0, 100.0),
-    Spec(
-        "knn.cutoff_m", NAN, "Largest voting range difference in metres.", rule="NaN: the model's own; <= 0: no limit"
-    ),
-    Spec("projection.fov_up_deg", NAN, "Upper edge of the image, degrees.", rule="-90..90, or NaN: the model's own"),
-    Spec("projection.fov_down_deg", NAN, "Lower edge of the image, degrees.", rule="-90..90, or NaN: the model's own"),
-    Spec("projection.height", 0, "Rows of the image; 0: the model's own.", 0, 1024, at_configure=True),
-    Spec(
-        "projection.width", 0, "Columns of the image, a multiple of 8; 0: the model's own.", 0, 16384, at_configure=True
-    ),
-    Spec(
-        "projection.rows",
-        "",
-        "What a point's row comes from.",
-        rule="elevation, ring_from_bottom, ring_from_top, or empty: the model's own",
-    ),
-    Spec("projection.ring_count", 0, "Rings of the sensor; 0: as many as the image has rows.", 0, 1024),
-    Spec("projection.fill_rows", 0, "Rows over which gaps between beams are filled; 0: the model's own.", 0, 1024),
-    Spec(
-        "projection.outside_fov",
-        "",
-        "Points above or below the image: into its edge rows, or unlabeled.",
-        rule="clamp, drop, or empty: the model's own",
-    ),
+    Spec("autostart", True, "Configure and activate at start, without a lifecycle manager.", read_only=True),
     Spec(
         "input_reliability",
         "auto",
         "Reliability of the input's subscription. auto: reliable if every publisher is, else best effort.",
-        rule="auto, reliable or best_effort",
+        choices=("auto", "reliable", "best_effort"),
     ),
-    Spec("intensity_field", "intensity", "Field that holds the intensity.", rule="empty: the cloud has none, use 0"),
+    Spec(
+        "intensity_fields",
+        list(INTENSITY_FIELDS),
+        "Names of the intensity's field; the first that a cloud has is read.",
+        rule="['']: the cloud has none, use 0",
+    ),
     Spec(
         "intensity_scale",
         1.0,
@@ -131,33 +131,76 @@ SPECS: tuple[Spec, ...] = (
     Spec("intensity_exponent", 1.0, "Remission = intensity_scale * intensity ** this; 0.5: root.", 0.01, 10.0),
     Spec("ring_field", "ring", "Field that holds the laser's number.", rule="empty: the cloud has none"),
     Spec("max_points", 10_000_000, "Clouds that declare more points are refused.", 1, 2**31 - 1),
-    Spec("filtered.remove_classes", [""], "Names of the classes that ~/output/filtered leaves out."),
+    Spec("projection.fov_up_deg", float, "Elevation of the image's upper edge, degrees.", -90.0, 90.0),
+    Spec("projection.fov_down_deg", float, "Elevation of the image's lower edge, degrees.", -90.0, 90.0),
+    Spec("projection.height", int, "Rows of the image.", 1, 1024, at_configure=True),
+    Spec(
+        "projection.width",
+        int,
+        "Columns of the image.",
+        8,
+        16384,
+        step=8,
+        rule="a multiple of 8",
+        at_configure=True,
+    ),
+    Spec(
+        "projection.rows",
+        str,
+        "What a point's row comes from.",
+        choices=("elevation", "ring_from_bottom", "ring_from_top"),
+    ),
+    Spec("projection.ring_count", int, "Rings of the sensor; 0 = one per row.", 0, 1024),
+    Spec("projection.fill_rows", int, "Rows over which gaps between beams are filled.", 0, 1024),
+    Spec(
+        "projection.outside_fov",
+        str,
+        "Points above or below the image: into its edge rows (clamp), or unlabeled (drop).",
+        choices=("clamp", "drop"),
+    ),
+    Spec("knn.mode", str, "How neighbours vote on labels.", choices=("off", "safe", "official")),
+    Spec("knn.k", int, "Neighbours that vote.", 1, 225, rule="at most search x search"),
+    Spec("knn.search", int, "Side of the search window in pixels.", 1, 15, step=2, rule="odd"),
+    Spec("knn.sigma", float, "Sigma of the window's Gaussian in pixels.", 0.001, 100.0),
+    Spec("knn.cutoff_m", float, "Largest voting range difference in metres.", rule="<= 0: no limit"),
+    Spec("extrinsics.roll_deg", 0.0, "Roll of the sensor on the robot (REP 103), degrees.", -180.0, 180.0),
+    Spec("extrinsics.pitch_deg", 0.0, "Pitch of the sensor on the robot, degrees; down is positive.", -180.0, 180.0),
+    Spec("extrinsics.yaw_deg", 0.0, "Yaw of the sensor on the robot, degrees.", -180.0, 180.0),
+    Spec(
+        "extrinsics.height_m",
+        float,
+        "Height of the sensor above the ground, metres; 0 = not known, not compensated. Absent with base_frame.",
+        0.0,
+        100.0,
+    ),
+    Spec(
+        "base_frame",
+        "",
+        "Level frame on the ground: rotation and height of the cloud's frame come from TF instead of extrinsics.*.",
+        rule="empty: extrinsics.* hold",
+        at_configure=True,
+    ),
     Spec("publish.rgb", True, "Add the field rgb (class colours) to ~/output/points."),
     Spec("publish.confidence", True, "Add the field confidence to ~/output/points."),
     Spec("publish.label", True, "Add the field label to ~/output/points."),
+    Spec("filtered.remove_classes", [""], "Names of the classes that ~/output/filtered leaves out."),
     Spec("latency_budget_ms", 100.0, "Time from receipt to publication, above which diagnostics warn.", 0.1, 600000.0),
     Spec("late_error_after_s", 5.0, "Over budget for so long without a break is an error.", 0.0, 86400.0),
     Spec("stale_after_s", 1.0, "No cloud for so long is an error in diagnostics.", 0.01, 86400.0),
-    Spec("mount.roll_deg", 0.0, "Roll of the sensor on the robot (REP 103), degrees.", -180.0, 180.0),
-    Spec("mount.pitch_deg", 0.0, "Pitch of the sensor on the robot, positive: looking down, degrees.", -180.0, 180.0),
-    Spec("mount.yaw_deg", 0.0, "Yaw of the sensor on the robot, degrees.", -180.0, 180.0),
-    Spec("mount.height_m", 0.0, "Height of the sensor above the ground, metres; 0: as the model's.", 0.0, 100.0),
-    Spec("base_frame", "", "Level frame on the ground: mount from TF.", rule="empty: mount.* holds", at_configure=True),
-    Spec("sensor_frame", "velodyne", "The sensor's frame, for the mount from TF.", at_configure=True),
-    Spec("tf_timeout_s", 5.0, "How long configuring waits for the mount from TF.", 0.0, 600.0, at_configure=True),
 )
-NAMES = frozenset(spec.name for spec in SPECS)
-AT_CONFIGURE = frozenset(spec.name for spec in SPECS if spec.at_configure)
-_BY_NAME = {spec.name: spec for spec in SPECS}
+SPEC_OF = {spec.name: spec for spec in SPECS}
+DEFAULTS: Mapping[str, Any] = {spec.name: spec.default for spec in SPECS if not spec.of_model}
+"""Defaults of the parameters that do not depend on the model."""
 _BUILTIN_PARAMETERS = ("use_sim_time", "start_type_description_service")
+_ANGLES = ("extrinsics.roll_deg", "extrinsics.pitch_deg", "extrinsics.yaw_deg")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of all parameters, validated as far as possible without a model.
+    """The values of the parameters, validated as far as possible without a model.
 
     Attributes:
-        values: Value of every parameter by name.
+        values: Value of every parameter by name. Those that default to the model's may be missing until `for_model`.
 
     Raises:
         UserError: A value is not allowed.
@@ -166,29 +209,13 @@ class Settings:
     values: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {name: check_value(name, value) for name, value in self.values.items()})
         self.cloud_settings(rings_needed=False)
-        _one_of(self.values, "backend", ("auto", "torch", "openvino"))
-        _one_of(self.values, "precision", ("auto", "fp32", "fp16", "bf16"))
-        _one_of(self.values, "input_reliability", ("auto", "reliable", "best_effort"))
-        _one_of(self.values, "knn.mode", ("", "off", "safe", "official"))
-        _one_of(self.values, "projection.rows", ("", "elevation", "ring_from_bottom", "ring_from_top"))
-        _one_of(self.values, "projection.outside_fov", ("", "clamp", "drop"))
         digest = self.values["model_sha256"]
         if digest and (len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef")):
             raise UserError(f"model_sha256 must be 64 hexadecimal digits, found '{digest}'")
-        if self.values["knn.search"] and self.values["knn.search"] % 2 == 0:
-            raise UserError(f"knn.search must be odd, found {self.values['knn.search']}")
-        if self.values["projection.width"] % 8:
-            raise UserError(f"projection.width must be a multiple of 8, found {self.values['projection.width']}")
-        for name in ("projection.fov_up_deg", "projection.fov_down_deg"):
-            angle = self.values[name]
-            if not math.isnan(angle) and not -90 <= angle <= 90:
-                raise UserError(f"{name} must lie in -90..90 or be NaN, found {angle}")
-        for spec in SPECS:
-            value = self.values[spec.name]
-            allowed = isinstance(spec.default, float) and math.isnan(spec.default)  # NaN is then "as the model says"
-            if isinstance(value, float) and (math.isinf(value) or (math.isnan(value) and not allowed)):
-                raise UserError(f"{spec.name} must be finite, found {value}")
+        if self.values["base_frame"]:
+            self._refuse_extrinsics()
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -203,10 +230,37 @@ class Settings:
         """The names of the classes that the filtered cloud leaves out."""
         return tuple(name for name in self.values["filtered.remove_classes"] if name)
 
+    @property
+    def angles_deg(self) -> tuple[float, float, float]:
+        """Roll, pitch and yaw of the sensor."""
+        roll, pitch, yaw = (self.values[name] for name in _ANGLES)
+        return roll, pitch, yaw
+
+    @property
+    def height_m(self) -> float | None:
+        """Height of the sensor above the ground; None if not known."""
+        return self.values.get("extrinsics.height_m") or None
+
+    def for_model(self, info: ModelInfo) -> Settings:
+        """Return the settings with the model's own values for those that are not set.
+
+        Raises:
+            UserError: The values do not fit the model.
+        """
+        own = {
+            **{f"projection.{name}": value for name, value in info.projection.to_dict().items()},
+            **{f"knn.{name}": value for name, value in info.knn.to_dict().items()},
+            "extrinsics.height_m": info.sensor_height_m,
+        }
+        if self.values["base_frame"]:
+            del own["extrinsics.height_m"]
+        defaults = {spec.name: spec.kind(own[spec.name] or 0) for spec in SPECS if spec.of_model and spec.name in own}
+        return Settings({**defaults, **self.values})
+
     def cloud_settings(self, rings_needed: bool) -> CloudSettings:
         """How clouds are decoded. Raises UserError if the settings contradict each other."""
         return CloudSettings(
-            intensity_field=self.values["intensity_field"],
+            intensity_fields=tuple(name for name in self.values["intensity_fields"] if name),
             intensity_scale=self.values["intensity_scale"],
             intensity_exponent=self.values["intensity_exponent"],
             ring_field=self.values["ring_field"],
@@ -215,29 +269,26 @@ class Settings:
         )
 
     def projection(self, info: ModelInfo) -> ProjectionConfig:
-        """The model's projection with the robot's overrides. Raises UserError if they do not fit together."""
-        return replace(info.projection, **self._overrides("projection"))
+        """The model's projection with these values. Raises UserError if they do not fit together."""
+        values = self._group("projection")
+        return replace(info.projection, **{**values, "ring_count": values["ring_count"] or None})
 
     def knn(self, info: ModelInfo) -> KnnConfig:
-        """The model's KNN settings with the robot's overrides. Raises UserError if they do not fit together."""
-        return replace(info.knn, **self._overrides("knn"))
+        """The model's KNN settings with these values. Raises UserError if they do not fit together."""
+        return replace(info.knn, **self._group("knn"))
 
-    def _overrides(self, group: str) -> dict[str, Any]:
-        own = {name.partition(".")[2]: v for name, v in self.values.items() if name.startswith(f"{group}.")}
-        # "", 0 and NaN mean "as the model says"; a cutoff of 0 is a value
-        return {
-            name: value
-            for name, value in own.items()
-            if not (isinstance(value, float) and math.isnan(value)) and (value or name in ("cutoff_m", *_ANGLES))
-        }
+    def _group(self, group: str) -> dict[str, Any]:
+        return {name.partition(".")[2]: v for name, v in self.values.items() if name.startswith(f"{group}.")}
 
-
-_ANGLES = ("fov_up_deg", "fov_down_deg")
-
-
-def _one_of(values: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> None:
-    if values[name] not in allowed:
-        raise UserError(f"{name} must be one of {', '.join(repr(a) for a in allowed)}, found '{values[name]}'")
+    def _refuse_extrinsics(self) -> None:
+        given = [name for name in _ANGLES if self.values[name]]
+        given += [name for name in ("extrinsics.height_m",) if name in self.values]
+        if given:
+            found = ", ".join(f"{name} is {self.values[name]:g}" for name in given)
+            raise UserError(
+                f"{found}, but base_frame is '{self.values['base_frame']}', so that rotation and height come from TF; "
+                "leave base_frame empty, or set the angles to 0.0 (a sensor's preset may set one) and no height"
+            )
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
@@ -287,23 +338,29 @@ def is_builtin(name: str) -> bool:
 
 def describe_unknown(name: str) -> str:
     """Return a message about a parameter that does not exist, with the most similar name if there is one."""
-    similar = difflib.get_close_matches(name, NAMES, n=1)
+    similar = difflib.get_close_matches(name, SPEC_OF, n=1)
     return f"unknown parameter '{name}'" + (f"; did you mean '{similar[0]}'?" if similar else "")
 
 
 def check_value(name: str, value: Any) -> Any:
     """Convert a parameter's value to its type. Raises UserError if the name is unknown or the value not allowed."""
-    if name not in NAMES:
+    if name not in SPEC_OF:
         raise UserError(describe_unknown(name))
-    spec = _BY_NAME[name]
-    kind = type(spec.default)
-    if kind is float and type(value) is int:
+    spec = SPEC_OF[name]
+    if spec.kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind:
-        raise UserError(f"parameter {name} must be {kind.__name__}, found {value!r}")
-    number: Any = value
-    if spec.low is not None and spec.high is not None and not spec.low <= number <= spec.high:
-        raise UserError(f"parameter {name} must lie in {spec.low:g}..{spec.high:g}, found {value}")
+    if type(value) is not spec.kind or (spec.kind is list and not all(type(item) is str for item in value)):
+        kind = "list of str" if spec.kind is list else spec.kind.__name__
+        quote = "; quote the text, as YAML reads off, no, on and yes as booleans" if type(value) is bool else ""
+        raise UserError(f"parameter {name} must be {kind}, found {value!r}{quote if spec.kind is str else ''}")
+    if spec.kind is float and not math.isfinite(value):
+        raise UserError(f"parameter {name} must be finite, found {value}")
+    if spec.choices and value not in spec.choices:
+        raise UserError(f"parameter {name} must be one of {', '.join(map(repr, spec.choices))}, found '{value}'")
+    if spec.low is not None and spec.high is not None:
+        in_steps = spec.kind is float or (value - spec.low) % spec.step == 0
+        if not (spec.low <= value <= spec.high and in_steps):
+            raise UserError(f"parameter {name} must be in {spec.allowed}, found {value}")
     return value
 
 

@@ -43,7 +43,7 @@ def label_scan(segmenter: Segmenter, job: Job, settings: CloudSettings) -> str:
         raise OperationError(f"{job.source}: {error}") from error
     info = segmenter.info
     write_labels(job.target, info.labels.to_raw(result.labels))
-    expected = Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m)
+    expected = Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m, settings)
     return "; ".join(check_input(points, None, expected, result.image.index >= 0))
 
 

@@ -7,6 +7,7 @@ creates a message from arrays. Unusable clouds raise CloudError with a short `re
 """
 
 from sqsegv3_ros.pointcloud2.decode import (
+    INTENSITY_FIELDS,
     CloudSettings,
     DecodedCloud,
     decode,
@@ -18,6 +19,7 @@ from sqsegv3_ros.pointcloud2.layout import REASONS, CloudError, Field, Layout, P
 from sqsegv3_ros.pointcloud2.make import make_cloud
 
 __all__ = [
+    "INTENSITY_FIELDS",
     "OUTPUTS",
     "REASONS",
     "CloudError",

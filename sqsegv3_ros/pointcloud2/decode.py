@@ -22,7 +22,8 @@ from sqsegv3_ros.pointcloud2.layout import (
     quote_name,
 )
 
-INTENSITY_NAMES = ("intensity", "i", "reflectivity", "remission", "intensities", "reflectance", "signal")
+INTENSITY_FIELDS = ("intensity", "reflectivity", "i")  # usual names, read without a setting
+_OTHER_INTENSITIES = ("remission", "intensities", "reflectance", "signal")
 RING_NAMES = ("ring", "channel", "laser_id", "line", "row", "beam")
 NO_RING = -1
 _UNALIGNED = np.dtype("V4")  # an unaligned float32, copied as bytes
@@ -34,7 +35,8 @@ class CloudSettings:
     """Meaning of the fields of a cloud.
 
     Attributes:
-        intensity_field: Field with the intensity; "" for none, the intensity is then 0.
+        intensity_fields: Names of the intensity's field; the first that the cloud has is read. () for none: the
+            intensity is then 0.
         intensity_scale: The model's remission is scale * intensity ** exponent: scale 1/255 for a driver with 0..255
             and a model trained on KITTI's 0..1.
         intensity_exponent: 0.5 for calibrated reflectivity, most of which is near 0, unlike KITTI's remission.
@@ -43,7 +45,7 @@ class CloudSettings:
         max_points: Refuse clouds that declare more points, so that a header cannot exhaust the memory.
     """
 
-    intensity_field: str = "intensity"
+    intensity_fields: tuple[str, ...] = INTENSITY_FIELDS
     intensity_scale: float = 1.0
     intensity_exponent: float = 1.0
     ring_field: str = "ring"
@@ -54,7 +56,7 @@ class CloudSettings:
         if not (math.isfinite(self.intensity_scale) and self.intensity_scale > 0):
             raise UserError(
                 f"intensity_scale is {self.intensity_scale}; expected a positive number "
-                "(set intensity_field to '' to ignore the intensity)"
+                "(set intensity_fields to [''] to ignore the intensity)"
             )
         if not (math.isfinite(self.intensity_exponent) and self.intensity_exponent > 0):
             raise UserError(f"intensity_exponent is {self.intensity_exponent}; expected a positive number")
@@ -118,7 +120,7 @@ def read_field(cloud: PointCloudLike, name: str) -> npt.NDArray[Any]:
     points = open_points(cloud)
     field = points.layout.fields.get(name)
     if field is None:
-        raise points.layout.missing(name, "choose one of these")
+        raise points.layout.missing(name, help_text="choose one of these")
     shape = (points.count,) if field.count == 1 else (points.count, field.count)
     values = np.empty(shape, field.dtype.newbyteorder("="))
     if points.count:
@@ -144,40 +146,41 @@ class _Plan:
 
 @lru_cache(maxsize=64)
 def _plan(layout: Layout, settings: CloudSettings) -> _Plan:
-    x, y, z = (_require(layout, name, "expected x, y and z") for name in "xyz")
+    x, y, z = (_require(layout, (name,), "expected x, y and z") for name in "xyz")
     columns = [x, y, z]
-    if settings.intensity_field:
-        columns.append(_require(layout, settings.intensity_field, _intensity_help(layout)))
+    if settings.intensity_fields:
+        columns.append(_require(layout, settings.intensity_fields, _intensity_help(layout)))
     in_row = [x.offset + 4 * column == field.offset and _is_float32(field) for column, field in enumerate(columns)]
     whole_row = all(in_row[:3]) and x.offset + _ROW.itemsize <= layout.point_step
     columns_in_row = (3 + (len(columns) == 4 and in_row[3])) if whole_row else 0
     ring = layout.fields.get(settings.ring_field) if settings.ring_field else None
     if ring is None and settings.ring_required:
-        raise layout.missing(settings.ring_field, _advice(layout, "ring_field", RING_NAMES, ""))
+        raise layout.missing(settings.ring_field, help_text=f"set ring_field to {_usual(layout, RING_NAMES)}")
     return _Plan(
         row_offset=x.offset if whole_row else None,
         fields=tuple((column, field) for column, field in enumerate(columns) if column >= columns_in_row),
-        no_intensity=not settings.intensity_field,
+        no_intensity=not settings.intensity_fields,
         settings=settings,
         ring=ring,
     )
 
 
-def _require(layout: Layout, name: str, help_text: str) -> Field:
-    field = layout.fields.get(name)
-    if field is None:
-        raise layout.missing(name, help_text)
-    return field
+def _require(layout: Layout, names: tuple[str, ...], help_text: str) -> Field:
+    """Return the field with the first of the names that the layout has."""
+    for name in names:
+        if name in layout.fields:
+            return layout.fields[name]
+    raise layout.missing(*names, help_text=help_text)
 
 
 def _intensity_help(layout: Layout) -> str:
-    return _advice(layout, "intensity_field", INTENSITY_NAMES, ", or to '' to use 0 for every point")
+    name = _usual(layout, (*INTENSITY_FIELDS, *_OTHER_INTENSITIES))
+    return f"set intensity_fields to [{name}], or to [''] to use 0 for every point"
 
 
-def _advice(layout: Layout, setting: str, candidates: tuple[str, ...], otherwise: str) -> str:
-    """Suggest a value for a setting: a common name if the cloud has one."""
-    present = [name for name in candidates if name in layout.fields]
-    return f"set {setting} to {quote_name(present[0]) if present else 'the name of one of these'}{otherwise}"
+def _usual(layout: Layout, names: tuple[str, ...]) -> str:
+    """The first of the usual names that the cloud has."""
+    return next((quote_name(name) for name in names if name in layout.fields), "the name of one of these")
 
 
 def _is_float32(field: Field) -> bool:

@@ -130,11 +130,11 @@ class Layout:
     point_step: int
     big_endian: bool
 
-    def missing(self, name: str, help_text: str) -> CloudError:
-        """Return the error for a missing field, which lists the fields of the cloud."""
+    def missing(self, *names: str, help_text: str) -> CloudError:
+        """Return the error for a missing field of one of these names, which lists the fields of the cloud."""
+        missing = " or ".join(map(quote_name, names))
         return CloudError(
-            "missing_field",
-            f"points have no field {quote_name(name)} (fields: {_list_names(self.fields)}); {help_text}",
+            "missing_field", f"points have no field {missing} (fields: {_list_names(self.fields)}); {help_text}"
         )
 
 

@@ -1,42 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Declare the package's settings as ROS parameters of a node."""
+"""The package's settings as ROS parameters of a node."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from sqsegv3_ros.inference.settings import SPECS, Settings, Spec, is_builtin
+from sqsegv3_ros.inference.settings import SPECS, Settings, Spec
 
 
-def declare_settings(node: Node) -> Settings:
-    """Declare every setting as a described, ranged parameter and return the values.
+def overrides(node: Node) -> dict[str, Any]:
+    """Return the values that were set at start (`-p`, `--params-file`), declared or not, by name."""
+    # rclpy has no public access to overrides, except by declaring all of them, misspelt or not
+    return {name: parameter.value for name, parameter in getattr(node, "_parameter_overrides", {}).items()}
 
-    Raises:
-        UserError: Values that contradict each other or that no range can exclude.
-        InvalidParameterTypeException: A value of another type.
-        InvalidParameterValueException: A value outside its range.
+
+def declare(node: Node, settings: Settings, *, of_model: bool) -> None:
+    """Declare parameters with their values in the settings, described and ranged.
+
+    Args:
+        node: The node.
+        settings: The values; they include what was set at start.
+        of_model: Declare those that default to the model's own value; otherwise all others.
     """
     for spec in SPECS:
-        node.declare_parameter(spec.name, spec.default, _descriptor(spec))
-    return Settings({spec.name: node.get_parameter(spec.name).value for spec in SPECS})
+        if spec.of_model == of_model and spec.name in settings.values:
+            node.declare_parameter(spec.name, settings[spec.name], _descriptor(spec), ignore_override=True)
 
 
-def undeclared_overrides(node: Node) -> list[str]:
-    """Return the names of parameters that were set at start (`-p`, `--params-file`) but do not exist on the node."""
-    # rclpy has no public access to overrides, except by declaring all of them, misspelt or not
-    overrides = getattr(node, "_parameter_overrides", {})
-    return sorted(name for name in overrides if not node.has_parameter(name) and not is_builtin(name))
+def undeclare_of_model(node: Node) -> None:
+    """Undeclare the parameters that default to the model's own value."""
+    for spec in SPECS:
+        if spec.of_model and node.has_parameter(spec.name):
+            node.undeclare_parameter(spec.name)
 
 
 def _descriptor(spec: Spec) -> ParameterDescriptor:
-    descriptor = ParameterDescriptor(description=spec.description, additional_constraints=spec.rule)
+    constraints = "; ".join(part for part in (", ".join(spec.choices), spec.rule) if part)
+    descriptor = ParameterDescriptor(
+        description=spec.description, additional_constraints=constraints, read_only=spec.read_only
+    )
     if spec.at_configure:
         descriptor.description += " Read when the node is configured."
     if spec.low is None or spec.high is None:
         return descriptor
-    if isinstance(spec.default, float):
+    if spec.kind is float:
         descriptor.floating_point_range = [FloatingPointRange(from_value=float(spec.low), to_value=float(spec.high))]
     else:
-        descriptor.integer_range = [IntegerRange(from_value=int(spec.low), to_value=int(spec.high), step=1)]
+        descriptor.integer_range = [IntegerRange(from_value=int(spec.low), to_value=int(spec.high), step=spec.step)]
     return descriptor

@@ -28,16 +28,18 @@ from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros import process
 from sqsegv3_ros.errors import UserError, missing_torch
-from sqsegv3_ros.inference.settings import AT_CONFIGURE, NAMES, NODE_NAME, Settings, describe_unknown
+from sqsegv3_ros.inference.settings import DEFAULTS, NODE_NAME, SPEC_OF, Settings, describe_unknown, is_builtin
 from sqsegv3_ros.pointcloud2 import CloudError
 from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status, to_message
 from sqsegv3_ros.ros.distributions import answer_invalid_transitions
 from sqsegv3_ros.ros.latest_worker import LatestWorker
-from sqsegv3_ros.ros.parameters import declare_settings, undeclared_overrides
+from sqsegv3_ros.ros.parameters import declare, overrides, undeclare_of_model
 
 if TYPE_CHECKING:  # these import torch, which needs `process.prepare` first
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+    from sqsegv3_ros.inference.extrinsics import Extrinsics
+    from sqsegv3_ros.ros.extrinsics_tf import TfExtrinsics
     from sqsegv3_ros.ros.output_publishers import OutputPublishers
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -58,12 +60,17 @@ class SegmentNode(LifecycleNode):
         answer_invalid_transitions(self)
         self._cloud_segmenter: CloudSegmenter | None = None
         self._outputs: OutputPublishers | None = None
-        self._worker: LatestWorker[tuple[PointCloud2, float]] | None = None
+        self._worker: LatestWorker[tuple[PointCloud2, float, Extrinsics | None]] | None = None
+        self._tf_extrinsics: TfExtrinsics | None = None
         self._input: CloudSubscription | None = None
         self._configure_error = ""
-        self._settings = declare_settings(self)
-        for name in undeclared_overrides(self):
+        self._startup_s = 0.0
+        self._given = {name: value for name, value in overrides(self).items() if not is_builtin(name)}
+        for name in sorted(self._given.keys() - SPEC_OF.keys()):
             self.get_logger().warning(f"{describe_unknown(name)} (ignored)")
+            del self._given[name]
+        self._settings = Settings({**DEFAULTS, **self._given})
+        declare(self, self._settings, of_model=False)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self._new_diagnostics()
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -76,10 +83,16 @@ class SegmentNode(LifecycleNode):
     def _on_cloud(self, cloud: PointCloud2) -> None:
         now = time.monotonic()
         self._diagnostics.received(now)
-        if self._worker is not None and self._worker.put((cloud, now)):
+        try:
+            extrinsics = self._tf_extrinsics.find(cloud.header.frame_id) if self._tf_extrinsics else None
+        except UserError as error:
+            self._diagnostics.rejected(now, "no_transform", str(error))
+            self.get_logger().warning(f"cloud dropped: {error}", throttle_duration_sec=THROTTLE_S)
+            return
+        if self._worker is not None and self._worker.put((cloud, now, extrinsics)):
             self._diagnostics.dropped_newer_available()
 
-    def _process(self, item: tuple[PointCloud2, float]) -> None:
+    def _process(self, item: tuple[PointCloud2, float, Extrinsics | None]) -> None:
         """Label a cloud on the worker's thread. Whatever it raises is reported, as the next cloud may be good."""
         diagnostics = self._diagnostics  # an activation replaces it
         diagnostics.started(time.monotonic())
@@ -96,7 +109,9 @@ class SegmentNode(LifecycleNode):
         finally:
             diagnostics.finished()
 
-    def _label(self, cloud: PointCloud2, received: float, diagnostics: NodeDiagnostics) -> None:
+    def _label(
+        self, cloud: PointCloud2, received: float, extrinsics: Extrinsics | None, diagnostics: NodeDiagnostics
+    ) -> None:
         """Convert, call, publish."""
         segmenter, outputs, worker = self._cloud_segmenter, self._outputs, self._worker
         assert segmenter is not None and outputs is not None and worker is not None
@@ -104,7 +119,7 @@ class SegmentNode(LifecycleNode):
         if not products:
             diagnostics.skipped_no_subscribers()
             return
-        result = segmenter.process(cloud, products)
+        result = segmenter.process(cloud, products, extrinsics)
         begin = time.perf_counter()
         messages = outputs.to_messages(result, cloud.header)
         with worker.publish_guard() as allowed:
@@ -121,13 +136,18 @@ class SegmentNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the model and create the outputs. On failure the node stays unconfigured."""
-        from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-        from sqsegv3_ros.ros.extrinsics_tf import read_extrinsics
+        from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter, read_model
+        from sqsegv3_ros.ros.extrinsics_tf import TfExtrinsics
         from sqsegv3_ros.ros.output_publishers import OutputPublishers
 
+        begin = time.perf_counter()
         try:
-            extrinsics = read_extrinsics(self, self._settings) if self._settings["base_frame"] else None
-            self._cloud_segmenter = cloud_segmenter = CloudSegmenter(self._settings, extrinsics)
+            if self._settings["base_frame"]:
+                self._tf_extrinsics = TfExtrinsics(self, self._settings["base_frame"])
+            model = read_model(self._settings)
+            self._settings = self._settings.for_model(model.info)
+            declare(self, self._settings, of_model=True)
+            self._cloud_segmenter = cloud_segmenter = CloudSegmenter(model, self._settings)
             self._outputs = OutputPublishers(self)
             self._worker = LatestWorker(self._process, "segmentation")
         except Exception as error:
@@ -137,11 +157,12 @@ class SegmentNode(LifecycleNode):
             self.get_logger().error(f"cannot configure: {self._configure_error}; fix it, then `{retry}`")
             return FAILURE
         self._configure_error = ""
+        self._startup_s = time.perf_counter() - begin
         segmenter = cloud_segmenter.segmenter
         self.get_logger().info(
             f"model {segmenter.info.name} ({segmenter.model_path}), {segmenter.runtime}, "
             f"{segmenter.projection.height} x {segmenter.projection.width} pixels, "
-            f"ready in {cloud_segmenter.startup_s:.2f} s; licence of the weights: {segmenter.info.licence}"
+            f"ready in {self._startup_s:.2f} s; licence of the weights: {segmenter.info.licence}"
         )
         if segmenter.runtime.hint:
             self.get_logger().info(segmenter.runtime.hint)
@@ -217,17 +238,23 @@ class SegmentNode(LifecycleNode):
         if self._cloud_segmenter is not None:
             self._cloud_segmenter.release()
             self._cloud_segmenter = None
+        if self._tf_extrinsics is not None:
+            self._tf_extrinsics.close()
+            self._tf_extrinsics = None
+        undeclare_of_model(self)
+        others = {name: self._settings[name] for name in DEFAULTS}
+        self._settings = Settings({**self._given, **others})
 
     # ---- parameters ------------------------------------------------------------------------------------------------
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        changes = {p.name: p.value for p in parameters if p.name in NAMES}
+        changes = {p.name: p.value for p in parameters if p.name in SPEC_OF}
         if not changes:
             return SetParametersResult(successful=True)
-        fixed = sorted(n for n in set(changes) & AT_CONFIGURE if changes[n] != self._settings[n])
-        if fixed and self._cloud_segmenter is not None:
-            reason = f"{', '.join(fixed)}: read when the node is configured; run deactivate and cleanup, then set it"
-            return SetParametersResult(successful=False, reason=reason)
+        if self._cloud_segmenter is not None:
+            fixed = [n for n, value in changes.items() if SPEC_OF[n].at_configure and value != self._settings[n]]
+            if fixed:
+                return SetParametersResult(successful=False, reason="; ".join(map(_fixed, sorted(fixed))))
         try:
             settings = Settings({**self._settings.values, **changes})
             if self._cloud_segmenter is not None:
@@ -280,7 +307,15 @@ class SegmentNode(LifecycleNode):
                 return Status("model", ERROR, f"cannot configure: {self._configure_error}")
             return Status("model", WARN, "not configured")
         level, message = (OK, "active") if self._input is not None else (WARN, "not active")
-        return Status("model", level, message, self._cloud_segmenter.description())
+        values = {**self._cloud_segmenter.description(), "startup_s": f"{self._startup_s:.2f}"}
+        return Status("model", level, message, values)
+
+
+def _fixed(name: str) -> str:
+    """Why a parameter cannot be set now, and how to set it."""
+    if SPEC_OF[name].of_model:
+        return f"{name}: read when the node is configured; set it at start, with -p or in a parameter file"
+    return f"{name}: read when the node is configured; run deactivate and cleanup, then set it"
 
 
 def _failed_callback(error: Exception) -> str:

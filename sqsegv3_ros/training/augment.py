@@ -62,6 +62,8 @@ class Augmentation:
         scale: Scale all coordinates by this factor.
         shift_m: Shift the sensor horizontally in a random direction.
         lift_m: Shift all points up.
+        material_scale: Scale the remission of each class by its own factor, 1 / magnitude to magnitude, so that the
+            network does not rely on the materials of simulated scans.
         jitter_m: Standard deviation of the noise along the ray of each point.
         sector_dropout_deg: Drop a sector of this width.
         beam_dropout: Share of the rows to drop.
@@ -82,6 +84,7 @@ class Augmentation:
     scale: RandomMagnitude = field(default_factory=RandomMagnitude)
     shift_m: RandomMagnitude = field(default_factory=RandomMagnitude)
     lift_m: RandomMagnitude = field(default_factory=RandomMagnitude)
+    material_scale: RandomMagnitude = field(default_factory=RandomMagnitude)
     jitter_m: RandomMagnitude = field(default_factory=RandomMagnitude)
     sector_dropout_deg: RandomMagnitude = field(default_factory=RandomMagnitude)
     beam_dropout: RandomMagnitude = field(default_factory=RandomMagnitude)
@@ -100,13 +103,17 @@ class Augmentation:
         for name in ("point_dropout", "far_dropout", "beam_dropout"):
             low, high = getattr(self, name).low, getattr(self, name).high
             require(0 <= low <= high <= 1, f"augmentation: {name}", "a share of the points, 0..1", (low, high))
+        materials = self.material_scale
+        require(
+            not materials.probability or materials.low >= 1, "augmentation: material_scale", "1 or more", materials.low
+        )
         require(not self.scale.probability or self.scale.low > 0, "augmentation: scale", "above 0", self.scale.low)
 
 
 def transform_scene(
     points: Points, labels: Labels, config: Augmentation, rng: np.random.Generator
 ) -> tuple[Points, Labels]:
-    """Rotate, flip, scale and shift a whole scan.
+    """Rotate, flip, scale and shift a whole scan, and change its materials.
 
     Args:
         points: (N, 4), not changed.
@@ -133,6 +140,10 @@ def transform_scene(
     lift = config.lift_m.draw(rng)
     if lift is not None:
         points[:, 2] += np.float32(lift)
+    if config.material_scale.probability:  # draws nothing otherwise, so that older recipes give the same scans
+        spread = config.material_scale.draw(rng)
+        factors = (spread or 1.0) ** rng.uniform(-1.0, 1.0, int(labels.max(initial=0)) + 1)
+        points[:, 3] *= factors.astype(np.float32)[labels]
     return points, labels
 
 

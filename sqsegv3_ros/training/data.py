@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN, LabelSet
+from sqsegv3_ros.data.partial_labels import ClassSet
 from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.inference.range_image import ProjectionConfig, project
 from sqsegv3_ros.training import augment
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
     Attributes:
         channels: (N, 5, H, W) float32: range, x, y, z in metres, remission; -1 in empty pixels.
         mask: (N, H, W) bool, pixels that the network sees.
-        labels: (N, H, W) uint8, 0 in empty pixels.
+        labels: (N, H, W) uint8, 0 in empty pixels; classes, then sets of classes.
     """
 
     channels: Tensor
@@ -318,8 +319,13 @@ class ScanData(LightningDataModule):
     def frequencies(self) -> list[float]:
         """Share of each class in the training points, 0..1, counted in the scans in memory."""
         assert self.train_store is not None
-        points = self.train_store.points
+        points = self.train_store.points[: len(self.label_set)]
         return [float(p) for p in points / max(int(points.sum()), 1)]
+
+    @property
+    def sets(self) -> tuple[ClassSet, ...]:
+        """Sets of classes that partial labels name; the label of set i is the number of classes + i."""
+        return () if self.train_store is None else self.train_store.sets
 
     def provenance(self) -> dict[str, Any]:
         """Describe the data in plain JSON types, with folder names instead of paths."""
@@ -379,7 +385,9 @@ class ScanData(LightningDataModule):
     def _object_bank(self, store: ScanStore) -> ObjectBank:
         names = self.label_set.names
         classes = [names.index(n) for n in self.paste_classes if n in names]
-        bank = ObjectBank(classes, [names.index(n) for n in GROUND if n in names])
+        ground = [names.index(n) for n in GROUND if n in names]
+        ground += [len(names) + i for i, members in enumerate(store.sets) if set(members) <= set(ground)]
+        bank = ObjectBank(classes, ground)
         for scan in store.cached():
             bank.add(scan.points, scan.labels, scan.instances)
         counts = ", ".join(f"{names[c]} {len(objects)}" for c, objects in sorted(bank.objects.items()))

@@ -18,6 +18,9 @@ RELEASE_EPSILON = 0.001  # epsilon_w of the release
 PAPER_EPSILON = 1.02  # not given in the paper; this value, usual in the field, keeps 1 / log(f + eps) positive
 SMALLEST_PROBABILITY = 1e-8  # the release clamps the softmax at it before taking the logarithm
 
+NEGLIGIBLE_ERROR = 1e-3
+"""Errors up to this are left out of the Lovász loss: most pixels have them, and they change it by less than this."""
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -70,22 +73,46 @@ def downsample_labels(labels: Tensor, width: int) -> Tensor:
     return labels[:, :, :: labels.shape[2] // width]
 
 
-def cross_entropy_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy_sums(
+    logits: Tensor, labels: Tensor, weights: Tensor, sets: Sequence[Sequence[int]] = ()
+) -> tuple[Tensor, Tensor]:
     """Compute the sums of -w log p and of w over the pixels.
+
+    The probability of a set of classes is the sum of its classes' probabilities. A set weighs as much as that of its
+    classes that weighs least, which is its most frequent one.
 
     Args:
         logits: (N, C, H, W).
-        labels: (N, H, W) int64.
+        labels: (N, H, W) int64: class, or C + i for set i.
         weights: (C,) class weights.
+        sets: Classes of each set.
 
     Returns:
         Both sums, scalars.
     """
     log_probability = F.log_softmax(logits.float(), dim=1).clamp_min(math.log(SMALLEST_PROBABILITY))
-    return F.nll_loss(log_probability, labels, weight=weights, reduction="sum"), weights[labels].sum()
+    number = labels - logits.shape[1]
+    in_set = number >= 0
+    if not sets or not bool(in_set.any()):
+        return F.nll_loss(log_probability, labels, weight=weights, reduction="sum"), weights[labels].sum()
+    total = F.nll_loss(log_probability, labels.masked_fill(in_set, -100), weight=weights, reduction="sum")
+    outside = ~membership(sets, logits.shape[1], labels.device)[number[in_set]]
+    of_set = log_probability.movedim(1, -1)[in_set].masked_fill(outside, -math.inf).logsumexp(1)
+    set_weights = torch.stack([weights[list(members)].amin() for members in sets])[number[in_set]]
+    return total - torch.dot(set_weights, of_set), weights[labels[~in_set]].sum() + set_weights.sum()
 
 
-def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def membership(sets: Sequence[Sequence[int]], classes: int, device: torch.device) -> Tensor:
+    """(S, C) bool: whether each set holds each class."""
+    members = torch.zeros((len(sets), classes), dtype=torch.bool)
+    for row, of_set in zip(members, sets, strict=True):
+        row[list(of_set)] = True
+    return members.to(device)
+
+
+def weighted_cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor, sets: Sequence[Sequence[int]] = ()
+) -> Tensor:
     """Compute the sum of -w log p over the pixels, divided by the sum of w (release: NLLLoss with weights).
 
     In distributed training the divisor is averaged over the processes, so that the averaged gradients are those of one
@@ -94,42 +121,60 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
 
     Args:
         logits: (N, C, H, W).
-        labels: (N, H, W) int64.
+        labels: (N, H, W) int64: class, or C + i for set i.
         weights: (C,) class weights.
+        sets: Classes of each set.
 
     Returns:
         A scalar.
     """
-    total, weight_sum = cross_entropy_sums(logits, labels, weights)
+    total, weight_sum = cross_entropy_sums(logits, labels, weights, sets)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(weight_sum)
         weight_sum = weight_sum / torch.distributed.get_world_size()
     return total / weight_sum.clamp_min(torch.finfo(weight_sum.dtype).tiny)
 
 
-def lovasz_softmax(logits: Tensor, labels: Tensor, evaluated: Sequence[int]) -> Tensor:
+def lovasz_softmax(
+    logits: Tensor, labels: Tensor, evaluated: Sequence[int], sets: Sequence[Sequence[int]] = ()
+) -> Tensor:
     """Compute the Lovász extension of 1 - IoU, averaged over the classes present (Berman et al. 2018).
+
+    A pixel of a set of classes counts as wrong for the classes outside the set, and not at all for those in it.
 
     Args:
         logits: (N, C, H, W).
-        labels: (N, H, W).
+        labels: (N, H, W): class, or C + i for set i.
         evaluated: Classes that count; pixels of other classes are left out.
+        sets: Classes of each set.
 
     Returns:
         A scalar; 0 if no pixel is left.
     """
-    counted = torch.isin(labels, torch.tensor(list(evaluated), device=labels.device))
+    classes = logits.shape[1]
+    counted = torch.isin(labels, torch.tensor(list(evaluated), device=labels.device)) | (labels >= classes)
     probabilities = F.softmax(logits, dim=1).movedim(1, -1)[counted]
     truth = labels[counted]
-    terms = [_lovasz_of_class(probabilities[:, c], truth == c) for c in evaluated if bool((truth == c).any())]
+    terms = []
+    for c in evaluated:
+        is_class, probability = truth == c, probabilities[:, c]
+        if not bool(is_class.any()):
+            continue
+        holding = [classes + number for number, members in enumerate(sets) if c in members]
+        if holding:
+            known = ~torch.isin(truth, torch.tensor(holding, device=truth.device))
+            is_class, probability = is_class[known], probability[known]
+        terms.append(_lovasz_of_class(probability, is_class))
     return torch.stack(terms).mean() if terms else logits.sum() * 0.0
 
 
 def _lovasz_of_class(probability: Tensor, is_class: Tensor) -> Tensor:
-    errors, order = (is_class.to(probability.dtype) - probability).abs().sort(descending=True)
-    hit = is_class[order].to(probability.dtype)
-    intersection = hit.sum() - hit.cumsum(0)
-    union = hit.sum() + (1.0 - hit).cumsum(0)
+    errors = (is_class.to(probability.dtype) - probability).abs()
+    kept = errors > NEGLIGIBLE_ERROR
+    errors, order = errors[kept].sort(descending=True)
+    hit, positives = is_class[kept][order].to(probability.dtype), is_class.sum()
+    intersection = positives - hit.cumsum(0)
+    union = positives + (1.0 - hit).cumsum(0)
     jaccard = 1.0 - intersection / union
     return torch.dot(errors, torch.diff(jaccard, prepend=jaccard.new_zeros(1)))
 
@@ -141,9 +186,13 @@ class MultiLayerLoss(nn.Module):
         config: Loss settings.
         weights: (C,) class weights.
         evaluated: Labels that are not ignored.
+
+    Attributes:
+        sets: Classes of each set that the labels may name.
     """
 
     weights: Tensor
+    sets: Sequence[Sequence[int]] = ()
 
     def __init__(self, config: LossConfig, weights: Tensor, evaluated: Sequence[int]):
         super().__init__()
@@ -156,7 +205,7 @@ class MultiLayerLoss(nn.Module):
 
         Args:
             logits: Five maps (N, C, H, W'), full width first.
-            labels: (N, H, W) int64.
+            labels: (N, H, W) int64: class, or C + i for set i.
 
         Returns:
             A scalar.
@@ -165,7 +214,7 @@ class MultiLayerLoss(nn.Module):
         for head, factor in zip(logits, self.config.heads, strict=True):
             if factor:
                 head_labels = downsample_labels(labels, head.shape[3])
-                loss = loss + factor * weighted_cross_entropy(head, head_labels, self.weights)
+                loss = loss + factor * weighted_cross_entropy(head, head_labels, self.weights, self.sets)
         if self.config.lovasz:
-            loss = loss + self.config.lovasz * lovasz_softmax(logits[0].float(), labels, self.evaluated)
+            loss = loss + self.config.lovasz * lovasz_softmax(logits[0].float(), labels, self.evaluated, self.sets)
         return loss

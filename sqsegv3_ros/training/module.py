@@ -98,13 +98,15 @@ class SegmentationModule(LightningModule):
             rank_zero_info(load_weights(self.network, source))
 
     def setup(self, stage: str) -> None:
-        """Compute class weights from the training data if the label set has no class frequencies.
+        """Take the sets of classes over from the training data, and class weights if the label set has no frequencies.
 
         Raises:
             UserError: No scan is in memory to count the classes in.
         """
         classes = self.label_set.classes
         data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ScanData):
+            self.criterion.sets = data.sets
         if stage == "fit" and isinstance(data, ScanData) and any(c.frequency is None for c in classes):
             if not any(data.frequencies):
                 raise UserError(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.labelled_bag import folder_of
+from sqsegv3_ros.data.partial_labels import ClassSet, PartialLabels, RawCoding
 from sqsegv3_ros.data.semantic_kitti import POINT_BYTES, ScanFile, find_scans, read_labels, read_scan
 from sqsegv3_ros.errors import UserError, require
 
@@ -28,11 +29,14 @@ class Root:
         path: Folder with sequences/NN/{velodyne,labels}, or a bag, which counts as sequence 00.
         sequences: Sequences to use; all if not given.
         weight: How often its scans are drawn, relative to the other roots; its number of scans if not given.
+        labels: YAML file that says which classes the data set's raw ids are, or one of which classes they are
+            (`PartialLabels`); the ids are those of the model's label set if not given.
     """
 
     path: str
     sequences: list[str] | None = None
     weight: float | None = None
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         require(self.weight is None or self.weight > 0, f"data: weight of root {self.path}", "above 0", self.weight)
@@ -44,7 +48,7 @@ class Scan:
 
     Attributes:
         points: (N, 4) float32: x, y, z in metres in the sensor frame, remission.
-        labels: (N,) uint8, uint16 for label sets with more than 256 classes.
+        labels: (N,) uint8, uint16 for more than 256 labels: classes, then sets of classes.
         instances: (N,) uint16, 0 for points without an instance.
     """
 
@@ -58,12 +62,12 @@ class Scan:
         return self.points.nbytes + self.labels.nbytes + self.instances.nbytes
 
 
-def read_labelled_scan(file: ScanFile, labels: LabelSet) -> Scan:
+def read_labelled_scan(file: ScanFile, labels: LabelSet | RawCoding) -> Scan:
     """Read one scan and its labels.
 
     Args:
         file: Files of the scan.
-        labels: Label set that maps the raw ids of the label file.
+        labels: Mapping of the raw ids of the label file.
 
     Returns:
         The scan.
@@ -85,7 +89,7 @@ def read_labelled_scan(file: ScanFile, labels: LabelSet) -> Scan:
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
         raise UserError(
             f"{file.labels_path}: ids {shown} are not in label set '{labels.name}'; give the data set's own label "
-            "configuration with model.labels"
+            "configuration with model.labels, or say with `labels` of its root in data.extra which classes they are"
         )
     return Scan(points, labels.to_labels(raw), (raw >> 16).astype(np.uint16))
 
@@ -100,7 +104,8 @@ class ScanStore:
         cache_bytes: Memory for scans; the others are read every time.
 
     Attributes:
-        points: (C,) points of each class in the scans in memory.
+        sets: Sets of classes that partial labels name; the label of set i is C + i.
+        points: (C + S,) points of each class and set in the scans in memory.
         skipped: One message per file left out.
 
     Raises:
@@ -114,13 +119,16 @@ class ScanStore:
         self.files: list[ScanFile] = []
         self.indices_of_root: list[list[int]] = []
         self.weights: list[float] = []
-        self.points = np.zeros(len(labels), np.int64)
+        partial = [None if root.labels is None else PartialLabels.from_yaml(root.labels) for root in roots]
+        self.sets: tuple[ClassSet, ...] = tuple(sorted({s for p in partial if p for s in p.sets(labels)}))
+        self.points = np.zeros(len(labels) + len(self.sets), np.int64)
         self.skipped: list[str] = []
+        self._coding_of: list[LabelSet | RawCoding] = []
         self._cache: dict[int, Scan] = {}
         self._used_bytes = 0
         self._unreadable: dict[int, str] = {}
-        for root in roots:
-            self._add_root(root, cache_bytes)
+        for root, ids in zip(roots, partial, strict=True):
+            self._add_root(root, labels if ids is None else ids.coding(labels, self.sets), cache_bytes)
         if not self.files:
             first = f"; the first: {self.skipped[0]}" if self.skipped else ""
             raise UserError(
@@ -145,7 +153,7 @@ class ScanStore:
         if index in self._cache:
             return self._cache[index]
         try:
-            return read_labelled_scan(self.files[index], self.labels)
+            return read_labelled_scan(self.files[index], self._coding_of[index])
         except UserError as error:
             if self.invalid == "raise":
                 raise
@@ -173,29 +181,30 @@ class ScanStore:
         """The scans in memory."""
         return list(self._cache.values())
 
-    def _add_root(self, root: Root, cache_bytes: float) -> None:
+    def _add_root(self, root: Root, coding: LabelSet | RawCoding, cache_bytes: float) -> None:
         indices = []
         folder = folder_of(Path(root.path).expanduser(), self.labels)
         for file in find_scans(folder, root.sequences):
             index = len(self.files)
             try:
-                self._check(file, index, cache_bytes)
+                self._check(file, index, coding, cache_bytes)
             except UserError as error:
                 if self.invalid == "raise":
                     raise
                 self.skipped.append(str(error))
                 continue
             self.files.append(file)
+            self._coding_of.append(coding)
             indices.append(index)
         if indices:
             self.indices_of_root.append(indices)
             self.weights.append(float(len(indices)) if root.weight is None else root.weight)
 
-    def _check(self, file: ScanFile, index: int, cache_bytes: float) -> None:
+    def _check(self, file: ScanFile, index: int, coding: LabelSet | RawCoding, cache_bytes: float) -> None:
         """Check the contents of scans kept in memory and the file sizes of the others."""
         if self._used_bytes < cache_bytes:
-            scan = read_labelled_scan(file, self.labels)
-            self.points += np.bincount(scan.labels, minlength=len(self.labels))
+            scan = read_labelled_scan(file, coding)
+            self.points += np.bincount(scan.labels, minlength=len(self.points))
             self._cache[index] = scan
             self._used_bytes += scan.nbytes
             return
@@ -212,7 +221,9 @@ def _require_labels(file: ScanFile) -> None:
 
 def describe(store: ScanStore, title: str) -> str:
     """Describe a split in a few lines: scans, share of each class, absent classes, skipped files."""
-    names, points, skipped = store.labels.names, store.points, store.skipped
+    points, skipped = store.points, store.skipped
+    names = store.labels.names
+    names += tuple("/".join(names[c] for c in members) for members in store.sets)
     total, cached = int(points.sum()), len(store.cached())
     sequences = len({(f.path.parent, f.sequence) for f in store.files})
     shares = (f"{names[c]} {100.0 * int(points[c]) / total:.3g} %" for c in np.argsort(-points) if points[c])

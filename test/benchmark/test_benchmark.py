@@ -357,8 +357,7 @@ def test_a_child_that_fails_says_why() -> None:
         (["--compare", "reference,tensorrt"], "any of reference, onnxruntime, openvino, found 'tensorrt'"),
         (["--device", "cpu", "--cuda-graph"], "cuda_graph requires a CUDA device"),
         (["--width", "100"], "multiple of 8"),
-        (["--scaling", "--width", "512"], "--width cannot be used here"),
-        (["--live", "--plot", "a.png"], "--plot cannot be used here"),
+        (["--load", "--plot", "a.png"], "--plot cannot be used here"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

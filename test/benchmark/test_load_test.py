@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -104,7 +105,6 @@ BENCHMARK = ["benchmark", "--network", "1/16", "--width", "64", "--repeat", "100
         (LOAD, "variants.Maker"),
         (LOAD, "sqsegv3_ros.ros.segment_node"),
         (BENCHMARK, "variants.Pipeline"),
-        (["benchmark", "--scaling"], "variants.Maker"),
     ],
 )
 def test_a_command_ended_by_a_signal_leaves_nothing_behind(arguments: list[str], running: str, tmp_path: Path) -> None:
@@ -158,3 +158,9 @@ def test_the_whole_table_explains_every_cloud_and_no_queue_builds_up(tmp_path: P
         assert case["lost"] == case["damaged"] == case["refused"] == 0, case
         if case["dropped"]:  # too slow for this pace: nobody waits longer than for the scan before
             assert case["in_node_ms"] < 2 * case["processing_ms"] + 20, case
+
+
+def test_medians_are_read_from_the_nodes_diagnostics() -> None:
+    said = {"latency_p50_ms": "12.5", "latency_p95_ms": "20.0", "labelled": "3"}
+    assert load_test.p50(said, "latency") == 12.5
+    assert math.isnan(load_test.p50(said, "network"))

@@ -84,8 +84,10 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
     raw[:, 3] = np.abs(raw[:, 3]) * 256
     write_scan(tmp_path / "raw.bin", raw)
     preset, own = tmp_path / "preset.yaml", tmp_path / "own.yaml"
-    preset.write_text("/**: {ros__parameters: {mount: {yaw_deg: 90.0}, projection: {height: 32, fov_up_deg: 20.0}}}")
-    own.write_text("/**: {ros__parameters: {mount: {yaw_deg: 0.0}, projection: {fov_up_deg: 40.0}}}")
+    preset.write_text(
+        "/**: {ros__parameters: {extrinsics: {yaw_deg: 90.0}, projection: {height: 32, fov_up_deg: 20.0}}}"
+    )
+    own.write_text("/**: {ros__parameters: {extrinsics: {yaw_deg: 0.0}, projection: {fov_up_deg: 40.0}}}")
     arguments = ("label", tmp_path / "raw.bin", "--model", small_model, "--force")
 
     assert call(*arguments, "--output", tmp_path / "a") == 0
@@ -122,8 +124,8 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
         (("label", "{scan}", "--output", "{out}", "--knn-search", "4"), "odd"),
         (("label", "{scan}", "--output", "{out}", "--device", "abacus"), "auto, cuda, cpu"),
         (("label", "{scan}", "--output", "{out}", "--threads", "0"), "threads"),
-        (("label", "{scan}", "--output", "{out}", "--intensity-scale", "nan"), "intensity_scale must lie in"),
-        (("label", "{scan}", "--output", "{out}", "--intensity-exponent", "0"), "intensity_exponent must lie in"),
+        (("label", "{scan}", "--output", "{out}", "--intensity-scale", "nan"), "intensity_scale must be finite"),
+        (("label", "{scan}", "--output", "{out}", "--intensity-exponent", "0"), "intensity_exponent must be in"),
         (("label", "{scan}", "--output", "{out}", "--intensity-field", "i"), "no input is a bag"),
         (("inspect", "{missing}"), "missing not found"),
         (("paint",), "invalid choice"),

@@ -232,8 +232,9 @@ def test_a_sequence_without_predictions_is_named(folders, capsys):
 
 
 def test_folders_that_are_not_a_data_set_are_named(folders, capsys):
-    assert main(["evaluate", "--dataset", str(folders), "--predictions", str(folders / "predicted")]) == 2
-    assert str(folders) in capsys.readouterr().err
+    (folders / "empty").mkdir()
+    assert main(["evaluate", "--dataset", str(folders / "empty"), "--predictions", str(folders / "predicted")]) == 2
+    assert str(folders / "empty") in capsys.readouterr().err
     assert main(["evaluate", "--dataset", str(folders / "data"), "--predictions", str(folders / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert "no sequence '05'" in refused(folders, capsys, "--sequences", "05")

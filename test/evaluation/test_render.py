@@ -156,8 +156,9 @@ def test_input_that_cannot_be_drawn_is_named(root, capsys):
     output = ["--output", str(root / "new.png")]
     assert "nowhere.bin" in refused(capsys, str(root / "nowhere.bin"), *output)
     assert "00/000007" in refused(capsys, str(root / "data"), "--scan", "00/000007", *output)
-    assert "sequences" in refused(capsys, str(root), *output)
-    assert "--scan" in refused(capsys, scan_of(root), "--scan", "00/000000", *output)
+    (root / "empty").mkdir()
+    assert "has no point-cloud files" in refused(capsys, str(root / "empty"), *output)
+    assert "no scan '000003'" in refused(capsys, scan_of(root), "--scan", "000003", *output)
     (root / "drive.mcap").write_bytes(bytes(32))
     assert "sqsegv3 convert" in refused(capsys, str(root / "drive.mcap"), *output)
     assert "multiple of 8" in refused(capsys, scan_of(root), "--image-size", "64", "1001", *output)
@@ -189,3 +190,21 @@ def test_a_pillow_that_is_too_old_is_refused_by_version(root, capsys, monkeypatc
     message = refused(capsys, scan_of(root), "--output", str(root / "new.png"))
     assert "Pillow>=10.1" in message
     assert "9.0.1" in message
+
+
+def test_point_files_of_a_folder_are_drawn_with_their_own_ground_truth_or_the_labels_beside(root):
+    points = np.fromfile(scan_of(root), "<f4").reshape(-1, 4)
+    truth = np.repeat([SEMANTIC_KITTI.index("road"), SEMANTIC_KITTI.index("person")], [4000, 200])
+    fields = [(name, "f4") for name in ("x", "y", "z", "intensity")] + [("ground_truth", "u1")]
+    folder = root / "clouds"
+    folder.mkdir()
+    np.save(folder / "b.npy", np.array([(*p, t) for p, t in zip(points.tolist(), truth, strict=True)], fields))
+    np.save(folder / "a.npy", points)
+    write_labels(folder / "a.label", np.repeat([ROAD, PERSON], [4000, 200]))
+    by_labels, by_field = drawn(root, str(folder)), drawn(root, str(folder), "--scan", "b")
+    expected = drawn(root, scan_of(root))
+    title = scan_picture.MARGIN + scan_picture.CAPTION
+    assert np.array_equal(by_labels[title:], expected[title:])
+    assert np.array_equal(by_field[title:], expected[title:])
+    (folder / "c.npy").write_bytes(b"")
+    assert np.array_equal(drawn(root, str(folder), "--scan", "b"), by_field)  # c is not even opened

@@ -89,8 +89,8 @@ def recorder(shown: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor
     return network
 
 
-@pytest.mark.parametrize(("own", "models"), [(0.0, 1.73), (1.73, 1.73), (0.6, None)])
-def test_an_unknown_height_on_either_side_changes_nothing(own: float, models: float | None) -> None:
+@pytest.mark.parametrize(("own", "models"), [(None, 1.73), (1.73, 1.73), (0.6, None)])
+def test_an_unknown_height_on_either_side_changes_nothing(own: float | None, models: float | None) -> None:
     image = project(torch.tensor([[5.0, 0.0, -0.6, 0.3]]), ProjectionConfig())
     assert Extrinsics(height_m=own).compensate_height(image, models) is image
 

@@ -62,6 +62,29 @@ def test_intensity_of_another_scale_gives_a_warning(intensity: float, warning: s
     assert warning in found and bool(found) == bool(warning) and ("intensity_" in found) == bool(warning)
 
 
+@pytest.mark.parametrize(
+    ("factor", "power", "set_now", "suggested"),
+    [
+        (256, 1, CloudSettings(), "values reach 128, set intensity_scale: 0.00392157 and intensity_exponent: 1"),
+        (65535, 1, CloudSettings(), "set intensity_scale: 1.5259e-05 and intensity_exponent: 1"),
+        (1 / 0.085**2, 2, CloudSettings(), "set intensity_scale: 0.085 and intensity_exponent: 0.5"),
+        # what the settings make of 0..1 and of 0..255
+        (1, 1, CloudSettings(intensity_scale=1 / 255), "values reach 0.5, set intensity_scale: 1 and"),
+        (256, 1, CloudSettings(intensity_scale=2.0, intensity_exponent=0.5), "reach 128, set intensity_scale: 0.0039"),
+        (1e12, 1, CloudSettings(), "set intensity_scale, intensity_exponent or intensity_fields"),
+    ],
+)
+def test_the_usual_scale_of_what_the_cloud_holds_is_suggested(
+    factor: float, power: float, set_now: CloudSettings, suggested: str
+) -> None:
+    """Remissions of 0..0.5, as a driver that scales them so publishes them."""
+    points, _ = scan(PUCK)
+    points[:, 3] = factor * np.linspace(0, 0.6, len(points)).clip(max=0.5) ** power
+    to_remission(points[:, 3], set_now)
+    expected = Expected(VLP16, Normalization(), cloud=set_now)
+    assert suggested in "; ".join(check_input(points, None, expected))
+
+
 def test_points_beyond_the_field_of_view_give_a_warning_with_the_angles_found() -> None:
     points, _ = scan(PUCK)
     assert "37 % of the points are outside -25..3 deg (found -15.0..15.0)" in of(points, None, ProjectionConfig())
@@ -138,15 +161,23 @@ def on_the_ground(height_m: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("height", "said", "warning"),
     [
-        (1.73, 0.0, ""),
-        (0.6, 0.0, "ground appears 0.6 m below the sensor, the model was trained with 1.73 m; set mount.height_m"),
+        (1.73, None, ""),
+        (
+            0.6,
+            None,
+            "ground appears 0.6 m below the sensor, the model was trained with 1.73 m; set extrinsics.height_m",
+        ),
         (0.6, 0.6, ""),
-        (3.0, 0.0, "ground appears 3.0 m below"),
-        (1.73, 0.8, "ground appears 1.7 m below the sensor, mount.height_m says 0.8 m"),
+        (3.0, None, "ground appears 3.0 m below"),
+        (
+            1.73,
+            0.8,
+            "ground appears 1.7 m below the sensor, the extrinsics say 0.8 m; set extrinsics.height_m, or correct the",
+        ),
     ],
 )
 def test_a_sensor_at_another_height_than_it_is_said_to_be_gives_a_warning(
-    height: float, said: float, warning: str, tilt: float
+    height: float, said: float | None, warning: str, tilt: float
 ) -> None:
     points = on_the_ground(height)
     extrinsics = Extrinsics.from_angles(0, tilt, 0, said)
@@ -234,7 +265,9 @@ def test_kitti_fits_what_the_model_learned_from_and_not_twice_scaled(sequence: s
     projection, intensity = preset("hdl64e")
     assert of(points, None, projection) == ""
     to_remission(points[:, 3], intensity)
-    assert "intensity does not fit: it hardly exceeds" in of(points, None, projection)
+    expected = Expected(projection, Normalization(), cloud=intensity)
+    found = "; ".join(check_input(points, None, expected))
+    assert "intensity does not fit: it hardly exceeds" in found and "set intensity_scale: 1 and" in found
 
 
 @needs_shared

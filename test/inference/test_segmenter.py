@@ -133,7 +133,7 @@ def test_bf16_gives_nearly_the_labels_of_fp32(small_model: Path, segmenter: Segm
     assert (half.segment(points).labels == segmenter.segment(points).labels).mean() > 0.9
 
 
-def test_a_tilted_sensor_with_its_mount_sees_what_a_level_one_sees(small_model: Path) -> None:
+def test_a_tilted_sensor_with_its_extrinsics_sees_what_a_level_one_sees(small_model: Path) -> None:
     points = random_points()
     level = Segmenter(small_model).segment(points).labels
     # the sensor is rolled by 10 and pitched by 20 degrees: in its own frame the world is turned the other way
@@ -148,7 +148,7 @@ def test_a_tilted_sensor_with_its_mount_sees_what_a_level_one_sees(small_model: 
     assert (Segmenter(small_model, extrinsics=extrinsics).segment(tilted).labels == level).mean() > 0.98
 
 
-def test_a_mount_from_a_quaternion_equals_the_one_from_angles() -> None:
+def test_extrinsics_from_a_quaternion_equal_those_from_angles() -> None:
     half = math.radians(30) / 2
     by_quaternion = Extrinsics.from_quaternion(0, 0, math.sin(half), math.cos(half))
     np.testing.assert_allclose(by_quaternion.rotation, Extrinsics.from_angles(0, 0, 30).rotation, atol=1e-12)

@@ -33,12 +33,12 @@ COMMON = [
 ]
 # measured: see models/*.md. A broken export or projection gives a few percent
 SIMULATED = {
-    "kitti": {"common": 36.0, "car": 35.0, "road": 70.0},
+    "kitti": {"common": 42.0, "car": 60.0, "road": 70.0},
     "default": {"common": 37.0, "car": 48.0, "road": 70.0},
 }
 # `kitti` learned from these scans, the other never saw them
 REAL = {
-    "kitti": {"common": 33.0, "car": 50.0, "road": 65.0},
+    "kitti": {"common": 46.0, "car": 65.0, "road": 80.0},
     "default": {"common": 26.0, "car": 42.0, "road": 55.0},
 }
 
@@ -68,7 +68,7 @@ def check(segmenter: Segmenter, files: list[ScanFile], least: dict[str, float]) 
 def test_it_is_found_small_and_says_what_it_was_trained_on_and_may_be_used_for(name: str) -> None:
     model = ROOT / "models" / f"{name}.pt"
     assert find_model(name) == model and find_model(None) == ROOT / "models" / "default.pt"
-    assert model.stat().st_size < 2_000_000
+    assert model.stat().st_size < 10_000_000
     info = read_info(model)
     assert info.labels == SEMANTIC_KITTI
     assert info.provenance["data"]["training_scans"] > 0

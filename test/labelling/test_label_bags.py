@@ -109,7 +109,7 @@ def test_a_parameter_file_labels_as_the_node_does_with_that_file(
     for text, words in (
         ("/**: {ros__parameters: {knn.kk: 3}}", "unknown parameter 'knn.kk'; did you mean 'knn.k'?"),
         ("/**: {ros__parameters: {knn: {k: many}}}", "knn.k must be int"),
-        ("/**: {ros__parameters: {knn: {k: 1000}}}", "0..225"),
+        ("/**: {ros__parameters: {knn: {k: 1000}}}", "knn.k must be in 1..225"),
         ("{other: 1}", "no ros__parameters"),
         ("/lidar: {ros__parameters: {knn: {k: 3}}}", "parameters of /lidar; expected /**"),
         ("{", "not valid YAML"),
@@ -175,7 +175,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
         ((bag, "--shard", "3/2"), "1 <= I <= N"),
         ((bag, "--shard", "half"), "such as 1/4"),
         ((bag, tmp_path / "other" / "drive"), "would both be written to"),
-        ((bag, "--intensity-field", "reflectivity"), "intensity_field"),
+        ((bag, "--intensity-field", "signal"), "set intensity_fields to ['intensity']"),
     ):
         assert call("label", "--model", small_model, *arguments, "--output", out) == 2, words
         said = capsys.readouterr().err

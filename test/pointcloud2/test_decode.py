@@ -66,7 +66,7 @@ def test_xyzi_is_not_copied(shape):
 def test_converted_points_are_copied_and_the_message_is_unchanged():
     cloud = message(random_points(LAYOUTS["xyzi 16"], 50))
     before = bytes(cloud.data)
-    for settings in (CloudSettings(intensity_scale=0.5), CloudSettings(intensity_field="")):
+    for settings in (CloudSettings(intensity_scale=0.5), CloudSettings(intensity_fields=())):
         assert not np.shares_memory(decode(cloud, settings).points, np.frombuffer(cloud.data, np.uint8))
     assert bytes(cloud.data) == before
 
@@ -82,27 +82,42 @@ def test_intensity_is_scaled(name):
 
 def test_intensity_is_read_from_the_configured_field():
     points = random_points(LAYOUTS["ouster 48"], 40)
-    decoded = decode(message(points), CloudSettings(intensity_field="reflectivity"))
+    decoded = decode(message(points), CloudSettings(intensity_fields=("reflectivity",)))
     np.testing.assert_array_equal(decoded.points, expected_columns(points, "reflectivity"))
 
 
 @pytest.mark.parametrize("dtype", [layout(12, **XYZ), layout(16, **XYZ), LAYOUTS["xyzi 16"], LAYOUTS["float64 40"]])
-def test_an_empty_intensity_field_means_zeros(dtype):
+def test_no_intensity_field_means_zeros(dtype):
     points = random_points(dtype, 40)
-    decoded = decode(message(points), CloudSettings(intensity_field=""))
+    decoded = decode(message(points), CloudSettings(intensity_fields=()))
     np.testing.assert_array_equal(decoded.points, expected_columns(points, ""))
     assert (decoded.points[:, 3] == 0).all()
 
 
 def test_the_error_for_a_missing_intensity_names_the_fields_and_the_setting():
-    cloud = message(random_points(layout(14, **XYZ, reflectivity=(12, "u2")), 3))
+    cloud = message(random_points(layout(14, **XYZ, signal=(12, "u2")), 3))
     with pytest.raises(CloudError) as caught:
         decode(cloud)
     assert caught.value.reason == "missing_field"
     assert str(caught.value) == (
-        "points have no field 'intensity' (fields: x, y, z, reflectivity); "
-        "set intensity_field to 'reflectivity', or to '' to use 0 for every point"
+        "points have no field 'intensity' or 'reflectivity' or 'i' (fields: x, y, z, signal); "
+        "set intensity_fields to ['signal'], or to [''] to use 0 for every point"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "read"),
+    [
+        (("i",), "i"),
+        (("i", "reflectivity"), "reflectivity"),
+        (("reflectivity", "i", "intensity"), "intensity"),
+        (("signal", "reflectivity"), "reflectivity"),
+    ],
+)
+def test_the_intensity_is_found_by_its_usual_names_in_their_order(fields, read):
+    offsets = {name: (12 + 4 * index, "f4") for index, name in enumerate(fields)}
+    points = random_points(layout(12 + 4 * len(fields), **XYZ, **offsets), 40)
+    np.testing.assert_array_equal(decode(message(points)).points, expected_columns(points, read))
 
 
 def test_rings_are_read_from_the_configured_field():

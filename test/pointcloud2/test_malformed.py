@@ -49,8 +49,8 @@ WRITER = LabelledCloudWriter(np.arange(3 * CLASSES, dtype=np.uint8).reshape(CLAS
 NAMES = [*"xyz", "intensity", "ring", "i", "reflectivity", "t", "rgb", "label", "confidence", "_", "größe", "\ud800\n"]
 ODD_NUMBERS = [0, 1, 2, 3, 5, 7, 12, 16, 255, 65535, 2**31 - 1, 2**31, 2**32 - 1]
 DEFAULT = CloudSettings(max_points=MAX_POINTS)
-SETTINGS = [DEFAULT, DEFAULT, CloudSettings(intensity_field="", max_points=MAX_POINTS),
-            CloudSettings(intensity_field="i", intensity_scale=0.25, ring_field="t", max_points=MAX_POINTS),
+SETTINGS = [DEFAULT, DEFAULT, CloudSettings(intensity_fields=(), max_points=MAX_POINTS),
+            CloudSettings(intensity_fields=("i",), intensity_scale=0.25, ring_field="t", max_points=MAX_POINTS),
             CloudSettings(ring_required=True, max_points=MAX_POINTS)]  # fmt: skip
 CONTAINERS = [lambda data: array.array("B", data), bytes, bytearray, memoryview, lambda d: np.frombuffer(d, np.uint8)]
 
@@ -158,8 +158,10 @@ def is_consistent(cloud: Any, max_points: int | None) -> bool:
 
 
 def is_decodable(cloud: Any, chosen: CloudSettings) -> bool:
-    needed = {"x", "y", "z"} | {chosen.intensity_field} - {""} | ({"ring"} if chosen.ring_required else set())
-    return is_consistent(cloud, chosen.max_points) and needed <= {f.name for f in cloud.fields}
+    needed = {"x", "y", "z"} | ({"ring"} if chosen.ring_required else set())
+    names = {f.name for f in cloud.fields}
+    has_intensity = not chosen.intensity_fields or names & set(chosen.intensity_fields)
+    return is_consistent(cloud, chosen.max_points) and needed <= names and bool(has_intensity)
 
 
 def attempt(work: Any, *arguments: Any) -> Any:
@@ -186,7 +188,8 @@ def check_decoded(cloud: Any, chosen: CloudSettings) -> None:
     if decoded is None:
         return
     points = reference(cloud)
-    expected = expected_columns(points, chosen.intensity_field)
+    intensity = next((name for name in chosen.intensity_fields if name in points.dtype.names), "")
+    expected = expected_columns(points, intensity)
     with np.errstate(all="ignore"):
         expected[:, 3] *= np.float32(chosen.intensity_scale)
     np.testing.assert_array_equal(decoded.points, expected)
@@ -293,7 +296,7 @@ REFUSED = [
     ("data_too_short", velodyne(data=b""), "0 bytes; expected 220"),
     ("data_too_long", velodyne(height=0), "220 bytes; expected 0"),
     ("missing_field", with_field(2, name="Z"), r"no field 'z' \(fields: x, y, Z, intensity, ring, time\); expected x"),
-    ("missing_field", with_field(3, name="i"), "set intensity_field to 'i', or to ''"),
+    ("missing_field", with_field(3, name="signal"), r"set intensity_fields to \['signal'\], or to \[''\]"),
     ("missing_field", with_field(3, name="größe\n"), r"fields: x, y, z, 'gr\\xf6\\xdfe\\n', ring"),
     ("malformed_message", velodyne(data=None), "not a PointCloud2 message"),
     ("malformed_message", velodyne(data=[0] * 220), "not a PointCloud2 message"),

@@ -47,7 +47,7 @@ def ouster_points(name: str) -> np.ndarray:
 
 def check_round_trip(cloud: Any, points: np.ndarray, intensity: str = "intensity") -> None:
     """Decoded points equal the recording, and the labelled and the filtered cloud contain its bytes."""
-    decoded = decode(cloud, CloudSettings(intensity_field=intensity))
+    decoded = decode(cloud, CloudSettings(intensity_fields=(intensity,)))
     np.testing.assert_array_equal(decoded.points, expected_columns(points, intensity))
     labels = (np.arange(points.size) * 7 % 20).astype(np.uint8)
     confidences = np.linspace(0, 1, points.size, dtype=np.float32)

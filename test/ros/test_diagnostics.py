@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
-from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.settings import SPECS, Settings
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status
 
 LIMITS = Limits(latency_budget_ms=100, late_error_after_s=5, stale_after_s=1)
@@ -150,44 +146,3 @@ def test_input_warnings_are_shown_until_they_are_cleared() -> None:
     assert statuses(diagnostics, now)[0].level == WARN
     diagnostics.set_input_warnings(())
     assert statuses(diagnostics, now)[0].level == OK
-
-
-def settings(**changes: object) -> Settings:
-    return Settings(
-        {**{spec.name: spec.default for spec in SPECS}, **{k.replace("__", "."): v for k, v in changes.items()}}
-    )
-
-
-def test_parameters_override_the_models_settings_only_if_set(small_model: object) -> None:
-    from sqsegv3_ros.inference.model_file import read_info
-
-    info = read_info(small_model)  # type: ignore[arg-type]
-    assert settings().projection(info) == info.projection and settings().knn(info) == info.knn
-    changed = settings(projection__fov_up_deg=0.0, projection__height=32, knn__cutoff_m=0.0, knn__mode="off")
-    projection, knn = changed.projection(info), changed.knn(info)
-    assert (projection.fov_up_deg, projection.height, projection.width) == (0.0, 32, info.projection.width)
-    assert (knn.cutoff_m, knn.mode, knn.k) == (0.0, "off", info.knn.k)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"precision": "fp8"}, "precision"),
-        ({"projection__fov_up_deg": 120.0}, "projection.fov_up_deg"),
-        ({"knn__sigma": math.inf}, "knn.sigma"),
-        ({"model_sha256": "abc"}, "64 hexadecimal"),
-        ({"intensity_scale": 0.0}, "intensity_scale"),
-        ({"mount__pitch_deg": math.nan}, "mount.pitch_deg must be finite"),
-        ({"stale_after_s": math.nan}, "stale_after_s must be finite"),
-    ],
-)
-def test_invalid_settings_are_refused_without_a_model(changes: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        settings(**changes)
-
-
-def test_every_parameter_has_a_description_and_every_number_a_range_or_a_rule() -> None:
-    for spec in SPECS:
-        assert spec.description
-        if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
-            assert spec.low is not None or spec.rule, spec.name

@@ -23,7 +23,9 @@ from sqsegv3_ros.pointcloud2 import read_field
 def test_the_node_labels_with_the_names_that_humble_has(small_model: Path) -> None:
     client = Client()
     try:
-        with running(ROOT / "test" / "node_as_on_humble.py", *parameters(model=small_model)) as node:
+        with running(
+            ROOT / "test" / "node_as_on_humble.py", *parameters(model=small_model, stale_after_s=300.0)
+        ) as node:
             node.wait_for_log("labelling clouds of")
             assert "message info: False" in node.log
             labelled = client.collect(PointCloud2, f"{NODE}/output/points")
@@ -31,6 +33,11 @@ def test_the_node_labels_with_the_names_that_humble_has(small_model: Path) -> No
             assert read_field(labelled[0], "label").any()
             assert client.set_parameters(latency_budget_ms=500.0) == [(True, "")]
             assert client.status("input", lambda s: s.level == s.OK)
+            assert client.get_parameters("projection.width") == [256]
+            assert client.transition("deactivate") and client.transition("cleanup")
+            assert client.get_parameters("projection.width") == []  # not declared
+            assert client.transition("configure")
+            assert client.get_parameters("projection.width") == [256]
             assert node.stop() == 0
     finally:
         client.close()

@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT
 from launch_files import LAUNCH_FILES, calls, declared_arguments, keywords
 
-from sqsegv3_ros.inference.settings import SPECS
+from sqsegv3_ros.inference.model_file import find_model, read_info
+from sqsegv3_ros.inference.settings import DEFAULTS, SPECS, Settings
 
 CONFIG = ROOT / "config"
 
@@ -72,15 +73,25 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def parameters_of_file() -> dict[str, Any]:
+def parameters_of(text: str) -> dict[str, Any]:
     yaml = pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
-    tree = yaml.safe_load((CONFIG / "segment.yaml").read_text(encoding="utf-8"))
-    return flat(tree["/**"]["ros__parameters"])
+    return flat(yaml.safe_load(text)["/**"]["ros__parameters"])
 
 
 def test_parameter_file_documents_every_parameter_with_its_default_and_when_it_is_read() -> None:
-    values = parameters_of_file()
-    assert {n: repr(v) for n, v in values.items()} == {spec.name: repr(spec.default) for spec in SPECS}
     text = (CONFIG / "segment.yaml").read_text(encoding="utf-8")
-    marked = set(re.findall(r"^ +(\w+):.*# \[configure\]", text, re.M))
-    assert marked == {spec.name.rpartition(".")[2] for spec in SPECS if spec.at_configure}
+    set_there = parameters_of(text)
+    assert {n: repr(v) for n, v in set_there.items()} == {name: repr(value) for name, value in DEFAULTS.items()}
+
+    default = read_info(find_model("default"))
+    uncommented = re.sub(r"^    # ( *\w+:( |$))", r"    \1", text, flags=re.M)
+    values = parameters_of(uncommented)
+    assert {n: repr(v) for n, v in values.items()} == {
+        name: repr(value) for name, value in Settings(DEFAULTS).for_model(default).values.items()
+    }
+    for mark, names in (
+        ("configure", {spec.name for spec in SPECS if spec.at_configure}),
+        ("read-only", {spec.name for spec in SPECS if spec.read_only}),
+    ):
+        marked = set(re.findall(rf"^ +(\w+):.*# \[{mark}\]", uncommented, re.M))
+        assert marked == {name.rpartition(".")[2] for name in names}

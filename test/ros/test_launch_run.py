@@ -108,8 +108,10 @@ def test_the_node_has_preset_then_own_file_then_arguments_and_remapped_topics(
         values = client.get_parameters(
             "model", "device", "intensity_scale", "latency_budget_ms", "projection.fov_up_deg", "use_sim_time"
         )
+        preset = (ROOT / "config" / "sensors" / "vlp16.yaml").read_text(encoding="utf-8")
+        fov_up_deg = float(re.findall(r"fov_up_deg: ([\d.]+)", preset)[0])
         # argument, argument, own file over preset, own file, preset, default
-        assert values == [str(small_model), "cpu", 0.5, 2500.0, 15.0, False]
+        assert values == [str(small_model), "cpu", 0.5, 2500.0, fov_up_deg, False]
         assert launched.stop(signal.SIGINT, 60) == 0, launched.log
     assert "process has finished cleanly" in launched.log
 

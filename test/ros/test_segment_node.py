@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
+from conftest import ROOT
 from diagnostic_msgs.msg import DiagnosticStatus
 from live import BEST_EFFORT, LATCHED, NODE, Client, message, street
 from programs import running_node, wait_until
@@ -197,10 +199,13 @@ def test_every_parameter_is_described_and_an_invalid_value_is_refused_with_a_rea
     assert described["knn.k"].integer_range[0].to_value == 225
     for values, reason in (
         ({"knn__mode": "sometimes"}, "official"),
-        ({"knn__search": 4}, "odd"),
+        ({"knn__search": 4}, "step"),
         ({"knn__k": 1000}, "range"),
         ({"knn__k": 100}, "1..25"),
-        ({"projection__width": 1024}, "run deactivate and cleanup, then set it"),
+        ({"projection__width": 1024}, "set it at start, with -p or in a parameter file"),
+        ({"autostart": False}, "read-only"),
+        ({"projection__rows": ""}, "must be one of 'elevation', 'ring_from_bottom', 'ring_from_top', found ''"),
+        ({"base_frame": "base_link"}, "run deactivate and cleanup, then set it"),
         ({"projection__fov_up_deg": -50.0}, "fov_down_deg < fov_up_deg"),
         ({"model": "/other.pt"}, "run deactivate and cleanup, then set it"),
         ({"threads": 2}, "run deactivate and cleanup, then set it"),
@@ -226,7 +231,7 @@ def test_a_parameter_takes_effect_with_the_next_cloud(live: Client, small_model:
     try:
         labels = read_field(label_one(live, message(points), results), "label")
     finally:
-        assert live.set_parameters(knn__mode="") == [(True, "")]
+        assert live.set_parameters(knn__mode="safe") == [(True, "")]
     off = Segmenter(small_model, knn=KnnConfig("off")).segment(points).labels
     safe = Segmenter(small_model).segment(points).labels
     assert (off != safe).any()
@@ -242,6 +247,31 @@ def test_diagnostics_name_model_rates_and_latency(live: Client, small_model: Pat
     assert model["licence"] == "unknown"  # the model of the test names none
     keys = {v.key for v in live.status("processing", lambda s: any("network" in v.key for v in s.values)).values}
     assert {f"{stage}_p95_ms" for stage in ("latency", *STAGES)} <= keys
+
+
+def documented_keys() -> dict[str, bool]:
+    """The keys in docs/diagnostics.md, with their status, and whether their values are text."""
+    text = (ROOT / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    keys: dict[str, bool] = {}
+    for status, cell, meaning in re.findall(r"^\| (model|input|processing) \| (`.*?) \| (.*) \|$", text, re.M):
+        for key in re.findall(r"`(.*?)`", cell):
+            stages = STAGES if "<stage>" in key else ("",)
+            keys |= {f"{status}: {key.replace('<stage>', stage)}": meaning.startswith("text") for stage in stages}
+    return keys
+
+
+def test_every_diagnostic_key_is_documented_and_its_value_is_a_number_unless_documented_as_text(live: Client) -> None:
+    results = live.collect(PointCloud2, f"{NODE}/output/points")
+    label_one(live, message(street(1000)), results)
+    live.publish(bad_clouds()["zero_point_step"])
+    live.status("input", lambda s: any(v.key == "rejected_zero_point_step" for v in s.values))
+    live.status("processing", lambda s: any("network" in v.key for v in s.values))
+    documented = documented_keys()
+    found = {f"{name}: {v.key}": v.value for name, status in live.diagnostics.items() for v in status.values}
+    by_key = {re.sub("rejected_.*", "rejected_<reason>", key): value for key, value in found.items()}
+    assert by_key.keys() == documented.keys()
+    for key, value in by_key.items():
+        assert documented[key] or re.fullmatch(r"\d+(\.\d+)?", value), (key, value)
 
 
 def test_processing_times_are_published_for_each_stage_that_is_subscribed(live: Client) -> None:

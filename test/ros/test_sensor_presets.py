@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import math
 import sys
-import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,11 @@ from conftest import ROOT
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-import rclpy
 from clouds import LAYOUTS, points_of
 from clouds import message as message_of
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
-from live import LATCHED, Client, message
-from rclpy.executors import SingleThreadedExecutor
+from live import LATCHED, Client, message, node_of
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -37,12 +32,11 @@ from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.model_file import ModelInfo, save_model
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 from sqsegv3_ros.inference.segmenter import Segmenter
-from sqsegv3_ros.ros.segment_node import SUCCESS, SegmentNode
+from sqsegv3_ros.ros.segment_node import SegmentNode
 from sqsegv3_ros.simulation.sensors import SENSORS
 
 PRESETS = sorted((ROOT / "config" / "sensors").glob("*.yaml"))
 ERROR = DiagnosticStatus.ERROR
-COUNT = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -70,33 +64,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "by-pixel.pt"
     save_model(path, torch.jit.script(torch.nn.Conv2d(5, 20, 1)), info, {})
     return path
-
-
-@contextmanager
-def node_of(client: Client, *arguments: str, configures: bool = True, **parameters: Any) -> Iterator[SegmentNode]:
-    """The real node in this process, as a process for each sensor would import torch again."""
-    context = rclpy.Context()
-    # a namespace of its own: clouds published before it is discovered would go to the previous node
-    arguments += ("-r", f"__ns:=/node{next(COUNT)}")
-    for name, value in {"stale_after_s": 300.0, **parameters}.items():
-        arguments += ("-p", f"{name.replace('__', '.')}:={value}")
-    rclpy.init(args=["--ros-args", *arguments], context=context)
-    node = SegmentNode(context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin, daemon=True)
-    try:
-        assert (node.trigger_configure() == SUCCESS) == configures
-        if configures:
-            node.trigger_activate()
-        client.diagnostics.clear()
-        spinning.start()
-        yield node
-    finally:
-        executor.shutdown(timeout_sec=5)
-        spinning.join(5)
-        node.destroy_node()
-        rclpy.shutdown(context=context)
 
 
 def labelled(client: Client, node: SegmentNode, cloud: PointCloud2) -> np.ndarray:
@@ -195,16 +162,16 @@ def test_diagnostics_warn_if_the_cloud_has_fewer_columns_than_the_image(client: 
 def test_a_users_file_overrides_single_values_of_the_preset(client: Client, model: Path, tmp_path: Path) -> None:
     preset, own = ROOT / "config" / "sensors" / "ouster_os1_64.yaml", tmp_path / "own.yaml"
     for nodes in ("/**", "/**/sqsegv3"):  # keys in use for any node and for this node
-        own.write_text(f"{nodes}: {{ros__parameters: {{mount: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
+        own.write_text(f"{nodes}: {{ros__parameters: {{extrinsics: {{yaw_deg: 0.5}}, intensity_scale: 0.25}}}}\n")
         with node_of(client, "--params-file", str(preset), "--params-file", str(own), model=model) as node:
-            names = ("mount.yaw_deg", "intensity_scale", "intensity_field")
+            names = ("extrinsics.yaw_deg", "intensity_scale", "intensity_fields")
             values = [node.get_parameter(name).value for name in names]
-            assert values == [0.5, 0.25, "reflectivity"]
+            assert values == [0.5, 0.25, ["reflectivity"]]
 
 
 # ---- extrinsics ------------------------------------------------------------------------------------------------------
 
-TILT: dict[str, Any] = {"mount__roll_deg": 6.0, "mount__pitch_deg": 15.0}
+TILT: dict[str, Any] = {"extrinsics__roll_deg": 6.0, "extrinsics__pitch_deg": 15.0}
 
 
 def tilted(points: np.ndarray, extrinsics: Extrinsics) -> np.ndarray:
@@ -219,13 +186,15 @@ def pixel_centres() -> np.ndarray:
     return street(3.0 - 28.0 * (np.arange(64) + 0.5) / 64, 256).reshape(-1, 4)
 
 
-def check_levelled(client: Client, node: SegmentNode, model: Path, height_m: float = 0.0) -> None:
+def check_levelled(
+    client: Client, node: SegmentNode, model: Path, height_m: float | None = None, frame: str = "velodyne"
+) -> None:
     level = pixel_centres()
-    seen = tilted(level, Extrinsics.from_angles(TILT["mount__roll_deg"], TILT["mount__pitch_deg"], 0))
-    result = labelled(client, node, message(seen))
+    seen = tilted(level, Extrinsics.from_angles(TILT["extrinsics__roll_deg"], TILT["extrinsics__pitch_deg"], 0))
+    result = labelled(client, node, message(seen, frame=frame))
     expected = Segmenter(model, extrinsics=Extrinsics(height_m=height_m)).segment(level).labels
     assert (Segmenter(model).segment(seen).labels == expected).mean() < 0.9
-    assert ((Segmenter(model).segment(level).labels == expected).mean() < 0.95) == bool(height_m)
+    assert ((Segmenter(model).segment(level).labels == expected).mean() < 0.95) == (height_m is not None)
     assert (result["label"] == expected).mean() > 0.995
     for column, name in enumerate(("x", "y", "z", "intensity")):
         np.testing.assert_array_equal(result[name], seen[:, column])
@@ -244,7 +213,7 @@ def test_a_base_frame_without_tf2_ros_fails_to_configure_with_instructions(clien
     with node_of(client, model=model, base_frame="base_link", configures=False):
         status = client.status("model", lambda s: s.level == ERROR)
         assert "base_frame is set, but tf2_ros is not installed" in status.message
-        assert "ros-$ROS_DISTRO-tf2-ros-py" in status.message and "mount.roll_deg" in status.message
+        assert "ros-$ROS_DISTRO-tf2-ros-py" in status.message and "extrinsics.roll_deg" in status.message
 
 
 def broadcast(
@@ -262,7 +231,7 @@ def broadcast(
 
 
 def stand_in_for_tf2(topic: str) -> types.ModuleType:
-    """The part of tf2_ros that read_extrinsics uses, by its documentation, without chains of transforms."""
+    """The part of tf2_ros that TfExtrinsics uses, by its documentation, without chains of transforms."""
     module = types.ModuleType("tf2_ros")
 
     class TransformException(Exception):  # noqa: N818
@@ -271,9 +240,6 @@ def stand_in_for_tf2(topic: str) -> types.ModuleType:
     class Buffer:
         def __init__(self, cache_time: Any = None, node: Any = None) -> None:
             self.transforms: dict[tuple[str, str], TransformStamped] = {}
-
-        def can_transform(self, target: str, source: str, time: Any, timeout: Any = None) -> bool:
-            return (target, source) in self.transforms
 
         def lookup_transform(self, target: str, source: str, time: Any, timeout: Any = None) -> TransformStamped:
             if (target, source) not in self.transforms:
@@ -307,21 +273,30 @@ def send_transform(client: Client, monkeypatch: pytest.MonkeyPatch) -> Callable[
     return publisher.publish
 
 
-def test_extrinsics_are_read_from_tf_when_the_node_is_configured(
+def test_extrinsics_are_read_from_tf_for_the_frame_of_the_cloud(
     client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
 ) -> None:
     broadcast(client, "base_link", "lidar", Extrinsics.from_angles(6.0, 15.0, 0), send_transform)
-    threads = threading.active_count()
-    frames: dict[str, Any] = {"base_frame": "base_link", "sensor_frame": "lidar"}
-    with node_of(client, model=model, **frames) as node:
-        check_levelled(client, node, model, height_m=1.2)
-    assert threading.active_count() <= threads
+    with node_of(client, model=model, base_frame="base_link") as node:
+        for _ in range(2):
+            check_levelled(client, node, model, height_m=1.2, frame="lidar")
+        assert not node.has_parameter("extrinsics.height_m")  # which would not be what is used
+        listened = {subscription.topic_name for subscription in node.subscriptions}
+        assert listened == {f"{node.get_fully_qualified_name()}/input/points"}  # no longer to TF
 
 
-def test_a_missing_transform_fails_to_configure_and_names_the_frames(
+def test_clouds_of_a_frame_without_a_transform_are_dropped_until_there_is_one(
     client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
 ) -> None:
-    frames: dict[str, Any] = {"base_frame": "base_link", "sensor_frame": "roof_lidar", "tf_timeout_s": 0.3}
-    with node_of(client, model=model, configures=False, **frames):
-        status = client.status("model", lambda s: s.level == ERROR)
-        assert "no transform from 'roof_lidar' to 'base_link' within 0.3 s" in status.message
+    with node_of(client, model=model, base_frame="base_link") as node:
+        cloud = message(pixel_centres(), frame="roof_lidar")
+
+        def refused(status: DiagnosticStatus) -> bool:
+            client.publish(cloud, f"{node.get_fully_qualified_name()}/input/points")
+            return "no transform" in status.message
+
+        status = client.status("input", refused)
+        assert "from the cloud's frame 'roof_lidar' to base_frame 'base_link'" in status.message
+        assert any("no_transform" in value.key for value in status.values)
+        broadcast(client, "base_link", "roof_lidar", Extrinsics.from_angles(6.0, 15.0, 0), send_transform)
+        assert len(labelled(client, node, cloud)) == len(pixel_centres())

@@ -113,6 +113,15 @@ def test_scale_lift_and_shift():
     np.testing.assert_allclose(offset, np.tile(offset[0], (len(offset), 1)), atol=1e-4)
 
 
+def test_the_remission_of_each_class_is_scaled_by_its_own_factor():
+    before, after = moved(material_scale=always(2.0))
+    np.testing.assert_array_equal(after[:, :3], before[:, :3])
+    factors = np.array([after[label + 20 :: 20, 3] / before[label + 20 :: 20, 3] for label in range(20)])
+    np.testing.assert_allclose(factors, factors[:, :1].repeat(factors.shape[1], 1), rtol=1e-5)
+    assert len(np.unique(factors[:, 0].round(3))) == 20
+    assert factors.min() >= 0.5 and factors.max() <= 2.0 and np.ptp(factors) > 1.0
+
+
 def test_jitter_moves_points_along_their_rays():
     before, after, _ = disturbed(jitter_m=always(0.05))
     np.testing.assert_allclose(azimuths(after), azimuths(before), atol=1e-6)

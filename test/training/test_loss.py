@@ -96,12 +96,53 @@ def test_a_batch_without_labels_has_zero_loss_and_gradient():
     assert all(float(x.grad.abs().max()) == 0 for x in logits)
 
 
-def lovasz_by_definition(probabilities, truth, evaluated):
+SETS = ((1, 2), (2, 3, 4))
+
+
+def test_a_set_of_classes_costs_the_log_of_the_sum_of_their_probabilities():
+    generator = np.random.default_rng(1)
+    logits, labels = generator.normal(size=(2, 5, 3, 8)), generator.integers(0, 7, (2, 3, 8))
+    weights = np.array([0.0, 2.0, 0.5, 3.0, 1.0])
+    total, weight_sum = 0.0, 0.0
+    for n, y, x in np.ndindex(labels.shape):
+        probability = np.exp(logits[n, :, y, x]) / np.exp(logits[n, :, y, x]).sum()
+        label = labels[n, y, x]
+        members = [label] if label < 5 else list(SETS[label - 5])
+        weight = min(weights[members])
+        total -= weight * np.log(probability[members].sum())
+        weight_sum += weight
+    found = weighted_cross_entropy(
+        torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(weights).float(), SETS
+    )
+    assert float(found) == pytest.approx(total / weight_sum, rel=1e-5)
+
+
+def test_only_the_sum_over_a_set_is_trained():
+    logits = torch.zeros(1, 5, 1, 1, requires_grad=True)
+    weighted_cross_entropy(logits, torch.full((1, 1, 1), 6), torch.ones(5), SETS).backward()
+    assert logits.grad.flatten().tolist() == pytest.approx([0.2, 0.2, 0.2 - 1 / 3, 0.2 - 1 / 3, 0.2 - 1 / 3])
+
+
+def test_sets_reach_every_head_and_the_lovasz_loss():
+    logits = [torch.randn(1, 20, 4, w) for w in (32, 16, 8, 4, 4)]
+    labels = torch.randint(0, 22, (1, 4, 32))
+    loss = release_loss(lovasz=1.0)
+    loss.sets = SETS
+    expected = lovasz_softmax(logits[0], labels, SEMANTIC_KITTI.evaluated, SETS)
+    for head in logits:
+        narrow = downsample_labels(labels, head.shape[3])
+        expected = expected + weighted_cross_entropy(head, narrow, loss.weights, SETS)
+    assert float(loss(logits, labels)) == pytest.approx(float(expected))
+
+
+def lovasz_by_definition(probabilities, truth, evaluated, sets=()):
     """Sum of sorted errors times what each adds to 1 - IoU of the set of the errors before it; sets, float64."""
     terms = []
-    for c in [c for c in evaluated if (truth == c).any()]:
-        positive = {i for i, t in enumerate(truth) if t == c}
-        errors = [1 - p[c] if i in positive else p[c] for i, p in enumerate(probabilities)]
+    for c in [c for c in evaluated if (np.asarray(truth) == c).any()]:
+        unsure = {len(probabilities[0]) + number for number, members in enumerate(sets) if c in members}
+        known = [i for i, t in enumerate(truth) if t not in unsure]
+        positive = {n for n, i in enumerate(known) if truth[i] == c}
+        errors = [1 - probabilities[i][c] if n in positive else probabilities[i][c] for n, i in enumerate(known)]
 
         def lost(wrong, positive=positive):
             return 1 - len(positive - wrong) / len(positive | wrong)
@@ -122,6 +163,24 @@ def test_lovasz_softmax_equals_its_definition():
     expected = lovasz_by_definition(probabilities, labels.ravel()[counted], range(1, 5))
     found = lovasz_softmax(torch.from_numpy(logits), torch.from_numpy(labels), range(1, 5))
     assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_set_of_classes_counts_in_the_lovasz_loss_of_the_classes_outside_it():
+    generator = np.random.default_rng(2)
+    logits, labels = generator.normal(size=(2, 5, 3, 8)), generator.integers(0, 7, (2, 3, 8))
+    counted = labels.ravel() != 0
+    probabilities = torch.from_numpy(logits).softmax(1).movedim(1, -1).reshape(-1, 5).numpy()[counted]
+    expected = lovasz_by_definition(probabilities, labels.ravel()[counted], range(1, 5), SETS)
+    found = lovasz_softmax(torch.from_numpy(logits), torch.from_numpy(labels), range(1, 5), SETS)
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_negligible_errors_are_left_out_of_the_lovasz_loss():
+    logits = 12 * torch.nn.functional.one_hot(torch.arange(60) % 3, 3).T.reshape(1, 3, 6, 10).double()
+    labels = ((torch.arange(60) + (torch.arange(60) > 40)) % 3).reshape(1, 6, 10)
+    probabilities = logits.softmax(1).movedim(1, -1).reshape(-1, 3).numpy()
+    expected = lovasz_by_definition(probabilities, labels.ravel().numpy(), range(3))
+    assert float(lovasz_softmax(logits, labels, range(3))) == pytest.approx(expected, abs=1e-3)
 
 
 def test_lovasz_softmax_of_certain_answers_is_one_minus_iou():

@@ -321,3 +321,36 @@ def test_moving_classes_are_kept_apart_with_their_label_set(root):
     moving = data.label_set.index("moving-car")
     assert data.train_store.points[moving] == 1500
     assert load_label_set("semantic-kitti-all") is data.label_set
+
+
+def test_a_root_with_partial_labels_names_sets_of_classes(root, tmp_path):
+    partial = tmp_path / "mine.yaml"
+    partial.write_text(f"classes: {{{ROAD}: [road, parking], {CAR}: car, {BUILDING}: [building, fence]}}")
+    extra = Root(str(root), ["01"], labels=str(partial))
+    data = make_data(root, train=["00"], extra=[extra], augmentation=Augmentation())
+    names = data.label_set.names
+    assert [[names[c] for c in members] for members in data.sets] == [["road", "parking"], ["building", "fence"]]
+    assert "road/parking" in describe(data.train_store, "training")
+    raw = np.fromfile(root / "sequences/01/labels/000000.label", "<u4") & 0xFFFF
+    scan = data.train_store.read(3)
+    assert set(zip(raw.tolist(), scan.labels.tolist(), strict=True)) == {(ROAD, 20), (CAR, 1), (BUILDING, 21)}
+    assert set(data.train_store.read(0).labels.tolist()) == {names.index(n) for n in ("road", "car", "building")}
+    assert len(data.frequencies) == len(names)
+    images = [image for batch in data.train_dataloader() for image in batch.labels]
+    assert any((image >= 20).any() for image in images) and any((image.amax() < 20) for image in images)
+
+
+def test_an_id_that_partial_labels_lack_is_named(root, tmp_path):
+    partial = tmp_path / "mine.yaml"
+    partial.write_text(f"name: mine\nclasses: {{{ROAD}: road}}")
+    with pytest.raises(UserError, match=rf"ids {CAR}, {BUILDING} are not in label set 'mine'"):
+        make_data(root, train=["00"], extra=[Root(str(root), ["01"], labels=str(partial))])
+
+
+def test_objects_are_pasted_onto_sets_that_are_ground(root, tmp_path):
+    partial = tmp_path / "mine.yaml"
+    partial.write_text(f"classes: {{{ROAD}: [road, parking], {CAR}: car, {BUILDING}: [building, terrain]}}")
+    paste = Augmentation(paste_objects=RandomMagnitude(1.0, 1, 1))
+    data = make_data(root, train=["00"], extra=[Root(str(root), ["01"], labels=str(partial))], augmentation=paste)
+    bank = data.train_dataloader().dataset.bank
+    assert {20} == {label for label in bank.ground.tolist() if label >= 20}

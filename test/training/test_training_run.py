@@ -177,6 +177,7 @@ def image(root):
 def test_exported_model_agrees_with_the_trained_network(finished, tmp_path, image, capsys):
     checkpoint, model = finished[0] / "best.ckpt", tmp_path / "model.pt"
     command = ["export", str(checkpoint), "--output", str(model), "--licence", "for tests", "--name", "tiny", "--half"]
+    command += ["--knn-k", "3", "--knn-search", "7"]
     command += ["--sensor-height-m", "1.9"]
     assert main([*command[:-1], "-1"]) == 2
     assert "--sensor-height-m must be between 0 and 100 metres" in capsys.readouterr().err
@@ -186,6 +187,7 @@ def test_exported_model_agrees_with_the_trained_network(finished, tmp_path, imag
     assert model.info.weights_dtype == "float16"
     assert model.info.labels == SEMANTIC_KITTI
     assert model.info.projection == IMAGE
+    assert (model.info.knn.k, model.info.knn.search) == (3, 7)
     assert model.info.sensor_height_m == 1.9
     assert model.info.provenance["licence"] == "for tests"
     assert model.info.provenance["metrics"]["val/miou"] > 0
@@ -387,3 +389,15 @@ def test_export_refuses_files_that_are_not_checkpoints(tmp_path, capsys):
     torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
     assert main(["export", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "m.pt")]) == 2
     assert "was not made by `sqsegv3 train`" in capsys.readouterr().err
+
+
+def test_a_run_trains_on_partial_labels_and_resumes(root, tmp_path):
+    partial = tmp_path / "mine.yaml"
+    partial.write_text("classes: {40: [road, parking], 10: car, 50: [building, fence, pole]}")
+    extra = json.dumps([{"path": str(root), "sequences": ["01"], "weight": 9, "labels": str(partial)}])
+    given = {"data__extra": extra, "data__train": '["00"]', "model__loss__lovasz": 1.0}
+    assert main(options(root, tmp_path / "run", **given, trainer__max_steps=2)) == 0
+    resumed = options(root, tmp_path / "run", **given, trainer__max_steps=4, run__resume="true")
+    resumed[resumed.index("--model.optimizer") + 1] = '{"method": "adamw", "schedule": "constant", "lr": 0.01}'
+    assert main(resumed) == 0
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")[0]["training"]["steps"] == 4

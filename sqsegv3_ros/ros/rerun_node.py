@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Rerun node: shows the outputs of the segmentation node in the Rerun viewer, or records them for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.exceptions import InvalidParameterTypeException
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import Header, String
+
+from sqsegv3_ros.data.label_set import LabelSet
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
+from sqsegv3_ros.pointcloud2 import CloudError, CloudSettings, decode, read_field, read_layout
+from sqsegv3_ros.ros.signals import stop_on_signals
+
+# below the namespace of this node, as those of the segmentation node are
+OUTPUT = "sqsegv3/output"
+QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+THROTTLE_S = 5.0
+_XYZ_ONLY = CloudSettings(intensity_field="", ring_field="")
+
+
+class RerunNode(Node):
+    """Records the labelled clouds, images, classes and latency of the segmentation node.
+
+    Args:
+        **kwargs: Arguments of rclpy's Node.
+
+    Raises:
+        UserError: rerun-sdk is not installed, or the recording cannot be written.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("rerun_node", **kwargs)
+        description = "File to record to (.rrd); empty: start the Rerun viewer."
+        self.declare_parameter("recording", "", ParameterDescriptor(description=description, read_only=True))
+        path = self.get_parameter("recording").value
+        self.recording = RerunRecording(Path(path) if path else None)
+        self._scan, self._stamp_ns = -1, -1
+        self.create_subscription(PointCloud2, f"{OUTPUT}/points", self._on_cloud, QOS)
+        self.create_subscription(Image, f"{OUTPUT}/range_image", self._on_range_image, QOS)
+        self.create_subscription(Image, f"{OUTPUT}/label_image", self._on_label_image, QOS)
+        label_set = self.create_subscription(String, f"{OUTPUT}/label_set", self._on_label_set, LATCHED)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._segment_node = label_set.topic_name.removesuffix("/output/label_set")
+        self.get_logger().info(f"showing {self._segment_node} in {path or 'the Rerun viewer'}")
+
+    def _on_label_set(self, message: String) -> None:
+        self.recording.log_classes(LabelSet.from_dict(json.loads(message.data)))
+
+    def _on_cloud(self, cloud: PointCloud2) -> None:
+        try:
+            points, labels = decode(cloud, _XYZ_ONLY).points, read_field(cloud, "label")
+            has_confidence = "confidence" in read_layout(cloud).fields
+            confidences = read_field(cloud, "confidence") if has_confidence else None
+        except CloudError as error:
+            self.get_logger().warning(f"cloud not shown: {error}", throttle_duration_sec=THROTTLE_S)
+            return
+        self._set_scan(cloud.header)
+        self.recording.log_points(points, labels, confidences)
+
+    def _on_range_image(self, image: Image) -> None:
+        self._set_scan(image.header)
+        self.recording.log_range_image(np.frombuffer(image.data, "<f4").reshape(image.height, image.width))
+
+    def _on_label_image(self, image: Image) -> None:
+        self._set_scan(image.header)
+        self.recording.log_label_image(np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3))
+
+    def _on_diagnostics(self, array: DiagnosticArray) -> None:
+        """Record the medians of the last seconds, by stage and in all."""
+        for status in array.status:
+            if status.name == f"{self._segment_node}: processing" and self._scan >= 0:
+                medians = {p.key.removesuffix("_p50_ms"): float(p.value) for p in status.values if "_p50_ms" in p.key}
+                if "latency" in medians:
+                    self.recording.log_latency({"total": medians.pop("latency"), **medians})
+
+    def _set_scan(self, header: Header) -> None:
+        """Put the following data at the scan with this stamp: cloud and images of a scan come one by one."""
+        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
+        if stamp_ns != self._stamp_ns:
+            self._scan, self._stamp_ns = self._scan + 1, stamp_ns
+        self.recording.set_scan(self._scan, stamp_ns)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Record until SIGINT or SIGTERM.
+
+    Returns:
+        Exit code: 0 after a signal, 2 if nothing can be recorded.
+    """
+    node = None
+    with stop_on_signals() as stop:
+        try:
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            node = RerunNode()
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
+            while not stop.is_set():
+                executor.spin_once(timeout_sec=0.1)
+            return 0
+        except (UserError, InvalidParameterTypeException) as error:
+            print(f"rerun_node: {error}", file=sys.stderr)
+            return 2
+        finally:
+            if node is not None:
+                node.recording.close()
+                node.destroy_node()
+            rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Rerun node beside the real segmentation node: its recording, read back through Rerun's own reader."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from live import NODE, Client, message, street
+from programs import module, parameters, running, running_node, wait_until
+from recordings import read_recording
+from sensor_msgs.msg import Image, PointCloud2
+
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+from sqsegv3_ros.pointcloud2 import read_field
+
+RERUN_NODE = module("ros.rerun_node")
+OUTPUTS = {"points": PointCloud2, "range_image": Image, "label_image": Image}
+SCANS = 3
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    client = Client()
+    yield client
+    client.close()
+
+
+def publish_diagnostics(client: Client, name: str, **values: str) -> None:
+    publisher = client.node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+    wait_until(lambda: publisher.get_subscription_count() >= 2, 30, lambda: "no subscriber of /diagnostics")
+    pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
+    publisher.publish(DiagnosticArray(status=[DiagnosticStatus(name=name, values=pairs)]))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("rerun") is None, reason="needs rerun-sdk: pip install 'sqsegv3_ros[view]'"
+)
+def test_outputs_of_the_node_are_recorded_by_scan(client: Client, small_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "live.rrd"
+    with running_node(model=small_model), running(*RERUN_NODE, *parameters(recording=file)) as recorder:
+        recorder.wait_for_log(f"showing {NODE} in {file}")
+        published = {name: client.collect(kind, f"{NODE}/output/{name}") for name, kind in OUTPUTS.items()}
+        for name in OUTPUTS:
+            topic = f"{NODE}/output/{name}"
+            wait_until(lambda topic=topic: client.node.count_subscribers(topic) == 2, 30, lambda: recorder.log)
+        for number in range(1, SCANS + 1):
+            client.publish(message(street(4000 + number, seed=number), stamp_s=100 + number))
+            wait_until(lambda n=number: all(len(m) == n for m in published.values()), 30, lambda: recorder.log)
+        client.status("processing", lambda status: "latency_p50_ms" in {pair.key for pair in status.values})
+        publish_diagnostics(client, f"{NODE}: processing", latency_p50_ms="1.5", network_p50_ms="0.25", rate_hz="9")
+        publish_diagnostics(client, "/other/sqsegv3: processing", latency_p50_ms="777")
+        time.sleep(0.5)
+        assert recorder.stop() == 0, recorder.log
+
+    found = read_recording(file)
+    infos = [entry["class_description"]["info"] for entry in found["/"][-1]["AnnotationContext:context"]]
+    assert [info["label"] for info in infos] == list(SEMANTIC_KITTI.names)
+    for scan in range(SCANS):
+        messages = {name: published[name][scan] for name in OUTPUTS}
+        rows = {name: found[f"/lidar/{name}" if name == "points" else f"/{name}"][scan] for name in OUTPUTS}
+        assert {(row["scan"], row["time"]) for row in rows.values()} == {(scan, (101 + scan) * 10**9)}
+        positions = rows["points"]["Points3D:positions"].reshape(-1, 3)
+        np.testing.assert_array_equal(positions, street(4001 + scan, seed=scan + 1)[:, :3])
+        np.testing.assert_array_equal(rows["points"]["Points3D:class_ids"], read_field(messages["points"], "label"))
+        assert len(found["/lidar/confidence"][scan]["Points3D:colors"]) == len(positions)
+        assert rows["range_image"]["DepthImage:buffer"].tobytes() == messages["range_image"].data.tobytes()
+        assert rows["label_image"]["Image:buffer"].tobytes() == messages["label_image"].data.tobytes()
+    numbers = {e: {row["Scalars:scalars"][0] for row in rows} for e, rows in found.items() if "/latency/" in e}
+    assert 1.5 in numbers["/latency/total"] and 777 not in numbers["/latency/total"]
+    assert 0.25 in numbers["/latency/network"] and len(numbers["/latency/network"]) > 1  # and the node's own
+    assert "/latency/rate_hz" not in numbers
+
+
+def test_a_recording_that_cannot_be_written_ends_the_node_with_2(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with running(*RERUN_NODE, *parameters(recording=tmp_path / "file" / "live.rrd")) as recorder:
+        assert recorder.exit_code() == 2
+        assert "rerun_node: " in recorder.log and "Traceback" not in recorder.log
+
+
+def test_without_rerun_the_node_names_the_command_that_installs_it(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['rerun'] = None; from sqsegv3_ros.ros.rerun_node import main; sys.exit(main())"
+    with running("-c", program) as recorder:
+        assert recorder.exit_code() == 2
+        assert "[view]" in recorder.log
