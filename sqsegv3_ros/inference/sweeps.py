@@ -43,10 +43,11 @@ class SweepVote:
 
     Args:
         count: Sweeps that vote, the last one included; 2 or more.
+        classes: Number of classes.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, classes: int) -> None:
+        self.count, self._classes = count, classes
         self._earlier: deque[_Sweep] = deque(maxlen=count - 1)
         self._stamp_ns = 0
         self._seen_by: tuple[ProjectionConfig, Extrinsics] | None = None
@@ -115,7 +116,7 @@ class SweepVote:
         for ballot, weight in votes[1:]:
             disputed |= (ballot != labels) & (weight > 0)
         where = disputed.nonzero().squeeze(1)
-        score = confidences.new_zeros(len(where), int(max(ballot.max() for ballot, _ in votes)) + 1)
+        score = confidences.new_zeros(len(where), self._classes)
         for ballot, weight in votes:
             score.scatter_add_(1, ballot.index_select(0, where).long()[:, None], weight.index_select(0, where)[:, None])
         labels = labels.index_copy(0, where, score.argmax(1).to(labels.dtype))
