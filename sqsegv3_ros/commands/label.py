@@ -105,7 +105,7 @@ def _make_segmenter(args: argparse.Namespace) -> CloudSegmenter:
     """Build the pipeline of the node from parameter files and options."""
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.settings import read_parameters
+    from sqsegv3_ros.inference.parameter_file import read_parameters
 
     values: dict[str, Any] = {}
     for file in args.params:

@@ -102,7 +102,8 @@ def add_params(parser: argparse._ActionsContainer, note: str = "") -> None:
 def node_settings(args: argparse.Namespace) -> Settings:
     """Settings of the node from --params, the model options and the cloud options, which take precedence."""
     from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.settings import SPECS, Settings, check_value, read_parameters
+    from sqsegv3_ros.inference.parameter_file import read_parameters
+    from sqsegv3_ros.inference.settings import SPECS, Settings, check_value
 
     values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
     for file in args.params:

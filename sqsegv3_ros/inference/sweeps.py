@@ -100,7 +100,8 @@ class SweepVote:
             kept = _sweep(image, labels, confidences, level_pose)
             if self._earlier:
                 labels, confidences = self._count(image, labels, confidences, level_pose, projection)
-            self._earlier.append(kept)
+            if len(kept.points):
+                self._earlier.append(kept)
         return replace(
             segmentation,
             labels=labels.cpu().numpy().astype(own.dtype, copy=False),

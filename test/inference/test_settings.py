@@ -17,7 +17,8 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.knn import MODES
 from sqsegv3_ros.inference.model_file import ModelInfo, read_info
 from sqsegv3_ros.inference.range_image import OUTSIDE_FOV, ROWS
-from sqsegv3_ros.inference.settings import DEFAULTS, SPEC_OF, SPECS, Settings, read_parameters
+from sqsegv3_ros.inference.parameter_file import read_parameters
+from sqsegv3_ros.inference.settings import DEFAULTS, SPEC_OF, SPECS, Settings
 
 
 def parameter_file(folder: Path, text: str) -> Path:
