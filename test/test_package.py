@@ -156,6 +156,13 @@ def test_versions_agree_and_the_changelog_has_a_forthcoming_section(
     assert "\nForthcoming\n-----------\n" in (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8")
 
 
+def test_the_table_of_conventions_names_tests_that_exist() -> None:
+    named = re.findall(r"`(test/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "conventions.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
 def test_only_numpy_and_torch_are_required(source: Path) -> None:
     # everything else is an extra, or comes with ROS: a robot gets no training stack
     code = (

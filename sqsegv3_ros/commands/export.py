@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--knn", choices=("off", "safe", "official"), help="label refinement (default: as trained)")
     parser.add_argument("--knn-k", type=int, metavar="K", help="number of neighbours that vote (default: as trained)")
     parser.add_argument("--knn-search", type=int, metavar="S", help="KNN window size in pixels (default: as trained)")
+    bias = "add X to the logit of a class: labels it more often, or less if negative; several are given as A=X B=Y"
+    parser.add_argument("--class-bias", nargs="*", default=(), metavar="CLASS=X", help=bias)
     parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: as trained)")
     height = "height above ground of the sensor that recorded the training data (default: as configured in training)"
     parser.add_argument("--sensor-height-m", type=float, metavar="H", help=height)
@@ -49,7 +52,12 @@ def run(args: argparse.Namespace) -> int:
     require(valid, "--sensor-height-m", "between 0 and 100 metres", args.sensor_height_m)
     info, weights = read_trained(args.checkpoint)
     model = load_network({"network": info.architecture}, weights)
+    biases = _class_biases(args.class_bias)
+    for name, value in biases.items():
+        model.heads[0].conv.bias.data[info.labels.index(name)] += value
     info = _with_options(info, model.config, args)
+    if biases:
+        info = replace(info, provenance={**info.provenance, "class_bias": biases})
     if args.format == "onnx":
         from sqsegv3_ros.network.export import export_onnx
 
@@ -65,6 +73,18 @@ def run(args: argparse.Namespace) -> int:
         f"pixels, KNN {info.knn.mode}, {info.weights_dtype}, {size:.2f} MB"
     )
     return 0
+
+
+def _class_biases(given: Sequence[str]) -> dict[str, float]:
+    """Biases by class from 'class=number'."""
+    biases = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            biases[name] = float(number)
+        except ValueError:
+            raise UserError(f"--class-bias: expected CLASS=NUMBER, such as person=0.5, found '{text}'") from None
+    return biases
 
 
 def _with_options(info: ModelInfo, config: NetworkConfig, args: argparse.Namespace) -> ModelInfo:

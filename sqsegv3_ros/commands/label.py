@@ -8,9 +8,15 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqsegv3_ros.commands.options import add_cloud_options, add_model_options, intensity_settings, runtime_settings
+from sqsegv3_ros.commands.options import (
+    add_cloud_options,
+    add_model_options,
+    add_params,
+    intensity_settings,
+    node_parameters,
+)
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import progress
 
@@ -37,12 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bags.add_argument("--topic", metavar="T", help="topic to label (default: the only topic with clouds)")
     bags.add_argument("--output-topic", metavar="T", help="topic of the labelled clouds (default: unchanged)")
     bags.add_argument("--storage", choices=("mcap", "sqlite3"), help="storage of written bags (default: unchanged)")
-    params = (
-        "parameter file of the node (YAML), to label as the node does; repeatable, later files take precedence. "
-        "Its intensity settings apply to bags only: .bin scans hold 0..1 unless --intensity-scale and "
+    note = (
+        ". Its intensity settings apply to bags only: .bin scans hold 0..1 unless --intensity-scale and "
         "--intensity-exponent are given"
     )
-    parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=params)
+    add_params(parser, note)
     add_cloud_options(parser)
     add_model_options(parser)
 
@@ -104,26 +109,8 @@ def _label(segmenter: CloudSegmenter, jobs: list[Job], args: argparse.Namespace)
 def _make_segmenter(args: argparse.Namespace) -> CloudSegmenter:
     """Build the pipeline of the node from parameter files and options."""
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-    from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.parameter_file import read_parameters
 
-    values: dict[str, Any] = {}
-    for file in args.params:
-        values.update(read_parameters(file))
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"threads must be in 1..1024, found {args.threads}")
-    overrides = {
-        "model": None if args.model is None and values.get("model") else str(find_model(args.model)),
-        **{name: None if value == "auto" else value for name, value in runtime_settings(args).items()},
-        "knn.mode": args.knn,
-        "knn.k": args.knn_k,
-        "knn.search": args.knn_search,
-        **intensity_settings(args),
-    }
-    values.update({name: value for name, value in overrides.items() if value is not None})
-    if "intensity_fields" in values:  # a parameter is a list that is not empty
-        values["intensity_fields"] = list(values["intensity_fields"]) or [""]
-    return CloudSegmenter.from_parameters(values, warm_up=False)
+    return CloudSegmenter.from_parameters(node_parameters(args), warm_up=False)
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,15 +8,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.data.point_files import READERS
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import refuse_existing, write_atomically
-
-if TYPE_CHECKING:
-    from sqsegv3_ros.inference.settings import Settings
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
@@ -95,31 +92,42 @@ def runtime_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_params(parser: argparse._ActionsContainer, note: str = "") -> None:
     """Add --params."""
-    text = f"parameter file of the node (YAML), to label as the node does; repeatable, later files win{note}"
+    text = f"parameter file of the node (YAML), to label as it does; repeatable, later files take precedence{note}"
     parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=text)
+    add_label_map(parser, "fold, rename, recolour or drop the model's classes")
 
 
-def node_settings(args: argparse.Namespace) -> Settings:
-    """Settings of the node from --params, the model options and the cloud options, which take precedence."""
+def add_label_map(parser: argparse._ActionsContainer, purpose: str) -> None:
+    """Add --label-map."""
+    text = (
+        f"{purpose}: semantic_kitti, semantic_kitti_moving, autoware, traversability, or a YAML file (docs/outputs.md)"
+    )
+    parser.add_argument("--label-map", metavar="MAP", help=text)
+
+
+def node_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """Values of the node's parameters that --params, the model options or the cloud options set; options win."""
     from sqsegv3_ros.inference.model_file import find_model
     from sqsegv3_ros.inference.parameter_file import read_parameters
-    from sqsegv3_ros.inference.settings import SPECS, Settings, check_value
 
-    values: dict[str, Any] = {spec.name: spec.default for spec in SPECS}
+    values: dict[str, Any] = {}
     for file in args.params:
         values.update(read_parameters(file))
     if args.threads is not None and args.threads < 1:
         raise UserError(f"threads must be in 1..1024, found {args.threads}")
     overrides = {
-        "model": None if args.model is None and values["model"] else str(find_model(args.model)),
+        "model": None if args.model is None and values.get("model") else str(find_model(args.model)),
         **{name: None if value == "auto" else value for name, value in runtime_settings(args).items()},
         "knn.mode": args.knn,
         "knn.k": args.knn_k,
         "knn.search": args.knn_search,
+        "label_map": args.label_map,
         **intensity_settings(args),
     }
-    values.update({name: check_value(name, value) for name, value in overrides.items() if value is not None})
-    return Settings(values)
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    if "intensity_fields" in values:  # a parameter is a list that is not empty
+        values["intensity_fields"] = list(values["intensity_fields"]) or [""]
+    return values
 
 
 def add_cloud_options(parser: argparse._ActionsContainer) -> None:

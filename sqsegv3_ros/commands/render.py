@@ -69,7 +69,7 @@ def _find_scan(source: Path, name: str | None, file_format: str | None) -> FileC
     for file in _files(source, name, file_format):
         if name is not None and not f"{name}/".startswith(f"{file.name}/"):
             continue
-        for scan in read_clouds(file, intensity_field=""):
+        for scan in read_clouds(file, intensity_fields=()):
             if name in (None, scan.name):
                 return scan
     raise UserError(f"{source} has no scan '{name}'; expected a name such as 00/000000")

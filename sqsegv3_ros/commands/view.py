@@ -23,10 +23,10 @@ from sqsegv3_ros.commands.options import (
     add_params,
     check_output,
     intensity_settings,
-    node_settings,
+    node_parameters,
     print_results,
 )
-from sqsegv3_ros.data.point_files import find_point_files, read_clouds
+from sqsegv3_ros.data.point_files import PointFile, find_point_files, read_clouds
 from sqsegv3_ros.data.rosbag_reader import BagReader, is_bag
 from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.pointcloud2 import CloudSettings, decode, to_remission
@@ -65,21 +65,25 @@ def run(args: argparse.Namespace) -> int:
     """Label and show the clouds. Returns the exit code."""
     from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+    from sqsegv3_ros.inference.settings import DEFAULTS, Settings
 
     require(args.limit is None or args.limit > 0, "--limit", "1 or more", args.limit)
     if args.save is not None:
         check_output(args.save, ".rrd", args.force)
-    settings = node_settings(args)
-    segmenter = CloudSegmenter(settings).segmenter
-    if is_bag(args.input):
-        if args.format is not None:
-            raise UserError(f"--format is for point-cloud files, but {args.input} is a bag")
-        needs_rings = segmenter.projection.needs_rings
-        scans = _scans_of_bag(args.input, args.topic, settings.cloud_settings(rings_needed=needs_rings))
+    bag = is_bag(args.input)
+    if bag and args.format is not None:
+        raise UserError(f"--format is for point-cloud files, but {args.input} is a bag")
+    if not bag and args.topic is not None:
+        raise UserError(f"--topic is for bags, but {args.input} is not one")
+    files = [] if bag else find_point_files(args.input, args.format)
+    parameters = node_parameters(args)
+    segmenter = CloudSegmenter.from_parameters(parameters).segmenter
+    if bag:
+        settings = Settings({**DEFAULTS, **parameters}).for_model(segmenter.info)
+        cloud_settings = settings.cloud_settings(rings_needed=segmenter.projection.needs_rings)
+        scans = _scans_of_bag(args.input, args.topic, cloud_settings)
     else:
-        if args.topic is not None:
-            raise UserError(f"--topic is for bags, but {args.input} is not one")
-        scans = _scans_of_files(args)
+        scans = _scans_of_files(files, args)
     first = next(scans)  # before the viewer starts: an unusable input must not open one
     totals_ms: list[float] = []
     with closing(RerunRecording(args.save)) as recording:
@@ -101,10 +105,10 @@ def _chain(first: _Scan, rest: Iterator[_Scan]) -> Iterator[_Scan]:
     yield from rest
 
 
-def _scans_of_files(args: argparse.Namespace) -> Iterator[_Scan]:
+def _scans_of_files(files: list[PointFile], args: argparse.Namespace) -> Iterator[_Scan]:
     settings = CloudSettings(**intensity_settings(args))
-    for file in find_point_files(args.input, args.format):
-        for cloud in read_clouds(file, args.intensity_field):
+    for file in files:
+        for cloud in read_clouds(file, settings.intensity_fields):
             to_remission(cloud.points[:, 3], settings)
             yield _Scan(cloud.points, cloud.rings, cloud.ground_truth)
 

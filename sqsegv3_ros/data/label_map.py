@@ -33,7 +33,16 @@ class FoldedLabels:
     table: npt.NDArray[Any]
 
     def fold(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Convert labels of the original set (integers of any shape) to new ones."""
+        """Convert labels of the original set (integers of any shape) to new ones.
+
+        Raises:
+            UserError: A label is not in the original set.
+        """
+        if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.table):
+            raise UserError(
+                f"labels must be in 0..{len(self.table) - 1} for label map '{self.labels.name}', found "
+                f"{int(labels.min())}..{int(labels.max())}"
+            )
         return self.table[labels]
 
 

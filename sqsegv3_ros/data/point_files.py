@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sqsegv3_ros.data import point_readers
 from sqsegv3_ros.data.point_readers import Fields
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.pointcloud2.decode import INTENSITY_NAMES, RING_NAMES
+from sqsegv3_ros.pointcloud2.decode import INTENSITY_FIELDS, RING_NAMES
 
 READERS = {
     "kitti": point_readers.read_kitti,
@@ -153,12 +153,12 @@ def _in_folder(path: Path, folder: Path, file_format: str | None) -> PointFile |
     return PointFile(path, detected, str(relative)[: len(str(relative)) - len(suffix)])
 
 
-def read_clouds(file: PointFile, intensity_field: str | None = None) -> Iterator[FileCloud]:
+def read_clouds(file: PointFile, intensity_fields: tuple[str, ...] = INTENSITY_FIELDS) -> Iterator[FileCloud]:
     """Read the clouds of a file: one, or all scans of a recording.
 
     Args:
         file: The file.
-        intensity_field: Field with the intensity, '' for none (0); None for the usual names.
+        intensity_fields: Names of the intensity's field; the first that the file has is read. () for none: 0.
 
     Yields:
         The clouds in order.
@@ -169,15 +169,15 @@ def read_clouds(file: PointFile, intensity_field: str | None = None) -> Iterator
     number = 0
     for fields in _read(file):
         name = f"{file.name}/{number:06d}" if file.has_many_clouds else file.name
-        yield _cloud(file, name, fields, intensity_field)
+        yield _cloud(file, name, fields, intensity_fields)
         number += 1
     if not number:
         raise UserError(f"{file.path} has no complete scan; it may be truncated")
 
 
-def read_cloud(file: PointFile, intensity_field: str | None = None) -> FileCloud:
+def read_cloud(file: PointFile, intensity_fields: tuple[str, ...] = INTENSITY_FIELDS) -> FileCloud:
     """Read the first cloud of a file; see `read_clouds`."""
-    return next(read_clouds(file, intensity_field))
+    return next(read_clouds(file, intensity_fields))
 
 
 def _read(file: PointFile) -> Iterator[Fields]:
@@ -211,23 +211,21 @@ def _errors_name_the_file(file: PointFile) -> Iterator[None]:
         ) from error
 
 
-def _cloud(file: PointFile, name: str, fields: Fields, intensity_field: str | None) -> FileCloud:
+def _cloud(file: PointFile, name: str, fields: Fields, intensity_fields: tuple[str, ...]) -> FileCloud:
     path = file.path
     available = ", ".join(fields) or "none"
     missing = [axis for axis in "xyz" if axis not in fields]
     if missing:
         raise UserError(f"{path} has no field '{missing[0]}' (fields: {available}); expected x, y and z")
-    if intensity_field is None:
-        intensity_field = next((candidate for candidate in INTENSITY_NAMES if candidate in fields), None)
-        if intensity_field is None:
-            raise UserError(
-                f"{path} has no intensity (fields: {available}); pass --intensity-field '' to use 0 for every point"
-            )
-    if intensity_field and intensity_field not in fields:
-        raise UserError(f"{path} has no field '{intensity_field}' (fields: {available})")
+    intensity = next((candidate for candidate in intensity_fields if candidate in fields), None)
+    if intensity_fields and intensity is None:
+        raise UserError(
+            f"{path} has no field {' or '.join(map(repr, intensity_fields))} (fields: {available}); name the intensity "
+            "with --intensity-field, or pass --intensity-field '' to use 0 for every point"
+        )
     points = np.zeros((len(fields["x"]), 4), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        for column, field in enumerate(("x", "y", "z", intensity_field)):
+        for column, field in enumerate(("x", "y", "z", intensity)):
             if field:
                 points[:, column] = fields[field]
         ring = next((fields[candidate] for candidate in RING_NAMES if candidate in fields), None)

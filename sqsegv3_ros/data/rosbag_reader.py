@@ -72,6 +72,12 @@ class BagReader:
         """Whether messages are serialized by ROS 1, not as CDR."""
         return self.storage == ROS1
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """Custom metadata of a ROS 2 bag."""
+        metadata = getattr(self._reader, "metadata", None)
+        return dict(getattr(metadata, "custom", None) or {}) if not self.is_ros1 else {}
+
     def cloud_topic(self, requested: str | None = None, option: str = "--topic") -> str:
         """Select the topic to read clouds from: the requested topic, or the only topic with clouds.
 

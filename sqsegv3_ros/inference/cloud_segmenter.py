@@ -98,7 +98,7 @@ class CloudSegmenter:
             label_map=settings.label_map,
         )
         count = settings["sweeps.count"]
-        self._sweeps = SweepVote(count, len(self.segmenter.labels)) if count > 1 else None
+        self._sweeps = SweepVote(count, len(self.segmenter.info.labels)) if count > 1 else None
         self.apply(settings)
         self._use(self._applied, self._applied.extrinsics)
         if warm_up:
@@ -137,14 +137,14 @@ class CloudSegmenter:
         info = self.segmenter.info
         projection, knn = settings.projection(info), settings.knn(info)
         extrinsics = Extrinsics.from_angles(*settings.angles_deg, settings.height_m)
-        filters = {name: PointFilter(settings.filter(name), self.segmenter.labels) for name in FILTERS}
+        filters = {name: PointFilter(settings.filter(name), self.segmenter.info.labels) for name in FILTERS}
         for name, point_filter in filters.items():
             if point_filter.config.needs_height and not (extrinsics.height_m or settings["base_frame"]):
                 raise UserError(
                     f"{name}.min_height_m and {name}.max_height_m need the sensor's height above the ground: set "
                     "extrinsics.height_m or base_frame"
                 )
-        writer = LabelledCloudWriter(self.segmenter.labels.colors, settings.outputs)
+        writer = LabelledCloudWriter(self.segmenter.info.labels.colors, settings.outputs)
         cloud_settings = settings.cloud_settings(rings_needed=projection.needs_rings)
         # one assignment, as another thread may be using it
         self._applied = _Applied(projection, knn, extrinsics, filters, writer, cloud_settings)
@@ -227,7 +227,7 @@ class CloudSegmenter:
             "image_height": str(applied.projection.height),
             "image_width": str(applied.projection.width),
             "knn_mode": applied.knn.mode,
-            "label_set": segmenter.labels.name,
+            "label_set": segmenter.info.labels.name,
         }
 
     def release(self) -> None:
@@ -264,5 +264,5 @@ class CloudSegmenter:
         return Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m, cloud)
 
     def _label_image(self, segmentation: Segmentation) -> npt.NDArray[np.uint8]:
-        colors: npt.NDArray[np.uint8] = self.segmenter.labels.colors
+        colors: npt.NDArray[np.uint8] = self.segmenter.info.labels.colors
         return colors[segmentation.label_image.cpu().numpy()]

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class Segmenter:
             projection: Instead of the model's own; its height and width hold from now on.
             knn: Instead of the model's own.
             extrinsics: Levels the points of a tilted sensor.
-            label_map: Folds the model's classes; `labels` are then its classes.
+            label_map: Folds the model's classes; `info.labels` are then those of the map.
             sha256: Digest that the model file must have.
 
         Raises:
@@ -99,12 +99,12 @@ class Segmenter:
         self.projection = projection or self.info.projection
         self.knn = knn or self.info.knn
         self.extrinsics = extrinsics or Extrinsics()
-        self.labels = self.info.labels
+        self._classes = len(self.info.labels)  # of the network
         self._folding: _Folding | None = None
         if label_map is not None:
             folded = label_map.apply(self.info.labels)
-            self.labels = folded.labels
-            self._folding = _Folding(folded.table, len(self.labels), self.device)
+            self.info = replace(self.info, labels=folded.labels)
+            self._folding = _Folding(folded.table, len(folded.labels), self.device)
         with self._on_device():
             self._network = make_backend(model, self.runtime, self.projection.height, self.projection.width)
 
@@ -138,7 +138,7 @@ class Segmenter:
             labels, confidences, *rest = _download(*of_points)
             clock.stop("download")
             timings = clock.milliseconds()
-        labels = labels.astype(self.labels.dtype, copy=False)
+        labels = labels.astype(self.info.labels.dtype, copy=False)
         return Segmentation(labels, confidences, image, label_image, timings, rest[0] if rest else None, entropy_image)
 
     def _label(
@@ -157,14 +157,14 @@ class Segmenter:
         label_image, odds, total = self._classify(logits)
         clock.stop("restore")
 
-        labels = refine(label_image, image, self.knn, len(self.info.labels), self.runtime.threads)
+        labels = refine(label_image, image, self.knn, self._classes, self.runtime.threads)
         if self._folding is not None:  # after the vote, so that labels are those of the model, folded
             labels, label_image = self._folding.fold(labels), self._folding.fold(label_image)
             odds = self._folding.add_up(odds)
         of_points = [labels, _confidences(labels, odds, total, image)]
         entropy_image = None
         if entropy:
-            classes = len(self.labels) if self._folding is None else self._folding.classes_with_members
+            classes = self._classes if self._folding is None else self._folding.classes_with_members
             entropy_image = _entropies(odds, total, classes)
             of_points.append(entropy_image.flatten().index_select(0, image.pixel).masked_fill_(~image.usable, 1.0))
             entropy_image = entropy_image.masked_fill(image.index < 0, float("nan"))
@@ -184,7 +184,7 @@ class Segmenter:
 
         Few points need more than one of the probabilities, so they are not divided here.
         """
-        label_type = torch.uint8 if self.info.labels.dtype is np.uint8 else torch.int32
+        label_type = torch.uint8 if self._classes <= 256 else torch.int32
         best, labels = logits.max(0)  # argmax takes three times as long on a CPU
         odds = logits.sub_(best).exp_()
         return labels.to(label_type), odds, odds.sum(0)
@@ -223,10 +223,10 @@ class Segmenter:
                 noise = torch.randn(1, 5, height, width, generator=generator).to(self.device)
                 logits = self._network(noise)
                 shape, finite = tuple(logits.shape), bool(logits.isfinite().all())
-            if shape != (1, len(self.info.labels), height, width):
+            if shape != (1, self._classes, height, width):
                 raise UserError(
                     f"model {self.model_path} returned logits {shape} for a {height} x {width} image and "
-                    f"{len(self.info.labels)} classes"
+                    f"{self._classes} classes"
                 )
             if not finite:
                 raise UserError(

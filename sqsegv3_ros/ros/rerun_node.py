@@ -31,7 +31,7 @@ OUTPUT = "sqsegv3/output"
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 THROTTLE_S = 5.0
-_XYZ_ONLY = CloudSettings(intensity_field="", ring_field="")
+_XYZ_ONLY = CloudSettings(intensity_fields=(), ring_field="")
 
 
 class RerunNode(Node):

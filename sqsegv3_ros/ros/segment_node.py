@@ -189,7 +189,7 @@ class SegmentNode(LifecycleNode):
                 lambda count: self._diagnostics.dropped_in_transport(count),
                 self._settings["input_reliability"],
             )
-            self._outputs.publish_labels(self._cloud_segmenter.segmenter.labels)
+            self._outputs.publish_labels(self._cloud_segmenter.segmenter.info.labels)
         except Exception as error:  # an invalid QoS override, no memory, ...
             self.get_logger().error(f"cannot activate: {error}")
             self._stop()

@@ -24,9 +24,11 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pytest.importorskip("shtab", reason="needs shtab: pip install 'sqsegv3_ros[tools]'")
     folder = tmp_path_factory.mktemp("completion")
     paths = {}
+    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": python_path}
     for shell in ("bash", "zsh"):
         command = (sys.executable, "-m", "sqsegv3_ros.cli", "--print-completion", shell)
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         paths[shell] = folder / ("_sqsegv3" if shell == "zsh" else "sqsegv3.bash")
         paths[shell].write_text(done.stdout)

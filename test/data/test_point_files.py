@@ -130,9 +130,9 @@ FILES: dict[str, tuple[Writer, bool, bool]] = {  # name: writer, has rings, has 
 }
 
 
-def read(path: Path, file_format: str | None = None, intensity_field: str | None = None) -> FileCloud:
+def read(path: Path, file_format: str | None = None, **options: tuple[str, ...]) -> FileCloud:
     (file,) = find_point_files(path, file_format)
-    return read_cloud(file, intensity_field)
+    return read_cloud(file, **options)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -181,10 +181,10 @@ def test_the_intensity_is_the_usual_field_or_the_given_one_or_none(tmp_path: Pat
     types = [(name, "f4") for name in ("X", "Y", "Z", "Reflectivity", "signal")]
     np.save(tmp_path / "a.npy", np.array([(1, 2, 3, 40, 50)], types))
     assert read(tmp_path / "a.npy").points.tolist() == [[1, 2, 3, 40]]
-    assert read(tmp_path / "a.npy", None, "signal").points.tolist() == [[1, 2, 3, 50]]
-    assert read(tmp_path / "a.npy", None, "").points.tolist() == [[1, 2, 3, 0]]
-    with pytest.raises(UserError, match=r"no field 'rgb' \(fields: x, y, z, reflectivity, signal\)"):
-        read(tmp_path / "a.npy", None, "rgb")
+    assert read(tmp_path / "a.npy", intensity_fields=("signal",)).points.tolist() == [[1, 2, 3, 50]]
+    assert read(tmp_path / "a.npy", intensity_fields=()).points.tolist() == [[1, 2, 3, 0]]
+    with pytest.raises(UserError, match=r"no field 'rgb' \(fields: x, y, z, reflectivity, signal\); name"):
+        read(tmp_path / "a.npy", intensity_fields=("rgb",))
 
 
 def save(path: Path, *names: str, scale: float = 1.0) -> None:
@@ -228,7 +228,7 @@ def test_a_damaged_file_is_refused_by_name_and_reason(
 
 def test_a_file_that_is_no_scan_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "dark.npy", "x", "y", "z")
-    with pytest.raises(UserError, match=r"has no intensity \(fields: x, y, z\); pass --intensity-field ''"):
+    with pytest.raises(UserError, match=r"no field 'intensity' or 'reflectivity' or 'i' .*--intensity-field ''"):
         read(tmp_path / "dark.npy")
     save(tmp_path / "map.npy", "x", "y", "z", "intensity", scale=4e5)
     with pytest.raises(UserError, match="692,820 m from the origin; expected metres in the sensor frame"):

@@ -50,7 +50,7 @@ def test_folded_labels_are_those_of_the_model_by_the_maps_table(plain: Segmenter
     np.testing.assert_array_equal(folded.labels, table[original.labels])
     np.testing.assert_array_equal(folded.label_image, table[original.label_image])
     assert len(np.unique(original.labels)) > 2 and folded.labels.dtype == np.uint8
-    assert mapped.labels.names == tuple(c.name for c in label_map.classes)
+    assert mapped.info.labels.names == tuple(c.name for c in label_map.classes)
 
 
 @pytest.mark.parametrize("name", MAPS)

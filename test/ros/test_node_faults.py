@@ -250,23 +250,27 @@ def test_a_model_file_may_be_deleted_damaged_and_replaced_while_the_node_runs(
     rig.recovers()
 
 
-def test_a_transition_without_memory_fails_with_a_reason_and_succeeds_once_there_is_memory(rig: Rig) -> None:
+def test_a_transition_without_memory_fails_with_a_reason_and_succeeds_once_there_is_memory(
+    rig: Rig, tmp_path: Path
+) -> None:
     rig.recovers()
+    usual = rig.client.get_parameters("model")[0]
+    # memory kept by the allocator may suffice for a small image, but not for this one
+    large = write_model(tmp_path / "large.pt", width=16384)
     assert rig.client.transition("deactivate") and rig.client.transition("cleanup")
     pages = int(Path(f"/proc/{rig.pid}/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + (1 << 20)
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     resource.prlimit(rig.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     try:
-        # memory kept by the allocator may suffice for a small image, but not for this one
-        assert rig.client.set_parameters(projection__height=1024, projection__width=16384)[0][0]
+        assert rig.client.set_parameters(model=str(large)) == [(True, "")]
         assert not rig.client.transition("configure")
         assert rig.client.state() == "unconfigured"
         message = rig.client.status("model", lambda s: s.level == ERROR).message
         assert "memory" in message.lower() or "thread" in message.lower(), message
     finally:
         resource.prlimit(rig.pid, resource.RLIMIT_AS, unlimited)
-        assert all(ok for ok, _ in rig.client.set_parameters(projection__height=0, projection__width=0))
+        assert rig.client.set_parameters(model=usual) == [(True, "")]
     assert rig.client.transition("configure") and rig.client.transition("activate")
     rig.recovers()
 

@@ -60,8 +60,8 @@ def of_cloud(cloud: PointCloud2) -> list[tuple[float, ...]]:
 
 
 def names_by_frequency(expected: Segmentation, segmenter: Segmenter) -> list[str]:
-    counts = np.bincount(expected.labels, minlength=len(segmenter.labels))
-    return [segmenter.labels.names[label] for label in np.argsort(-counts) if counts[label]]
+    counts = np.bincount(expected.labels, minlength=len(segmenter.info.labels))
+    return [segmenter.info.labels.names[label] for label in np.argsort(-counts) if counts[label]]
 
 
 def test_a_label_map_holds_for_labels_colours_label_set_and_filters(
@@ -69,7 +69,7 @@ def test_a_label_map_holds_for_labels_colours_label_set_and_filters(
 ) -> None:
     folded = Segmenter(small_model, label_map=load_label_map("traversability"))
     expected = folded.segment(points)
-    removed = folded.labels.names[np.bincount(expected.labels).argmax()]
+    removed = folded.info.labels.names[np.bincount(expected.labels).argmax()]
     with node_of(
         client, model=small_model, label_map="traversability", filtered__remove_classes=f"[{removed}]"
     ) as node:
@@ -80,11 +80,13 @@ def test_a_label_map_holds_for_labels_colours_label_set_and_filters(
         np.testing.assert_allclose(values["confidence"], expected.confidences, atol=1e-5)
         packed = values["rgb"].view(np.uint32)
         colors = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], 1)
-        np.testing.assert_array_equal(colors, folded.labels.colors[expected.labels])
+        np.testing.assert_array_equal(colors, folded.info.labels.colors[expected.labels])
         image = np.frombuffer(found["label_image"].data, np.uint8).reshape(64, 256, 3)
-        np.testing.assert_array_equal(image, folded.labels.colors[expected.label_image.numpy()])
+        np.testing.assert_array_equal(image, folded.info.labels.colors[expected.label_image.numpy()])
 
-        keep = (expected.labels != folded.labels.index(removed)) & np.isfinite(points).all(1) & points[:, :3].any(1)
+        keep = (
+            (expected.labels != folded.info.labels.index(removed)) & np.isfinite(points).all(1) & points[:, :3].any(1)
+        )
         assert of_cloud(found["filtered"]) == coordinates(points[keep]) and 0 < keep.sum() < len(points) - 2
 
         label_sets = client.collect(String, f"{node.get_fully_qualified_name()}/output/label_set", LATCHED)
@@ -115,7 +117,7 @@ def test_obstacles_are_what_is_not_ground_and_in_the_height_band(
 
     def is_obstacle(point: np.ndarray, label: int) -> bool:
         x, y, z = map(float, point[:3])
-        if not np.isfinite([x, y, z]).all() or (x, y, z) == (0, 0, 0) or segmenter.labels.names[label] in ground:
+        if not np.isfinite([x, y, z]).all() or (x, y, z) == (0, 0, 0) or segmenter.info.labels.names[label] in ground:
             return False
         in_box = box[0] <= x <= box[3] and box[1] <= y <= box[4] and box[2] <= z <= box[5]
         return not in_box and band[0] <= z + SENSOR_HEIGHT_M <= band[1]
@@ -131,7 +133,7 @@ def test_filters_can_be_set_while_the_node_runs(
     client: Client, small_model: Path, points: np.ndarray, expected: Segmentation, segmenter: Segmenter
 ) -> None:
     first, second, *_ = names_by_frequency(expected, segmenter)
-    limit = float(np.median(expected.confidences[expected.labels == segmenter.labels.index(first)]))
+    limit = float(np.median(expected.confidences[expected.labels == segmenter.info.labels.index(first)]))
     with node_of(client, model=small_model) as node, client.targeting(node.get_fully_qualified_name()):
         accepted = client.set_parameters(
             atomically=True,
@@ -141,7 +143,7 @@ def test_filters_can_be_set_while_the_node_runs(
         )
         assert accepted == [(True, "")]
         found = outputs_of(client, node, message(points, 31), filtered=PointCloud2)["filtered"]
-        of_first, of_second = (expected.labels == segmenter.labels.index(name) for name in (first, second))
+        of_first, of_second = (expected.labels == segmenter.info.labels.index(name) for name in (first, second))
         usable = np.isfinite(points).all(1) & points[:, :3].any(1)
         wanted = ((of_first & (expected.confidences > limit)) | of_second) & usable
         near = np.abs(expected.confidences - limit) < 1e-5  # rounding decides

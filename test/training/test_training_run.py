@@ -198,6 +198,23 @@ def test_exported_model_agrees_with_the_trained_network(finished, tmp_path, imag
     assert main(command) == 2  # it exists now
 
 
+def test_a_class_bias_is_added_to_the_logits_of_the_class(finished, tmp_path, image, capsys):
+    checkpoint = str(finished[0] / "best.ckpt")
+    assert main(["export", checkpoint, "--output", str(tmp_path / "plain.pt")]) == 0
+    biases = ["--class-bias", "person=1.5", "car=-0.25"]
+    assert main(["export", checkpoint, "--output", str(tmp_path / "biased.pt"), *biases]) == 0
+    biased = load_model(tmp_path / "biased.pt")
+    with torch.no_grad():
+        difference = biased.network(image)[0] - load_model(tmp_path / "plain.pt").network(image)[0]
+    shifts = dict.fromkeys(range(20), 0.0) | {6: 1.5, 1: -0.25}
+    assert difference.mean((1, 2)).tolist() == pytest.approx(list(shifts.values()), abs=1e-5)
+    assert float(difference.std((1, 2)).max()) < 1e-5
+    assert biased.info.provenance["class_bias"] == {"person": 1.5, "car": -0.25}
+    for wrong, message in (("person", "expected CLASS=NUMBER"), ("cow=1", "no class 'cow'")):
+        assert main(["export", checkpoint, "--output", str(tmp_path / "x.pt"), "--class-bias", wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
 def onnx_logits(path, image):
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
