@@ -71,8 +71,8 @@ def evaluate_bags(
         fields: Topics and fields.
         border: Also evaluate the points near borders between classes.
         limit: Evaluate only the first clouds.
-        label_map: The label map, applied to `labels`, whose classes are evaluated. Labels of a bag that says that it
-            was labelled with the map (by `sqsegv3 label`, or by a recorded topic label_set) are already folded.
+        label_map: The label map, applied to `labels`, whose classes are evaluated. The bag says whether its labels are
+            folded already.
 
     Returns:
         The summary of `Evaluator`, plus 'predictions_bag', 'ground_truth_bag' and 'limit'.
@@ -84,7 +84,7 @@ def evaluate_bags(
     pairs = _find_pairs(predictions, ground_truth)
     total = _count_clouds(pairs, fields)
     clouds = ((pair, *clouds) for pair in pairs for clouds in _read_clouds(pair, fields))
-    folded = {bag: label_map is not None and _label_set_of(bag) == label_map.labels.name for _, bag, _ in pairs}
+    folded = {bag: label_map is not None and _is_folded(bag, labels, label_map.labels) for _, bag, _ in pairs}
     for pair, labelled, truth in progress(islice(clouds, limit), min(limit or total, total), "cloud"):
         name = f"{pair.name}/{format_stamp(_stamp_ns(labelled))}"
         field_names = fields.ground_truth_field, fields.label_field
@@ -100,12 +100,26 @@ def evaluate_bags(
     return origin | evaluator.summary()
 
 
+def _is_folded(bag: Path, original: LabelSet, folded: LabelSet) -> bool:
+    """Whether a bag's labels are those of the label map. Raises UserError if it does not say what they are."""
+    name = _label_set_of(bag)
+    if name not in (original.name, folded.name):
+        found = (
+            f"is labelled with the classes of '{name}'" if name else "does not say with which classes it is labelled"
+        )
+        raise UserError(
+            f"bag {bag} {found}; expected '{original.name}' or '{folded.name}'. The folder of a ROS 2 bag written by "
+            "`sqsegv3 label` says it, and a recording of the node with its topic ~/output/label_set"
+        )
+    return name == folded.name
+
+
 def _label_set_of(bag: Path) -> str:
-    """The name of the label set that a bag was labelled with, by its notes or a recorded label_set; '' if unknown."""
+    """The name of the label set that a bag is labelled with, by its notes or a recorded label_set; '' if unknown."""
     with BagReader(bag) as reader:
         if LABEL_SET_NOTE in reader.notes:
             return reader.notes[LABEL_SET_NOTE]
-        for topic in {c.topic for c in reader.connections if c.topic.endswith("/label_set") and not reader.is_ros1}:
+        for topic in sorted({c.topic for c in reader.connections if c.topic.endswith("/label_set")}):
             for message in reader.messages(topic, (STRING_TYPE,)):
                 with suppress(ValueError, KeyError, TypeError):
                     return str(json.loads(reader.deserialize(message, STRING_TYPE).data)["name"])
