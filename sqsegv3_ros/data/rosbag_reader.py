@@ -74,9 +74,8 @@ class BagReader:
 
     @property
     def notes(self) -> dict[str, str]:
-        """Custom metadata of a ROS 2 bag."""
-        metadata = getattr(self._reader, "metadata", None)
-        return dict(getattr(metadata, "custom", None) or {}) if not self.is_ros1 else {}
+        """Custom metadata of a ROS 2 bag's folder; a single file has none."""
+        return {} if self.is_ros1 else dict(self._reader.storage.metadata.custom or {})
 
     def cloud_topic(self, requested: str | None = None, option: str = "--topic") -> str:
         """Select the topic to read clouds from: the requested topic, or the only topic with clouds.
