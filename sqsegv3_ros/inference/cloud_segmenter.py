@@ -70,8 +70,21 @@ def read_model(settings: Settings) -> ModelFile:
     return load_model(find_model(settings["model"]), settings["model_sha256"] or None)
 
 
+@dataclass(frozen=True)
+class SweepSource:
+    """Where the poses for the vote of several sweeps are: a frame that does not move, and an odometry topic or ''."""
+
+    fixed_frame: str
+    odometry_topic: str
+
+
 class CloudSegmenter:
-    """A model with a robot's settings, ready to label clouds one after another."""
+    """A model with a robot's settings, ready to label clouds one after another.
+
+    Attributes:
+        segmenter: Labels the points.
+        sweeps: Where the poses of `process` come from; None if one sweep gives the labels.
+    """
 
     CLOUDS: ClassVar[tuple[str, ...]] = ("points", *FILTERS)
     PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image", "entropy_image")
@@ -98,7 +111,11 @@ class CloudSegmenter:
             label_map=settings.label_map,
         )
         count = settings["sweeps.count"]
-        self._sweeps = SweepVote(count, len(self.segmenter.info.labels)) if count > 1 else None
+        self.sweeps: SweepSource | None = None
+        self._vote_of_sweeps: SweepVote | None = None
+        if count > 1:
+            self.sweeps = SweepSource(settings["sweeps.fixed_frame"], settings["sweeps.odometry_topic"])
+            self._vote_of_sweeps = SweepVote(count, len(self.segmenter.info.labels))
         self.apply(settings)
         self._use(self._applied, self._applied.extrinsics)
         if warm_up:
@@ -179,8 +196,10 @@ class CloudSegmenter:
 
         sweeps_from = time.perf_counter()
         pose_warning: tuple[str, ...] = ()
-        if self._sweeps is not None and find_pose is not None:
-            segmentation, pose_warning = self._vote(self._sweeps, segmentation, decoded.points, cloud.header, find_pose)
+        if self._vote_of_sweeps is not None and find_pose is not None:
+            segmentation, pose_warning = self._vote(
+                self._vote_of_sweeps, segmentation, decoded.points, cloud.header, find_pose
+            )
         sweeps_ms = 1e3 * (time.perf_counter() - sweeps_from)
 
         encode_from = time.perf_counter()

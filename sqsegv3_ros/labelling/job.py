@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sqsegv3_ros.data.pose_track import BagPoses
 from sqsegv3_ros.data.rosbag_reader import CLOUD_TYPE, BagReader
 from sqsegv3_ros.data.rosbag_writer import BagWriter
 from sqsegv3_ros.data.semantic_kitti import read_scan, write_labels
@@ -14,7 +15,7 @@ from sqsegv3_ros.labelling.plan import Job
 from sqsegv3_ros.pointcloud2 import CloudSettings, to_remission
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter, PoseSource
     from sqsegv3_ros.inference.segmenter import Segmenter
 
 
@@ -73,6 +74,7 @@ def label_bag(
         "sqsegv3_label_set": info.labels.name,
     }
     with BagReader(job.source) as reader, BagWriter(job.target, job.storage, force=force, notes=notes) as writer:
+        find_pose = bag_poses(cloud_segmenter, reader)
         channels = {}
         for connection in reader.connections:  # also those without messages
             to_label = connection.topic == job.topic and connection.msgtype == CLOUD_TYPE
@@ -86,14 +88,22 @@ def label_bag(
                 continue
             number += 1
             name = f"bag {job.source}, cloud {number} of {job.topic}"
-            labelled, input_warnings = _label_cloud(cloud_segmenter, reader.cloud(message), name)
+            labelled, input_warnings = _label_cloud(cloud_segmenter, reader.cloud(message), name, find_pose)
             writer.write(channel, message.time_ns, reader.serialize(labelled))
             yield "; ".join(input_warnings)
 
 
-def _label_cloud(cloud_segmenter: CloudSegmenter, cloud: Any, name: str) -> tuple[Any, tuple[str, ...]]:
+def bag_poses(cloud_segmenter: CloudSegmenter, reader: BagReader) -> PoseSource | None:
+    """The sensor's poses in a bag, if several sweeps vote. Raises UserError if the bag has none."""
+    settings = cloud_segmenter.sweeps
+    return None if settings is None else BagPoses(reader, settings.fixed_frame, settings.odometry_topic).find
+
+
+def _label_cloud(
+    cloud_segmenter: CloudSegmenter, cloud: Any, name: str, find_pose: PoseSource | None
+) -> tuple[Any, tuple[str, ...]]:
     try:
-        result = cloud_segmenter.process(cloud, {"points"})
+        result = cloud_segmenter.process(cloud, {"points"}, find_pose=find_pose)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     except RuntimeError as error:  # of torch, such as out of memory
