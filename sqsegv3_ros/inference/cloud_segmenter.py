@@ -45,12 +45,14 @@ class Result:
             (certain) to 1, NaN in empty pixels.
         timings_ms: Milliseconds by stage, all of `STAGES` but publish.
         input_warnings: What about the clouds does not fit the model or the settings.
+        segmentation: Labels and confidences of the points.
     """
 
     clouds: dict[str, Any]
     images: dict[str, tuple[str, npt.NDArray[Any]]]
     timings_ms: dict[str, float]
     input_warnings: tuple[str, ...]
+    segmentation: Segmentation
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class CloudSegmenter:
 
         timings = {"decode": decode_ms, **segmentation.timings_ms, "sweeps": sweeps_ms}
         timings |= {"encode": encode_ms, "input_checks": check_ms}
-        return Result(clouds, images, timings, self._input_warnings + pose_warning)
+        return Result(clouds, images, timings, self._input_warnings + pose_warning, segmentation)
 
     def description(self) -> dict[str, str]:
         """Return what runs here, as values of diagnostics."""

@@ -91,7 +91,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
     arguments = ("label", tmp_path / "raw.bin", "--model", small_model, "--force")
 
     assert call(*arguments, "--output", tmp_path / "a") == 0
-    assert f"{tmp_path}: intensity does not fit: its median is" in capsys.readouterr().err
+    assert f"{tmp_path}/raw.bin: intensity does not fit: its median is" in capsys.readouterr().err
     options = ("--params", preset, "--params", own, "--intensity-scale", 1 / 256)
     assert call(*arguments, "--output", tmp_path / "b", *options) == 0
     assert "intensity" not in capsys.readouterr().err
