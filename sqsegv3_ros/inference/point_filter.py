@@ -138,29 +138,29 @@ class PointFilter:
         Raises:
             UserError: A height band is set, and the sensor's height is not known.
         """
-        xyz = points[:, :3]
+        x, y, z = xyz = np.ascontiguousarray(points[:, :3].T)
         keep: Mask = self._keep.take(labels)
         if self._min_confidence.any():
             keep &= confidences >= self._min_confidence.take(labels)
         # the sum is NaN or infinite if a coordinate is, and 0 only at the origin
-        size = np.abs(xyz).sum(1)
-        keep &= np.isfinite(size) & (size > 0)
+        size = np.abs(x) + np.abs(y) + np.abs(z)
+        keep &= (size > 0) & (size < np.inf)
         if self._box is not None:
-            low, high = self._box
-            keep &= ~((xyz >= low) & (xyz <= high)).all(1)
+            inside = [(c >= low) & (c <= high) for c, low, high in zip(xyz, *self._box, strict=True)]
+            keep &= ~(inside[0] & inside[1] & inside[2])
         if self.config.needs_height:
             height = self._heights(xyz, extrinsics)
             keep &= (height >= self.config.min_height_m) & (height <= self.config.max_height_m)
         return keep
 
     def _heights(self, xyz: npt.NDArray[np.float32], extrinsics: Extrinsics) -> npt.NDArray[np.float32]:
-        """(N,) heights above the ground, metres."""
+        """(N,) heights above the ground, metres, of (3, N) points in the sensor frame."""
         if not extrinsics.height_m:
             raise UserError(
                 "a height band needs the sensor's height above the ground: set extrinsics.height_m, or base_frame to a "
                 "frame on the ground"
             )
-        return xyz @ np.array(extrinsics.rotation[2], np.float32) + np.float32(extrinsics.height_m)
+        return np.array(extrinsics.rotation[2], np.float32) @ xyz + np.float32(extrinsics.height_m)
 
 
 def _labels_of(names: Collection[str], labels: LabelSet) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.inference.backends import torch_threads
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.range_image import ProjectionConfig, RangeImage, project
 from sqsegv3_ros.inference.segmenter import Segmentation
@@ -86,7 +87,7 @@ class SweepVote:
         if stamp_ns <= self._stamp_ns or self._seen_by != (projection, extrinsics):
             self._earlier.clear()
         self._stamp_ns, self._seen_by = stamp_ns, (projection, extrinsics)
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_threads(1):  # small operations wait longer for a second thread than it saves
             image = segmentation.image
             if projection.needs_rings:  # earlier points have no ring in this sweep
                 projection = replace(projection, rows="elevation")
