@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.commands.options import (
     add_cloud_options,
+    add_format,
     add_json,
     add_model_options,
     add_params,
@@ -35,16 +36,18 @@ _ON_ERROR = ("fail", "skip-cloud", "quarantine")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     inputs = (
-        ".bin scans (x, y, z, remission as float32), SemanticKITTI roots, ROS 1 or ROS 2 bags, or folders of bags; "
-        "paths, or URLs such as s3://bucket/archive and sftp://host/archive"
+        "point-cloud files (docs/files.md), SemanticKITTI roots, ROS 1 or ROS 2 bags, or folders of these; "
+        "paths, or URLs such as s3://bucket/archive and sftp://host/archive of .bin scans, roots and bags"
     )
     parser.add_argument("input", nargs="*", metavar="INPUT", help=inputs)
     output = (
-        "output folder or URL: DIR/<stem>.label for a scan, DIR/sequences/NN/predictions/<stem>.label for a root (raw "
-        "ids, uint32), DIR/<name> for a bag, with labelled clouds and all other messages unchanged; DIR/manifest.jsonl "
-        "lists what was done, and a second call goes on from it"
+        "output folder or URL: DIR/<name>.label for a file, DIR/<name>/NNNNNN.label for an Ouster recording, "
+        "DIR/sequences/NN/predictions/<stem>.label for a root (raw ids, uint32), DIR/<name> for a bag, with labelled "
+        "clouds and all other messages unchanged; DIR/manifest.jsonl lists what was done, and a second call goes on "
+        "from it"
     )
     parser.add_argument("--output", metavar="DIR", help=output)
+    add_format(parser)
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences of the roots (default: all)")
     parser.add_argument("--force", action="store_true", help="overwrite existing outputs and start a new manifest")
     parser.add_argument("--shard", metavar="I/N", help="label only shard I of N of the inputs, I from 1 to N")
@@ -59,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bags.add_argument("--output-topic", metavar="T", help="topic of the labelled clouds (default: unchanged)")
     bags.add_argument("--storage", choices=("mcap", "sqlite3"), help="storage of written bags (default: unchanged)")
     note = (
-        ". Its intensity settings apply to bags only: .bin scans hold 0..1 unless --intensity-scale and "
+        ". Its intensity settings apply to bags only: files hold 0..1 unless --intensity-scale and "
         "--intensity-exponent are given"
     )
     add_params(parser, note)
@@ -101,9 +104,9 @@ def run(args: argparse.Namespace) -> int:
     require(args.cache_gb > 0, "--cache-gb", "above 0", args.cache_gb)
     args.cache = args.cache or default_cache()
     options = BagOptions(args.topic, args.output_topic, args.storage)
-    jobs = plan_jobs(args.input, args.output, args.sequences, options)
-    if args.intensity_field is not None and not any(job.is_bag for job in jobs):
-        raise UserError("--intensity-field applies to bags, but no input is a bag")
+    jobs = plan_jobs(args.input, args.output, args.sequences, options, args.format)
+    if args.intensity_field is not None and all(job.format == "kitti" and not job.is_bag for job in jobs):
+        raise UserError("--intensity-field applies to bags and files with named fields, but all inputs are .bin scans")
     if args.shard is not None:
         jobs = shard(jobs, *_parse_shard(args.shard))
     settings = _settings(args, options)

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sqsegv3_ros.data.point_files import FileCloud, PointFile, file_stem, read_clouds
 from sqsegv3_ros.data.pose_track import BagPoses
 from sqsegv3_ros.data.rosbag_reader import CLOUD_TYPE, BagMessage, BagReader, require_rosbags
 from sqsegv3_ros.data.rosbag_writer import BagWriter, Channel
-from sqsegv3_ros.data.semantic_kitti import read_scan, write_labels
+from sqsegv3_ros.data.semantic_kitti import write_labels
 from sqsegv3_ros.errors import OperationError, UserError
 from sqsegv3_ros.labelling.manifest import DONE, FAILED, QUARANTINED, Record
 from sqsegv3_ros.labelling.plan import Job, select_topic
@@ -174,24 +175,34 @@ def _label_scans(
     tally: _Tally,
     on_cloud: OnCloud,
 ) -> None:
-    """Label .bin files and write .label files with raw ids."""
+    """Label point-cloud files and write .label files with raw ids."""
     from sqsegv3_ros.inference.input_checks import Expected, check_input
 
     inner = segmenter.segmenter
     info = inner.info
     expected = Expected(inner.projection, info.normalization, inner.extrinsics, info.sensor_height_m, settings.scans)
     for name in job.files:
-        path = source / name
-        with _may_skip(settings, tally):
-            with _input_errors(BAD_CLOUD):
-                points = read_scan(path)
-                to_remission(points[:, 3], settings.scans)
-            with _input_errors(INFERENCE_FAILED, str(path), Exception):
-                result = inner.segment(points)
-            write_labels(target / f"{path.stem}.label", info.labels.to_raw(result.labels))
-            tally.add(result, check_input(points, None, expected, result.image.index >= 0))
+        file = PointFile(source / name, job.format, file_stem(name))
+        for cloud in _clouds_of_file(file, settings, tally):
+            to_remission(cloud.points[:, 3], settings.scans)
+            with _input_errors(INFERENCE_FAILED, str(file.path), Exception):
+                result = inner.segment(cloud.points, cloud.rings)
+            write_labels(target / f"{cloud.name}.label", info.labels.to_raw(result.labels))
+            tally.add(result, check_input(cloud.points, cloud.rings, expected, result.image.index >= 0))
         on_cloud(job.size / len(job.files))
     _require_some(job, tally)
+
+
+def _clouds_of_file(file: PointFile, settings: RunSettings, tally: _Tally) -> Iterator[FileCloud]:
+    """The clouds of a file up to the first that cannot be read."""
+    clouds = read_clouds(file, settings.scans.intensity_fields)
+    while True:
+        cloud = None
+        with _may_skip(settings, tally), _input_errors(BAD_CLOUD):
+            cloud = next(clouds, None)
+        if cloud is None:
+            return
+        yield cloud
 
 
 def _label_bag(

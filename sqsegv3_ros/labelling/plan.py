@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from sqsegv3_ros.data.point_files import RECORDINGS, SUFFIXES, PointFile, file_stem, find_point_files, is_point_file
 from sqsegv3_ros.data.rosbag_reader import (
     MCAP,
     ROS1,
@@ -22,7 +23,7 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.labelling.remote import is_remote, join, list_files
 
 SCANS_PER_JOB = 100
-_EXPECTED = "expected .bin scans, SemanticKITTI roots, bags or folders of bags"
+_EXPECTED = "expected .bin scans, SemanticKITTI roots, bags or folders of bags"  # of URLs
 _SUFFIXES = {ROS1: ".bag", MCAP: ".mcap", SQLITE3: ".db3"}
 
 
@@ -37,6 +38,7 @@ class Job:
         size: Bytes of the source.
         files: Files of the source folder that belong to the job; empty for a bag that is a single file.
         storage: Storage of the target bag; None for scans.
+        format: Format of the scans (`data/point_files.py`).
     """
 
     name: str
@@ -45,6 +47,7 @@ class Job:
     size: int
     files: tuple[str, ...] = ()
     storage: str | None = None
+    format: str = "kitti"
 
     @property
     def is_bag(self) -> bool:
@@ -57,8 +60,9 @@ class Job:
         return join(self.source, self.files[0]) if not self.is_bag and len(self.files) == 1 else self.source
 
     def outputs(self) -> list[str]:
-        """The bag or the .label files."""
-        return [self.target] if self.is_bag else [join(self.target, f"{Path(file).stem}.label") for file in self.files]
+        """The bag, the .label files, or the folders of the .label files of recordings."""
+        suffix = "" if self.format in RECORDINGS else ".label"
+        return [self.target] if self.is_bag else [join(self.target, f"{file_stem(f)}{suffix}") for f in self.files]
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,22 @@ class BagOptions:
     storage: str | None = None
 
 
-def plan_jobs(inputs: Sequence[str], output: str, sequences: list[str] | None, options: BagOptions) -> list[Job]:
+def plan_jobs(
+    inputs: Sequence[str],
+    output: str,
+    sequences: list[str] | None,
+    options: BagOptions,
+    file_format: str | None = None,
+) -> list[Job]:
     """List the jobs of all inputs, in order, without opening bags.
 
     Args:
-        inputs: Paths or URLs of scan files, SemanticKITTI roots, bags and folders of bags.
+        inputs: Paths or URLs of .bin scans, SemanticKITTI roots, bags and folders of bags; paths of point-cloud files
+            and folders of them.
         output: Folder for all outputs, a path or URL.
         sequences: Sequences of the roots; None for all.
         options: How to label bags.
+        file_format: Format of point-cloud files; None to tell by the suffix.
 
     Returns:
         The jobs. An input that is given twice is labelled once.
@@ -96,8 +108,11 @@ def plan_jobs(inputs: Sequence[str], output: str, sequences: list[str] | None, o
         raise UserError(f"--output {output} must be a folder: the outputs in it are named after the inputs")
     jobs: dict[Job, None] = {}
     for path in inputs:
-        find = _jobs_of_url if is_remote(path) else _jobs_of_path
-        jobs.update(dict.fromkeys(find(path, output, sequences, options)))
+        if is_remote(path):
+            found = _jobs_of_url(path, output, sequences, options)
+        else:
+            found = _jobs_of_path(path, output, sequences, options, file_format)
+        jobs.update(dict.fromkeys(found))
     by_output: dict[str, Job] = {}
     for job in jobs:
         for target in job.outputs():
@@ -115,32 +130,51 @@ def plan_jobs(inputs: Sequence[str], output: str, sequences: list[str] | None, o
     return list(jobs)
 
 
-def _jobs_of_path(given: str, output: str, sequences: list[str] | None, options: BagOptions) -> Iterator[Job]:
+def _jobs_of_path(
+    given: str, output: str, sequences: list[str] | None, options: BagOptions, file_format: str | None
+) -> Iterator[Job]:
     path = Path(given)
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    if path.is_file() and path.suffix == ".bin":
-        yield Job(f"{path.stem}.label", str(path.parent), output, path.stat().st_size, (path.name,))
-    elif path.is_dir() and is_dataset(path):
+    if path.is_dir() and is_dataset(path) and file_format is None:
         folders: dict[Path, dict[str, int]] = {}
         for scan in find_scans(path, sequences):
             folders.setdefault(scan.path.parent, {})[scan.path.name] = scan.path.stat().st_size
         for folder, sizes in folders.items():
-            yield from _pieces(str(folder), folder.parent.name, sizes, output)
+            yield from _pieces(str(folder), _predictions(folder.parent.name), sizes, output)
     elif is_bag(path):
         yield _bag_job(str(path), path.resolve().name, _local_files(path), storage_of(path), output, options)
-    elif path.is_file():
+    elif path.is_file() and file_format is None and not is_point_file(path):
         raise UserError(
-            f"{path}: expected a .bin scan, a bag (.bag, .mcap, .db3) or a folder, found a '{path.suffix}' file"
+            f"{path}: expected a point-cloud file ({SUFFIXES}), a bag (.bag, .mcap, .db3) or a folder, found a "
+            f"'{path.suffix}' file; --format says what it is"
         )
+    elif path.is_file():
+        (file,) = find_point_files(path, file_format)
+        name = file.name if file.has_many_clouds else f"{file.name}.label"
+        yield Job(name, str(path.parent), output, path.stat().st_size, (path.name,), format=file.format)
     else:
-        bags = find_bags(path)
-        if not bags:
-            found = "is a folder without sequences/NN/velodyne and without bags" if any(path.iterdir()) else "is empty"
-            raise UserError(f"{path} {found}; {_EXPECTED}")
+        bags = find_bags(path) if file_format is None else []
+        has_files = file_format is not None or any(is_point_file(child) for child in path.rglob("*"))
+        if not bags and not has_files:
+            found = f"has no bags and no point-cloud files ({SUFFIXES})" if any(path.iterdir()) else "is empty"
+            raise UserError(f"{path} {found}")
+        if has_files:
+            yield from _jobs_of_files(path, output, file_format)
         for bag in bags:
             name = str(bag.relative_to(path))
             yield _bag_job(str(bag), name, _local_files(bag), storage_of(bag), output, options)
+
+
+def _jobs_of_files(folder: Path, output: str, file_format: str | None) -> Iterator[Job]:
+    """Plan the point-cloud files below a folder: those of a folder and format together, recordings one by one."""
+    groups: dict[tuple[Path, str], list[PointFile]] = {}
+    for file in find_point_files(folder, file_format):
+        groups.setdefault((file.path.parent, file.format), []).append(file)
+    for (parent, kind), files in groups.items():
+        sizes = {file.path.name: file.path.stat().st_size for file in files}
+        target = str(parent.relative_to(folder))
+        yield from _pieces(str(parent), target, sizes, output, kind)
 
 
 def _local_files(bag: Path) -> dict[str, int]:
@@ -176,7 +210,7 @@ def _jobs_of_url(given: str, output: str, sequences: list[str] | None, options: 
         if missing:
             raise UserError(f"{url} has no sequence '{min(missing)}' (sequences: {', '.join(sorted(scans))})")
         for sequence in sorted(chosen):
-            yield from _pieces(f"{url}/sequences/{sequence}/velodyne", sequence, scans[sequence], output)
+            yield from _pieces(f"{url}/sequences/{sequence}/velodyne", _predictions(sequence), scans[sequence], output)
         return
     if not bags:
         raise UserError(f"{url} has no sequences/NN/velodyne and no bags; {_EXPECTED}")
@@ -187,13 +221,21 @@ def _jobs_of_url(given: str, output: str, sequences: list[str] | None, options: 
         yield _bag_job(source, name if source == url else bag, bags[bag], storage, output, options)
 
 
-def _pieces(folder: str, sequence: str, sizes: Mapping[str, int], output: str) -> Iterator[Job]:
-    names = sorted(sizes)
-    target = f"sequences/{sequence}/predictions"
-    for start in range(0, len(names), SCANS_PER_JOB):
-        piece = tuple(names[start : start + SCANS_PER_JOB])
-        span = f"{target}/{Path(piece[0]).stem}-{Path(piece[-1]).stem}"
-        yield Job(span, folder, join(output, target), sum(sizes[name] for name in piece), piece)
+def _predictions(sequence: str) -> str:
+    return f"sequences/{sequence}/predictions"
+
+
+def _pieces(
+    folder: str, target: str, sizes: Mapping[str, int], output: str, file_format: str = "kitti"
+) -> Iterator[Job]:
+    """Plan the scans of a folder in pieces; the target is relative to the output."""
+    names, count = sorted(sizes), 1 if file_format in RECORDINGS else SCANS_PER_JOB
+    place, prefix = (output, "") if target == "." else (join(output, target), f"{target}/")
+    for start in range(0, len(names), count):
+        piece = tuple(names[start : start + count])
+        first, last = file_stem(piece[0]), file_stem(piece[-1])
+        name = f"{prefix}{first}" if count == 1 else f"{prefix}{first}-{last}"
+        yield Job(name, folder, place, sum(sizes[name] for name in piece), piece, format=file_format)
 
 
 def _bag_job(

@@ -53,6 +53,7 @@ class RunSettings:
             "parameters": dict(self.changed),
             "bags": asdict(self.bags),
             "scans": {
+                "intensity_fields": list(self.scans.intensity_fields),
                 "intensity_scale": self.scans.intensity_scale,
                 "intensity_exponent": self.scans.intensity_exponent,
             },

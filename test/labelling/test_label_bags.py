@@ -170,7 +170,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
         ((without,), "holds no clouds"),
         ((bag, tmp_path / "cut"), str(tmp_path / "cut")),
         ((tmp_path / "hollow",), "is empty"),
-        ((tmp_path / "misc",), "without sequences/NN/velodyne and without bags"),
+        ((tmp_path / "misc",), "has no bags and no point-cloud files"),
         ((bag, "--shard", "3/2"), "1 <= I <= N"),
         ((bag, "--shard", "half"), "such as 1/4"),
         ((bag, tmp_path / "other" / "drive"), "would both be written to"),
