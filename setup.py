@@ -39,7 +39,7 @@ def package_data() -> list[str]:
 def ros_from_pip(distribution: str, rclpy: str, rmw: str, interfaces: str, lifecycle: str) -> list[str]:
     """ROS 2 as wheels, for machines without a ROS installation. Never two distributions in one environment."""
     prefix = f"ros-{distribution}-"
-    messages = ("sensor-msgs", "std-srvs", "diagnostic-msgs", "visualization-msgs")
+    messages = ("sensor-msgs", "std-srvs", "diagnostic-msgs", "visualization-msgs", "nav-msgs")
     return [
         f"{prefix}rclpy=={rclpy}",
         f"{prefix}rmw-fastrtps-cpp=={rmw}",

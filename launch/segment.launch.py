@@ -20,7 +20,7 @@ from launch_ros.substitutions import FindPackageShare
 CONFIG = PathJoinSubstitution([FindPackageShare("sqsegv3_ros"), "config"])
 PRESETS = sorted(path.stem for path in (Path(__file__).resolve().parent.parent / "config" / "sensors").glob("*.yaml"))
 BOOLEANS = ["true", "false", "True", "False"]
-OTHER_OUTPUTS = ("filtered", "label_image", "range_image")
+OTHER_OUTPUTS = ("filtered", "obstacles", "label_image", "range_image", "entropy_image")
 
 
 def start_node(context: LaunchContext) -> list[Any]:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.point_files import FileCloud, PointFile, file_stem, read_clouds
+from sqsegv3_ros.data.pose_track import BagPoses
 from sqsegv3_ros.data.rosbag_reader import CLOUD_TYPE, BagMessage, BagReader, require_rosbags
 from sqsegv3_ros.data.rosbag_writer import BagWriter, Channel
 from sqsegv3_ros.data.semantic_kitti import write_labels
@@ -32,7 +33,7 @@ from sqsegv3_ros.labelling.workspace import Workspace
 from sqsegv3_ros.pointcloud2 import to_remission
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter, PoseSource, SweepSource
     from sqsegv3_ros.inference.segmenter import Segmentation
 
 NOT_FETCHED = "input cannot be fetched"
@@ -226,6 +227,7 @@ def _label_bag(
     with _opened(source) as reader:
         with _input_errors(UNREADABLE):
             topic = select_topic(reader, settings.bags)
+            find_pose = None if segmenter.sweeps is None else _poses(segmenter.sweeps, reader)
         clouds = max(1, reader.count(topic))
         with BagWriter(target, job.storage, force=True, notes=notes) as writer:
             channels = {}
@@ -250,6 +252,7 @@ def _label_bag(
                         channel,
                         f"bag {job.source}, cloud {number} of {topic}",
                         tally,
+                        find_pose,
                     )
                 on_cloud(job.size / clouds)
             _require_some(job, tally)
@@ -263,12 +266,18 @@ def _label_message(
     channel: Channel,
     name: str,
     tally: _Tally,
+    find_pose: PoseSource | None,
 ) -> None:
     with _input_errors(INFERENCE_FAILED, name, Exception), _input_errors(BAD_CLOUD, name, UserError):
-        result = segmenter.process(reader.cloud(message), {"points"})
+        result = segmenter.process(reader.cloud(message), {"points"}, find_pose=find_pose)
     with _conversion_errors():
         writer.write(channel, message.time_ns, reader.serialize(result.clouds["points"]))
     tally.add(result.segmentation, result.input_warnings)
+
+
+def _poses(source: SweepSource, reader: BagReader) -> PoseSource:
+    """The sensor's poses in a bag. Raises UserError if it has none."""
+    return BagPoses(reader, source.fixed_frame, source.odometry_topic).find
 
 
 @contextmanager
