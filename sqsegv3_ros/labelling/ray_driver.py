@@ -240,7 +240,7 @@ def _connect(cluster: Cluster) -> tuple[Any, str]:
         raise missing_package("ray", "--ray", "cluster") from error
     from sqsegv3_ros.inference.backends import usable_cores
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if cluster.address == LOCAL:
             context = ray.init(LOCAL, num_cpus=usable_cores(), object_store_memory=OBJECT_STORE_BYTES, **quiet)
