@@ -9,13 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError, require
-from sqsegv3_ros.inference.extrinsics import Extrinsics
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.inference.extrinsics import Extrinsics
 
 HEIGHT_LIMIT_M = 1000.0  # no LiDAR sees that far: a band to here has no limit
 GROUND_CLASSES = (

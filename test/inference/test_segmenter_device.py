@@ -47,7 +47,7 @@ def test_between_upload_and_download_no_value_is_looked_at_and_none_comes_from_t
 
     def label() -> Any:
         with torch.inference_mode():
-            return segmenter._label(points, None, _StageClock(segmenter.device))
+            return segmenter._label(points, None, _StageClock(segmenter.device), False)
 
     label()  # constants are made at the first scan
     with CopiesBetweenDevices() as copies:
@@ -76,7 +76,7 @@ def test_labelling_on_cuda_never_waits_for_the_device(small_model: Path) -> None
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.inference_mode():
-            segmenter._label(points, None, _StageClock(segmenter.device))
+            segmenter._label(points, None, _StageClock(segmenter.device), False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

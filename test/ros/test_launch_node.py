@@ -36,9 +36,9 @@ def client() -> Iterator[Client]:
 
 def test_the_shipped_parameter_file_holds_exactly_the_parameters_of_the_node(client: Client) -> None:
     yaml = pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
-    from test_launch import parameters_of_file
+    from test_launch import parameters_of
 
-    written = parameters_of_file()
+    written = parameters_of((CONFIG / "segment.yaml").read_text(encoding="utf-8"))
     with running_node("--params-file", str(CONFIG / "segment.yaml"), "-p", "autostart:=false") as node:
         declared = {name for name in client.describe_parameters() if not name.startswith(OF_EVERY_NODE)}
         assert declared == written.keys(), node.log
