@@ -39,7 +39,7 @@ def package_data() -> list[str]:
 def ros_from_pip(distribution: str, rclpy: str, rmw: str, interfaces: str, lifecycle: str) -> list[str]:
     """ROS 2 as wheels, for machines without a ROS installation. Never two distributions in one environment."""
     prefix = f"ros-{distribution}-"
-    messages = ("sensor-msgs", "std-srvs", "diagnostic-msgs", "visualization-msgs")
+    messages = ("sensor-msgs", "std-srvs", "diagnostic-msgs", "visualization-msgs", "nav-msgs")
     return [
         f"{prefix}rclpy=={rclpy}",
         f"{prefix}rmw-fastrtps-cpp=={rmw}",
@@ -80,6 +80,9 @@ setup(
         "ouster": ["ouster-sdk>=1.0"],
         # the Rerun viewer
         "view": ["rerun-sdk>=0.31"],
+        # `sqsegv3 label --ray`, and its inputs and outputs on s3:// and sftp://
+        "cluster": ["ray[default]>=2.60"],
+        "remote": ["fsspec", "s3fs", "sshfs"],
         "onnx": ["onnx", "onnxruntime"],
         "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"],
         "ros": ros_from_pip("jazzy", rclpy="7.1.6", rmw="8.4.3", interfaces="5.3.6", lifecycle="2.0.3"),

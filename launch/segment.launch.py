@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start the segmentation node, and optionally RViz.
+"""Start the segmentation node, and optionally RViz or the Rerun viewer.
 
 May be included by other launch files and more than once: it sets nothing but its own arguments.
 """
@@ -20,7 +20,7 @@ from launch_ros.substitutions import FindPackageShare
 CONFIG = PathJoinSubstitution([FindPackageShare("sqsegv3_ros"), "config"])
 PRESETS = sorted(path.stem for path in (Path(__file__).resolve().parent.parent / "config" / "sensors").glob("*.yaml"))
 BOOLEANS = ["true", "false", "True", "False"]
-OTHER_OUTPUTS = ("filtered", "label_image", "range_image")
+OTHER_OUTPUTS = ("filtered", "obstacles", "label_image", "range_image", "entropy_image")
 
 
 def start_node(context: LaunchContext) -> list[Any]:
@@ -59,7 +59,7 @@ def start_node(context: LaunchContext) -> list[Any]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Declare the arguments, and start RViz and the node."""
+    """Declare the arguments, and start the viewers and the node."""
     rviz = Node(
         package="rviz2",
         executable="rviz2",
@@ -73,6 +73,15 @@ def generate_launch_description() -> LaunchDescription:
             *((f"/sqsegv3/output/{name}", f"sqsegv3/output/{name}") for name in OTHER_OUTPUTS),
         ],
         condition=IfCondition(LaunchConfiguration("rviz")),
+    )
+    rerun = Node(
+        package="sqsegv3_ros",
+        executable="rerun_node",
+        name="rerun_sqsegv3",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[{"use_sim_time": LaunchConfiguration("use_sim_time")}],
+        remappings=[("sqsegv3/output/points", LaunchConfiguration("output_topic"))],
+        condition=IfCondition(LaunchConfiguration("rerun")),
     )
     return LaunchDescription(
         [
@@ -108,8 +117,12 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "rviz", default_value="false", choices=BOOLEANS, description="show the outputs in RViz"
             ),
+            DeclareLaunchArgument(
+                "rerun", default_value="false", choices=BOOLEANS, description="show the outputs in the Rerun viewer"
+            ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
             rviz,  # before the node: if it is not installed, the launch fails at once
+            rerun,
             OpaqueFunction(function=start_node),
         ]
     )

@@ -183,6 +183,25 @@ def node_of(client: Client, *arguments: str, configures: bool = True, **paramete
         rclpy.shutdown(context=context)
 
 
+def outputs_of(client: Client, node: Any, cloud: PointCloud2, **kinds: Any) -> dict[str, Any]:
+    """What the node publishes for a cloud on ~/output/<name>, by name; kinds: message types by name."""
+    name = node.get_fully_qualified_name()
+    results = {output: client.collect(kind, f"{name}/output/{output}") for output, kind in kinds.items()}
+
+    def answers() -> dict[str, Any]:
+        found = {o: next((m for m in messages if m.header == cloud.header), None) for o, messages in results.items()}
+        return found if all(found.values()) else {}
+
+    for _ in range(10):  # the node may not have discovered the publisher or the subscribers yet
+        client.publish(cloud, f"{name}/input/points")
+        end = time.monotonic() + 3
+        while not answers() and time.monotonic() < end:
+            time.sleep(0.01)
+        if answers():
+            return answers()
+    raise AssertionError(f"not all of {', '.join(kinds)} for a cloud; {client.diagnostics}")
+
+
 def street(count: int = 20_000, seed: int = 0) -> np.ndarray:
     """(N, 4) float32 points of a 64-beam sensor 1.73 m above flat ground, between two walls."""
     generator = np.random.default_rng(seed)

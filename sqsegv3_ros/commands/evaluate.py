@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sqsegv3_ros.commands.options import add_format, add_json, add_label_set, print_results
+from sqsegv3_ros.commands.options import add_format, add_json, add_label_map, add_label_set, print_results
+from sqsegv3_ros.data.label_map import FoldedLabels, load_label_map
 from sqsegv3_ros.data.point_files import is_point_file
 from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.evaluation.bag_evaluation import BagFields, contains_bags, evaluate_bags
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path, required=True, metavar="DIR|BAG", help=predictions)
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences to evaluate (default: all)")
     add_label_set(parser)
+    add_label_map(parser, "evaluate folded classes")
     add_json(parser)
     border = "also evaluate the points within this many pixels (default: 1) of another class"
     parser.add_argument("--border", nargs="?", type=int, const=1, metavar="PIXELS", help=border)
@@ -71,8 +73,11 @@ def _evaluate_folders(
     if is_point_file(dataset) or args.format is not None or (dataset.is_dir() and not (dataset / "sequences").is_dir()):
         if args.sequences is not None:
             raise UserError(f"--sequences is for SemanticKITTI data sets, but {dataset} is not one")
-        return evaluate_files(dataset, args.predictions, args.labels, args.format, border, args.limit)
-    return evaluate_dataset(dataset, args.predictions, args.labels, args.sequences, border, args.limit)
+        files = dataset, args.predictions, args.labels, args.format
+        return evaluate_files(*files, border, args.limit, _label_map(args))
+    label_map = _label_map(args)
+    labels = args.labels if label_map is None else label_map.labels  # files of folded labels hold ids of members
+    return evaluate_dataset(dataset, args.predictions, labels, args.sequences, border, args.limit)
 
 
 def _evaluate_bags(
@@ -85,4 +90,9 @@ def _evaluate_bags(
     if args.format is not None:
         raise UserError(f"--format is for point-cloud files, but {args.predictions} contains bags")
     truth = None if args.dataset is None else Path(args.dataset)
-    return evaluate_bags(args.predictions, truth, args.labels, BagFields(**bag_options), border, args.limit)
+    fields = BagFields(**bag_options)
+    return evaluate_bags(args.predictions, truth, args.labels, fields, border, args.limit, _label_map(args))
+
+
+def _label_map(args: argparse.Namespace) -> FoldedLabels | None:
+    return None if args.label_map is None else load_label_map(args.label_map).apply(args.labels)

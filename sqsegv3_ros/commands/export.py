@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_network({"network": info.architecture}, weights)
     biases = _class_biases(args.class_bias)
     for name, value in biases.items():
-        model.heads[0].conv.bias.data[info.labels.index(name)] += value
+        model.get_parameter("heads.0.conv.bias").data[info.labels.index(name)] += value
     info = _with_options(info, model.config, args)
     if biases:
         info = replace(info, provenance={**info.provenance, "class_bias": biases})

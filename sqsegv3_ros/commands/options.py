@@ -94,12 +94,21 @@ def add_params(parser: argparse._ActionsContainer, note: str = "") -> None:
     """Add --params."""
     text = f"parameter file of the node (YAML), to label as it does; repeatable, later files take precedence{note}"
     parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=text)
+    add_label_map(parser, "fold, rename, recolour or drop the model's classes")
+
+
+def add_label_map(parser: argparse._ActionsContainer, purpose: str) -> None:
+    """Add --label-map."""
+    text = (
+        f"{purpose}: semantic_kitti, semantic_kitti_moving, autoware, traversability, or a YAML file (docs/outputs.md)"
+    )
+    parser.add_argument("--label-map", metavar="MAP", help=text)
 
 
 def node_parameters(args: argparse.Namespace) -> dict[str, Any]:
     """Values of the node's parameters that --params, the model options or the cloud options set; options win."""
     from sqsegv3_ros.inference.model_file import find_model
-    from sqsegv3_ros.inference.settings import read_parameters
+    from sqsegv3_ros.inference.parameter_file import read_parameters
 
     values: dict[str, Any] = {}
     for file in args.params:
@@ -112,6 +121,7 @@ def node_parameters(args: argparse.Namespace) -> dict[str, Any]:
         "knn.mode": args.knn,
         "knn.k": args.knn_k,
         "knn.search": args.knn_search,
+        "label_map": args.label_map,
         **intensity_settings(args),
     }
     values.update({name: value for name, value in overrides.items() if value is not None})

@@ -26,6 +26,7 @@ READERS = {
     "las": point_readers.read_las,
     "ouster": point_readers.read_ouster,
 }
+RECORDINGS = ("ouster",)  # formats with many clouds in a file
 # the first suffix that fits a name decides
 FORMAT_BY_SUFFIX = {
     ".pcd.bin": "nuscenes",
@@ -60,7 +61,7 @@ class PointFile:
     @property
     def has_many_clouds(self) -> bool:
         """Whether this is a recording and not a single cloud."""
-        return self.format == "ouster"
+        return self.format in RECORDINGS
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,11 @@ class FileCloud:
         return Path(self.file.name).name + self.name.removeprefix(self.file.name)
 
 
+def file_stem(name: str) -> str:
+    """Return the name of a point-cloud file without its suffix."""
+    return name[: len(name) - len(_suffix(Path(name)) or Path(name).suffix)]
+
+
 def is_point_file(path: Path) -> bool:
     """Whether a path has the suffix of a point-cloud file."""
     return not path.is_dir() and _suffix(path) is not None
@@ -130,9 +136,7 @@ def find_point_files(path: Path, file_format: str | None = None) -> list[PointFi
     suffix = _suffix(path)
     if file_format is None and suffix is None:
         raise UserError(f"{path}: expected a point-cloud file ({SUFFIXES}), or --format ({', '.join(READERS)})")
-    suffix = suffix or path.suffix
-    name = path.name[: len(path.name) - len(suffix)]
-    return [PointFile(path, file_format or FORMAT_BY_SUFFIX[suffix], name)]
+    return [PointFile(path, file_format or FORMAT_BY_SUFFIX[suffix or ""], file_stem(path.name))]
 
 
 def _suffix(path: Path) -> str | None:
@@ -150,7 +154,7 @@ def _in_folder(path: Path, folder: Path, file_format: str | None) -> PointFile |
         detected = file_format
     if file_format not in (None, detected):
         return None
-    return PointFile(path, detected, str(relative)[: len(str(relative)) - len(suffix)])
+    return PointFile(path, detected, file_stem(str(relative)))
 
 
 def read_clouds(file: PointFile, intensity_fields: tuple[str, ...] = INTENSITY_FIELDS) -> Iterator[FileCloud]:

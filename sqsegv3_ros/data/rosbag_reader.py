@@ -72,6 +72,11 @@ class BagReader:
         """Whether messages are serialized by ROS 1, not as CDR."""
         return self.storage == ROS1
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """Custom metadata of a ROS 2 bag's folder; a single file has none."""
+        return {} if self.is_ros1 else dict(self._reader.storage.metadata.custom or {})
+
     def cloud_topic(self, requested: str | None = None, option: str = "--topic") -> str:
         """Select the topic to read clouds from: the requested topic, or the only topic with clouds.
 

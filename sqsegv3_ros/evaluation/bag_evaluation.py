@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sqsegv3_ros.data.label_map import FoldedLabels
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.rosbag_reader import BagReader, find_bags, is_bag
 from sqsegv3_ros.errors import UserError
@@ -17,6 +19,9 @@ from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.evaluator import Evaluator
 from sqsegv3_ros.evaluation.live_evaluation import format_stamp
 from sqsegv3_ros.files import progress
+
+LABEL_SET_NOTE = "sqsegv3_label_set"
+STRING_TYPE = "std_msgs/msg/String"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ def evaluate_bags(
     fields: BagFields,
     border: BorderConfig | None = None,
     limit: int | None = None,
+    label_map: FoldedLabels | None = None,
 ) -> dict[str, Any]:
     """Evaluate every labelled cloud of a bag, or of a folder of bags.
 
@@ -65,6 +71,8 @@ def evaluate_bags(
         fields: Topics and fields.
         border: Also evaluate the points near borders between classes.
         limit: Evaluate only the first clouds.
+        label_map: The label map, applied to `labels`, whose classes are evaluated. The bag says whether its labels are
+            folded already.
 
     Returns:
         The summary of `Evaluator`, plus 'predictions_bag', 'ground_truth_bag' and 'limit'.
@@ -72,14 +80,16 @@ def evaluate_bags(
     Raises:
         UserError: A cloud cannot be evaluated; the message names bag and cloud.
     """
-    evaluator = Evaluator(labels, border)
+    evaluator = Evaluator(labels if label_map is None else label_map.labels, border)
     pairs = _find_pairs(predictions, ground_truth)
     total = _count_clouds(pairs, fields)
     clouds = ((pair, *clouds) for pair in pairs for clouds in _read_clouds(pair, fields))
+    folded = {bag: label_map is not None and _is_folded(bag, labels, label_map.labels) for _, bag, _ in pairs}
     for pair, labelled, truth in progress(islice(clouds, limit), min(limit or total, total), "cloud"):
         name = f"{pair.name}/{format_stamp(_stamp_ns(labelled))}"
+        field_names = fields.ground_truth_field, fields.label_field
         try:
-            evaluator.add_clouds(name, truth, labelled, fields.ground_truth_field, fields.label_field)
+            evaluator.add_clouds(name, truth, labelled, *field_names, label_map, output_is_folded=folded[pair.labelled])
         except UserError as error:
             raise UserError(f"bag {pair.labelled}: {error}{_hint(labelled, truth, fields)}") from error
     origin = {
@@ -88,6 +98,32 @@ def evaluate_bags(
         "limit": limit,
     }
     return origin | evaluator.summary()
+
+
+def _is_folded(bag: Path, original: LabelSet, folded: LabelSet) -> bool:
+    """Whether a bag's labels are those of the label map. Raises UserError if it does not say what they are."""
+    name = _label_set_of(bag)
+    if name not in (original.name, folded.name):
+        found = (
+            f"is labelled with the classes of '{name}'" if name else "does not say with which classes it is labelled"
+        )
+        raise UserError(
+            f"bag {bag} {found}; expected '{original.name}' or '{folded.name}'. The folder of a ROS 2 bag written by "
+            "`sqsegv3 label` says it, and a recording of the node with its topic ~/output/label_set"
+        )
+    return name == folded.name
+
+
+def _label_set_of(bag: Path) -> str:
+    """The name of the label set that a bag is labelled with, by its notes or a recorded label_set; '' if unknown."""
+    with BagReader(bag) as reader:
+        if LABEL_SET_NOTE in reader.notes:
+            return reader.notes[LABEL_SET_NOTE]
+        for topic in sorted({c.topic for c in reader.connections if c.topic.endswith("/label_set")}):
+            for message in reader.messages(topic, (STRING_TYPE,)):
+                with suppress(ValueError, KeyError, TypeError):
+                    return str(json.loads(reader.deserialize(message, STRING_TYPE).data)["name"])
+    return ""
 
 
 def _hint(labelled: Any, truth: Any, fields: BagFields) -> str:

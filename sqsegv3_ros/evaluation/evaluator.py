@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sqsegv3_ros.data.label_map import FoldedLabels
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.border import BorderConfig, points_at_border
@@ -93,6 +94,8 @@ class Evaluator:
         output: PointCloudLike,
         ground_truth_field: str = "ground_truth",
         label_field: str = "label",
+        label_map: FoldedLabels | None = None,
+        output_is_folded: bool = False,
     ) -> None:
         """Count a labelled cloud against a cloud with ground truth, which has the same points in the same order.
 
@@ -102,6 +105,8 @@ class Evaluator:
             output: Cloud with the labels.
             ground_truth_field: Field of the true classes, integers.
             label_field: Field of the labels, integers.
+            label_map: Folds the true classes and the labels into the evaluator's classes.
+            output_is_folded: The labels are already those of the label map.
 
         Raises:
             UserError: A field is missing, or the number of points or the labels do not fit; the message names the scan.
@@ -115,6 +120,9 @@ class Evaluator:
                     raise UserError(f"field '{field}' has type {values.dtype}; expected one integer per point")
             if len(truth) != len(labels):
                 raise UserError(f"{len(labels)} labels, but the ground truth has {len(truth)} points")
+            if label_map is not None:
+                truth = label_map.fold(truth)
+                labels = labels if output_is_folded else label_map.fold(labels)
         except UserError as error:
             raise UserError(f"scan {name}: {error}") from error
         self.add(name, points, labels, truth)

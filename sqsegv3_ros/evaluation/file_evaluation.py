@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sqsegv3_ros.data.label_map import FoldedLabels
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.point_files import FileCloud, find_point_files, read_clouds
 from sqsegv3_ros.data.semantic_kitti import read_known_labels
@@ -23,6 +24,7 @@ def evaluate_files(
     file_format: str | None = None,
     border: BorderConfig | None = None,
     limit: int | None = None,
+    label_map: FoldedLabels | None = None,
 ) -> dict[str, Any]:
     """Evaluate predictions on every point of point-cloud files.
 
@@ -34,6 +36,7 @@ def evaluate_files(
         file_format: Format of the files; None to tell by the suffix.
         border: Also evaluate the points near borders between classes.
         limit: Evaluate only the first clouds.
+        label_map: The label map, applied to `labels`, whose classes are evaluated.
 
     Returns:
         The summary of `Evaluator`, plus 'dataset', 'predictions' and 'limit'.
@@ -43,6 +46,7 @@ def evaluate_files(
     """
     if not Path(predictions).is_dir():
         raise UserError(f"no predictions folder {predictions}")
+    labels = labels if label_map is None else label_map.labels
     evaluator = Evaluator(labels, border)
     read: set[Path] = set()
     for number, cloud in enumerate(_clouds(Path(dataset), file_format)):
@@ -52,6 +56,8 @@ def evaluate_files(
         truth = cloud.ground_truth
         if truth is None:
             truth = read_known_labels(cloud.labels_path, count, labels)
+        elif label_map is not None:
+            truth = label_map.fold(truth)
         evaluator.add(cloud.name, cloud.points, read_known_labels(predicted, count, labels), truth)
         read.add(predicted)
     left_over = sorted(set(Path(predictions).rglob("*.label")) - read)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sqsegv3_ros.data.label_map import FoldedLabels
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import require
 from sqsegv3_ros.evaluation.border import BorderConfig
@@ -132,12 +133,13 @@ class LiveEvaluation:
     """Scores, losses and latency of matched clouds.
 
     Args:
-        labels: Label set of labels and ground truth.
+        labels: Label set of the labels and, without a label map, of the ground truth.
         matcher: Source of the pairs; its counters tell what was lost.
         border: Also evaluate the points near borders between classes.
         expected: Number of scans that should arrive, if known.
         ground_truth_field: Field of the true classes.
         label_field: Field of the labels.
+        label_map: Folds the ground truth into the classes of the labels.
     """
 
     def __init__(
@@ -148,10 +150,12 @@ class LiveEvaluation:
         expected: int | None = None,
         ground_truth_field: str = "ground_truth",
         label_field: str = "label",
+        label_map: FoldedLabels | None = None,
     ) -> None:
         self.matcher = matcher
         self.evaluator = Evaluator(labels, border)
         self._fields = ground_truth_field, label_field
+        self._label_map = label_map
         self._expected = expected
         self._latencies_ms: list[float] = []
 
@@ -161,7 +165,8 @@ class LiveEvaluation:
         Raises:
             UserError: The clouds do not fit each other or the label set; the message names the scan.
         """
-        self.evaluator.add_clouds(format_stamp(pair.stamp_ns), ground_truth, output, *self._fields)
+        name = format_stamp(pair.stamp_ns)
+        self.evaluator.add_clouds(name, ground_truth, output, *self._fields, self._label_map, output_is_folded=True)
         self._latencies_ms.append(pair.latency_ms)
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,12 +21,17 @@ from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.input_checks import Expected, check_input
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.model_file import ModelFile, find_model, load_model
+from sqsegv3_ros.inference.point_filter import PointFilter
 from sqsegv3_ros.inference.range_image import ProjectionConfig
 from sqsegv3_ros.inference.segmenter import Segmentation, Segmenter
-from sqsegv3_ros.inference.settings import DEFAULTS, Settings
+from sqsegv3_ros.inference.settings import DEFAULTS, FILTERS, Settings
+from sqsegv3_ros.inference.sweeps import Pose, SweepVote
 from sqsegv3_ros.pointcloud2 import CloudSettings, LabelledCloudWriter, decode, encode_filtered
 
 INPUT_CHECK_PERIOD_S = 1.0
+
+PoseSource = Callable[[Any], Pose]
+"""The sensor's pose in a fixed frame at the time of a cloud's header. Raises UserError if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +41,28 @@ class Result:
     Attributes:
         clouds: Messages by product, of the input's class.
         images: (encoding, pixels) by product: label_image is 'rgb8', (H, W, 3) uint8 in class colours; range_image is
-            '32FC1', (H, W) float32 in metres, 0 in empty pixels.
+            '32FC1', (H, W) float32 in metres, 0 in empty pixels; entropy_image is '32FC1', (H, W) float32 from 0
+            (certain) to 1, NaN in empty pixels.
         timings_ms: Milliseconds by stage, all of `STAGES` but publish.
-        input_warnings: What about the clouds does not fit the model.
+        input_warnings: What about the clouds does not fit the model or the settings.
+        segmentation: Labels and confidences of the points.
     """
 
     clouds: dict[str, Any]
     images: dict[str, tuple[str, npt.NDArray[Any]]]
     timings_ms: dict[str, float]
     input_warnings: tuple[str, ...]
+    segmentation: Segmentation
 
 
 @dataclass(frozen=True)
 class _Applied:
-    """Settings as applied to a model; keep: (C,) bool, the classes that the filtered cloud keeps."""
+    """Settings as applied to a model."""
 
     projection: ProjectionConfig
     knn: KnnConfig
     extrinsics: Extrinsics
-    keep: npt.NDArray[np.bool_]
+    filters: Mapping[str, PointFilter]
     writer: LabelledCloudWriter
     cloud: CloudSettings
 
@@ -64,11 +72,24 @@ def read_model(settings: Settings) -> ModelFile:
     return load_model(find_model(settings["model"]), settings["model_sha256"] or None)
 
 
-class CloudSegmenter:
-    """A model with a robot's settings, ready to label clouds one after another."""
+@dataclass(frozen=True)
+class SweepSource:
+    """Where the poses for the vote of several sweeps are: a frame that does not move, and an odometry topic or ''."""
 
-    CLOUDS: ClassVar[tuple[str, ...]] = ("points", "filtered")
-    PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image")
+    fixed_frame: str
+    odometry_topic: str
+
+
+class CloudSegmenter:
+    """A model with a robot's settings, ready to label clouds one after another.
+
+    Attributes:
+        segmenter: Labels the points.
+        sweeps: Where the poses of `process` come from; None if one sweep gives the labels.
+    """
+
+    CLOUDS: ClassVar[tuple[str, ...]] = ("points", *FILTERS)
+    PRODUCTS: ClassVar[tuple[str, ...]] = (*CLOUDS, "label_image", "range_image", "entropy_image")
 
     def __init__(self, model: ModelFile, settings: Settings, *, warm_up: bool = True) -> None:
         """Make the model ready to run with the settings.
@@ -89,7 +110,14 @@ class CloudSegmenter:
             threads=settings["threads"] or None,
             cuda_graph=settings["cuda_graph"],
             projection=settings.projection(model.info),
+            label_map=settings.label_map,
         )
+        count = settings["sweeps.count"]
+        self.sweeps: SweepSource | None = None
+        self._vote_of_sweeps: SweepVote | None = None
+        if count > 1:
+            self.sweeps = SweepSource(settings["sweeps.fixed_frame"], settings["sweeps.odometry_topic"])
+            self._vote_of_sweeps = SweepVote(count, len(self.segmenter.info.labels))
         self.apply(settings)
         self._use(self._applied, self._applied.extrinsics)
         if warm_up:
@@ -128,20 +156,32 @@ class CloudSegmenter:
         info = self.segmenter.info
         projection, knn = settings.projection(info), settings.knn(info)
         extrinsics = Extrinsics.from_angles(*settings.angles_deg, settings.height_m)
-        keep = np.ones(len(info.labels), bool)
-        keep[[info.labels.index(name) for name in settings.remove_classes]] = False
-        writer = LabelledCloudWriter(info.labels.colors, settings.outputs)
+        filters = {name: PointFilter(settings.filter(name), self.segmenter.info.labels) for name in FILTERS}
+        for name, point_filter in filters.items():
+            if point_filter.config.needs_height and not (extrinsics.height_m or settings["base_frame"]):
+                raise UserError(
+                    f"{name}.min_height_m and {name}.max_height_m need the sensor's height above the ground: set "
+                    "extrinsics.height_m or base_frame"
+                )
+        writer = LabelledCloudWriter(self.segmenter.info.labels.colors, settings.outputs)
         cloud_settings = settings.cloud_settings(rings_needed=projection.needs_rings)
         # one assignment, as another thread may be using it
-        self._applied = _Applied(projection, knn, extrinsics, keep, writer, cloud_settings)
+        self._applied = _Applied(projection, knn, extrinsics, filters, writer, cloud_settings)
 
-    def process(self, cloud: Any, wanted: Collection[str], extrinsics: Extrinsics | None = None) -> Result:
+    def process(
+        self,
+        cloud: Any,
+        wanted: Collection[str],
+        extrinsics: Extrinsics | None = None,
+        find_pose: PoseSource | None = None,
+    ) -> Result:
         """Label a cloud.
 
         Args:
             cloud: sensor_msgs/PointCloud2, or an object with its fields.
             wanted: Which of `PRODUCTS` to make.
             extrinsics: Of the cloud's sensor, from TF; None: those in the settings.
+            find_pose: Poses for sweeps.count; asked after the network has run, when the pose has more likely arrived.
 
         Raises:
             CloudError: The cloud cannot be used.
@@ -152,18 +192,33 @@ class CloudSegmenter:
         decoded = decode(cloud, applied.cloud)
         decode_ms = 1e3 * (time.perf_counter() - begin)
 
-        segmentation = self.segmenter.segment(decoded.points, decoded.rings)
+        in_cloud = "points" in wanted and "entropy" in applied.writer.outputs
+        with_entropy = in_cloud or "entropy_image" in wanted
+        segmentation = self.segmenter.segment(decoded.points, decoded.rings, entropy=with_entropy)
+
+        sweeps_from = time.perf_counter()
+        pose_warning: tuple[str, ...] = ()
+        if self._vote_of_sweeps is not None and find_pose is not None:
+            segmentation, pose_warning = self._vote(
+                self._vote_of_sweeps, segmentation, decoded.points, cloud.header, find_pose
+            )
+        sweeps_ms = 1e3 * (time.perf_counter() - sweeps_from)
 
         encode_from = time.perf_counter()
         clouds, images = {}, {}
+        labels, confidences = segmentation.labels, segmentation.confidences
         if "points" in wanted:
-            clouds["points"] = applied.writer.write(cloud, segmentation.labels, segmentation.confidences)
-        if "filtered" in wanted:
-            clouds["filtered"] = encode_filtered(cloud, applied.keep[segmentation.labels])
+            clouds["points"] = applied.writer.write(cloud, labels, confidences, segmentation.entropies)
+        for name in FILTERS:
+            if name in wanted:
+                keep = applied.filters[name].mask(decoded.points, labels, confidences, self.segmenter.extrinsics)
+                clouds[name] = encode_filtered(cloud, keep)
         if "label_image" in wanted:
             images["label_image"] = ("rgb8", self._label_image(segmentation))
         if "range_image" in wanted:
             images["range_image"] = ("32FC1", segmentation.image.range.clamp_min(0).cpu().numpy())
+        if "entropy_image" in wanted and segmentation.entropy_image is not None:
+            images["entropy_image"] = ("32FC1", segmentation.entropy_image.cpu().numpy())
         encode_ms = 1e3 * (time.perf_counter() - encode_from)
 
         check_from = time.perf_counter()
@@ -174,8 +229,9 @@ class CloudSegmenter:
             self._input_checked_at = begin
         check_ms = 1e3 * (time.perf_counter() - check_from)
 
-        timings = {"decode": decode_ms, **segmentation.timings_ms, "encode": encode_ms, "input_checks": check_ms}
-        return Result(clouds, images, timings, self._input_warnings)
+        timings = {"decode": decode_ms, **segmentation.timings_ms, "sweeps": sweeps_ms}
+        timings |= {"encode": encode_ms, "input_checks": check_ms}
+        return Result(clouds, images, timings, self._input_warnings + pose_warning, segmentation)
 
     def description(self) -> dict[str, str]:
         """Return what runs here, as values of diagnostics."""
@@ -192,6 +248,7 @@ class CloudSegmenter:
             "image_height": str(applied.projection.height),
             "image_width": str(applied.projection.width),
             "knn_mode": applied.knn.mode,
+            "label_set": segmenter.info.labels.name,
         }
 
     def release(self) -> None:
@@ -204,6 +261,24 @@ class CloudSegmenter:
     def _use(self, applied: _Applied, extrinsics: Extrinsics) -> None:
         segmenter = self.segmenter
         segmenter.projection, segmenter.knn, segmenter.extrinsics = applied.projection, applied.knn, extrinsics
+
+    def _vote(
+        self,
+        sweeps: SweepVote,
+        segmentation: Segmentation,
+        points: npt.NDArray[np.float32],
+        header: Any,
+        find_pose: PoseSource,
+    ) -> tuple[Segmentation, tuple[str, ...]]:
+        """The segmentation with the labels of several sweeps, or the same one and why they did not vote."""
+        try:
+            pose = find_pose(header)
+            stamp_ns = int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
+            return sweeps.vote(
+                segmentation, points, pose, stamp_ns, self.segmenter.projection, self.segmenter.extrinsics
+            ), ()
+        except UserError as error:
+            return segmentation, (f"labels are those of one sweep: {error}",)
 
     def _expected(self, cloud: CloudSettings) -> Expected:
         segmenter, info = self.segmenter, self.segmenter.info

@@ -6,10 +6,11 @@ The paper's figure 1 in order: project the points, infer the classes of the pixe
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sqsegv3_ros.data.label_map import LabelMap
 from sqsegv3_ros.errors import UserError, last_line
 from sqsegv3_ros.inference.backends import make_backend, resolve_runtime, torch_threads
 from sqsegv3_ros.inference.extrinsics import Extrinsics
@@ -39,6 +41,9 @@ class Segmentation:
         image: The range image, on the device.
         label_image: (H, W) uint8 (int32 for more than 256 classes) on the device, 0 in empty pixels.
         timings_ms: Milliseconds by stage, upload to download of `STAGES`.
+        entropies: (N,) float32, the entropy of the probabilities at the point's own pixel, from 0 (one class is
+            certain) to 1 (all are equally likely), 1 if not used; None unless asked for.
+        entropy_image: (H, W) float32 on the device, NaN in empty pixels; None unless asked for.
     """
 
     labels: npt.NDArray[Any]
@@ -46,6 +51,8 @@ class Segmentation:
     image: RangeImage
     label_image: Tensor
     timings_ms: dict[str, float]
+    entropies: npt.NDArray[np.float32] | None = None
+    entropy_image: Tensor | None = None
 
 
 class Segmenter:
@@ -63,6 +70,7 @@ class Segmenter:
         projection: ProjectionConfig | None = None,
         knn: KnnConfig | None = None,
         extrinsics: Extrinsics | None = None,
+        label_map: LabelMap | None = None,
         sha256: str | None = None,
     ) -> None:
         """Load a model and make it ready to run.
@@ -77,6 +85,7 @@ class Segmenter:
             projection: Instead of the model's own; its height and width hold from now on.
             knn: Instead of the model's own.
             extrinsics: Levels the points of a tilted sensor.
+            label_map: Folds the model's classes; `info.labels` are then those of the map.
             sha256: Digest that the model file must have.
 
         Raises:
@@ -90,17 +99,28 @@ class Segmenter:
         self.projection = projection or self.info.projection
         self.knn = knn or self.info.knn
         self.extrinsics = extrinsics or Extrinsics()
+        self._classes = len(self.info.labels)  # of the network
+        self._folding: _Folding | None = None
+        if label_map is not None:
+            folded = label_map.apply(self.info.labels)
+            self.info = replace(self.info, labels=folded.labels)
+            self._folding = _Folding(folded.table, len(folded.labels), self.device)
         with self._on_device():
             self._network = make_backend(model, self.runtime, self.projection.height, self.projection.width)
 
     def segment(
-        self, points: npt.NDArray[np.float32] | Tensor, rings: npt.NDArray[Any] | Tensor | None = None
+        self,
+        points: npt.NDArray[np.float32] | Tensor,
+        rings: npt.NDArray[Any] | Tensor | None = None,
+        *,
+        entropy: bool = False,
     ) -> Segmentation:
         """Label the points of one scan.
 
         Args:
             points: (N, 4) float32 x, y, z in metres in the sensor frame, remission in the model's scale; N may be 0.
             rings: (N,) ring numbers, needed if the projection takes its rows from them.
+            entropy: Also compute the entropies of points and pixels.
 
         Returns:
             Labels and confidences of all points in their order, and the images.
@@ -113,18 +133,21 @@ class Segmenter:
             on_device = self._upload(points), None if rings is None else self._upload(rings)
             clock.stop("upload")
 
-            labels, confidences, image, label_image = self._label(*on_device, clock)
+            of_points, image, label_image, entropy_image = self._label(*on_device, clock, entropy)
 
-            labels_out, confidences_out = _download(labels, confidences)
+            labels, confidences, *rest = _download(*of_points)
             clock.stop("download")
             timings = clock.milliseconds()
-        labels_out = labels_out.astype(self.info.labels.dtype, copy=False)
-        return Segmentation(labels_out, confidences_out, image, label_image, timings)
+        labels = labels.astype(self.info.labels.dtype, copy=False)
+        return Segmentation(labels, confidences, image, label_image, timings, rest[0] if rest else None, entropy_image)
 
     def _label(
-        self, points: Tensor, rings: Tensor | None, clock: _StageClock
-    ) -> tuple[Tensor, Tensor, RangeImage, Tensor]:
-        """Labels and confidences of the points, the image and its labels; the host never waits for the device here."""
+        self, points: Tensor, rings: Tensor | None, clock: _StageClock, entropy: bool
+    ) -> tuple[list[Tensor], RangeImage, Tensor, Tensor | None]:
+        """Labels, confidences and entropies of the points, the image, its labels and its entropies.
+
+        The host never waits for the device here.
+        """
         image, network_input = self._project(self.extrinsics.level(points), rings)
         clock.stop("project")
 
@@ -134,11 +157,20 @@ class Segmenter:
         label_image, odds, total = self._classify(logits)
         clock.stop("restore")
 
-        labels = refine(label_image, image, self.knn, len(self.info.labels), self.runtime.threads)
-        confidences = _confidences(labels, odds, total, image)
+        labels = refine(label_image, image, self.knn, self._classes, self.runtime.threads)
+        if self._folding is not None:  # after the vote, so that labels are those of the model, folded
+            labels, label_image = self._folding.fold(labels), self._folding.fold(label_image)
+            odds = self._folding.add_up(odds)
+        of_points = [labels, _confidences(labels, odds, total, image)]
+        entropy_image = None
+        if entropy:
+            classes = self._classes if self._folding is None else self._folding.classes_with_members
+            entropy_image = _entropies(odds, total, classes)
+            of_points.append(entropy_image.flatten().index_select(0, image.pixel).masked_fill_(~image.usable, 1.0))
+            entropy_image = entropy_image.masked_fill(image.index < 0, float("nan"))
         clock.stop("knn")
         # in the vote, masked pixels count as in the reference implementation; the published image is empty there
-        return labels, confidences, image, label_image * (image.index >= 0)
+        return of_points, image, label_image * (image.index >= 0), entropy_image
 
     def _project(self, points: Tensor, rings: Tensor | None) -> tuple[RangeImage, Tensor]:
         """The range image of levelled points, and the network's input (1, 5, H, W) made from it."""
@@ -152,7 +184,7 @@ class Segmenter:
 
         Few points need more than one of the probabilities, so they are not divided here.
         """
-        label_type = torch.uint8 if self.info.labels.dtype is np.uint8 else torch.int32
+        label_type = torch.uint8 if self._classes <= 256 else torch.int32
         best, labels = logits.max(0)  # argmax takes three times as long on a CPU
         odds = logits.sub_(best).exp_()
         return labels.to(label_type), odds, odds.sum(0)
@@ -191,10 +223,10 @@ class Segmenter:
                 noise = torch.randn(1, 5, height, width, generator=generator).to(self.device)
                 logits = self._network(noise)
                 shape, finite = tuple(logits.shape), bool(logits.isfinite().all())
-            if shape != (1, len(self.info.labels), height, width):
+            if shape != (1, self._classes, height, width):
                 raise UserError(
                     f"model {self.model_path} returned logits {shape} for a {height} x {width} image and "
-                    f"{len(self.info.labels)} classes"
+                    f"{self._classes} classes"
                 )
             if not finite:
                 raise UserError(
@@ -218,6 +250,32 @@ def _confidences(labels: Tensor, odds: Tensor, total: Tensor, image: RangeImage)
     """(N,) softmax probability of the points' final labels at their own pixels, 0 for unusable points."""
     chosen = odds.flatten().index_select(0, labels.long() * total.numel() + image.pixel)
     return chosen.div_(total.flatten().index_select(0, image.pixel)).clamp_(0, 1).masked_fill_(~image.usable, 0)
+
+
+def _entropies(odds: Tensor, total: Tensor, classes: int) -> Tensor:
+    """(H, W) entropy of the pixels' probabilities, odds / total, divided by its largest value, log(classes)."""
+    # sum of -p log p with p = odds / total
+    entropy = total.log() - torch.special.xlogy(odds, odds).sum(0).div_(total)
+    return entropy.div_(math.log(max(classes, 2))).clamp_(0, 1)
+
+
+class _Folding:
+    """A label map's table and the sums of its classes' probabilities, on a device."""
+
+    def __init__(self, table: npt.NDArray[Any], classes: int, device: torch.device) -> None:
+        dtype = torch.uint8 if classes <= 256 else torch.int32
+        new = torch.from_numpy(table.astype(np.int64)).to(device)
+        self._table = new.to(dtype)
+        self._members = (torch.arange(classes, device=device)[:, None] == new).float()
+        self.classes_with_members = len(np.unique(table))
+
+    def fold(self, labels: Tensor) -> Tensor:
+        """Labels of the map for labels of the model, of any shape."""
+        return self._table.index_select(0, labels.flatten().int()).view(labels.shape)
+
+    def add_up(self, odds: Tensor) -> Tensor:
+        """(C, H, W) of the model's classes -> (G, H, W) of the map's: the sums of the members."""
+        return (self._members @ odds.flatten(1)).view(-1, *odds.shape[1:])
 
 
 def _download(*tensors: Tensor) -> list[npt.NDArray[Any]]:

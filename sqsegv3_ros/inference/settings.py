@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Specifications and values of all settings of the node, and ROS 2 parameter files; no ROS in it.
+"""Specifications and values of all settings of the node; no ROS in it.
 
 `ros/parameters.py` declares the specifications on the node and makes one validated `Settings` from the values.
 """
@@ -7,16 +7,20 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqsegv3_ros.errors import UserError, missing_package
+import numpy as np
+
+from sqsegv3_ros.data.label_map import LabelMap, load_label_map
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.inference.point_filter import HEIGHT_LIMIT_M, FilterConfig, ground_classes, parse_class_min_confidence
 from sqsegv3_ros.pointcloud2 import INTENSITY_FIELDS, OUTPUTS, CloudSettings
 
 if TYPE_CHECKING:
+    from sqsegv3_ros.data.label_set import LabelSet
     from sqsegv3_ros.inference.knn import KnnConfig
     from sqsegv3_ros.inference.model_file import ModelInfo
     from sqsegv3_ros.inference.range_image import ProjectionConfig
@@ -43,7 +47,7 @@ class Spec:
     """
 
     name: str
-    default: bool | int | float | str | list[str] | type[int | float | str]
+    default: bool | int | float | str | list[str] | list[float] | type[int | float | str | list[str]]
     description: str
     low: float | None = None
     high: float | None = None
@@ -64,11 +68,40 @@ class Spec:
         return self.default if isinstance(self.default, type) else type(self.default)
 
     @property
+    def item(self) -> type[Any]:
+        """The type of a list's items."""
+        return type(self.default[0]) if isinstance(self.default, list) else str
+
+    @property
     def allowed(self) -> str:
         """The range, the choices and the rule, in words."""
         ranged = self.low is not None and self.high is not None
         parts = [f"{self.low:g}..{self.high:g}" if ranged else "", ", ".join(self.choices), self.rule]
         return "; ".join(part for part in parts if part)
+
+
+def _filter_specs(group: str, remove_classes: Spec) -> tuple[Spec, ...]:
+    """The parameters of a filtered cloud, of `~/output/<group>`."""
+    limit = HEIGHT_LIMIT_M
+    return (
+        Spec(f"{group}.keep_classes", [""], "Names of the classes to keep.", rule="['']: all"),
+        remove_classes,
+        Spec(f"{group}.min_confidence", 0.0, "Points with a lower confidence are removed.", 0.0, 1.0),
+        Spec(
+            f"{group}.class_min_confidence",
+            [""],
+            f"The same by class, instead of {group}.min_confidence.",
+            rule="entries such as 'person: 0.3'",
+        ),
+        Spec(
+            f"{group}.ego_box",
+            [0.0] * 6,
+            "Box whose points are removed (the robot): x, y, z of two opposite corners, metres in the cloud's frame.",
+            rule="without volume: no box",
+        ),
+        Spec(f"{group}.min_height_m", -limit, "Lower end of the height band to keep, above the ground.", -limit, limit),
+        Spec(f"{group}.max_height_m", limit, "Upper end of the height band to keep.", -limit, limit),
+    )
 
 
 SPECS: tuple[Spec, ...] = (
@@ -183,11 +216,34 @@ SPECS: tuple[Spec, ...] = (
     Spec("publish.rgb", True, "Add the field rgb (class colours) to ~/output/points."),
     Spec("publish.confidence", True, "Add the field confidence to ~/output/points."),
     Spec("publish.label", True, "Add the field label to ~/output/points."),
-    Spec("filtered.remove_classes", [""], "Names of the classes that ~/output/filtered leaves out."),
+    Spec("publish.entropy", False, "Add the field entropy, 0 (certain) to 1, to ~/output/points."),
+    Spec(
+        "label_map",
+        "",
+        "Name of a shipped label map, or path of one, that folds, renames, recolours or drops the model's classes.",
+        rule="empty: the model's classes",
+        at_configure=True,
+    ),
+    *_filter_specs("filtered", Spec("filtered.remove_classes", [""], "Names of the classes to remove.")),
+    *_filter_specs(
+        "obstacles",
+        Spec("obstacles.remove_classes", list, "Names of the classes to remove; the default is the ground."),
+    ),
+    Spec("sweeps.count", 1, "Sweeps that vote on labels, the last one included; 1 = off.", 1, 20, at_configure=True),
+    Spec("sweeps.fixed_frame", "odom", "Frame that neither moves nor jumps, for sweeps.count.", at_configure=True),
+    Spec(
+        "sweeps.odometry_topic",
+        "",
+        "Topic (nav_msgs/Odometry) of the robot's poses in the fixed frame, for sweeps.count.",
+        rule="empty: from TF",
+        at_configure=True,
+    ),
     Spec("latency_budget_ms", 100.0, "Time from receipt to publication, above which diagnostics warn.", 0.1, 600000.0),
     Spec("late_error_after_s", 5.0, "Over budget for so long without a break is an error.", 0.0, 86400.0),
     Spec("stale_after_s", 1.0, "No cloud for so long is an error in diagnostics.", 0.01, 86400.0),
 )
+FILTERS = ("filtered", "obstacles")
+"""Groups of parameters, and names of topics, of the filtered clouds."""
 SPEC_OF = {spec.name: spec for spec in SPECS}
 DEFAULTS: Mapping[str, Any] = {spec.name: spec.default for spec in SPECS if not spec.of_model}
 """Defaults of the parameters that do not depend on the model."""
@@ -211,6 +267,8 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {name: check_value(name, value) for name, value in self.values.items()})
         self.cloud_settings(rings_needed=False)
+        for group in FILTERS:
+            self.filter(group)
         digest = self.values["model_sha256"]
         if digest and (len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef")):
             raise UserError(f"model_sha256 must be 64 hexadecimal digits, found '{digest}'")
@@ -225,10 +283,25 @@ class Settings:
         """The fields that are added to the labelled cloud."""
         return tuple(name for name in OUTPUTS if self.values[f"publish.{name}"])
 
+    def filter(self, group: str) -> FilterConfig:
+        """What `~/output/<group>` keeps. Raises UserError if the values do not fit together."""
+        values = self._group(group)
+        names = {name: tuple(filter(None, values.get(name, ()))) for name in ("keep_classes", "remove_classes")}
+        try:
+            by_class = parse_class_min_confidence(values["class_min_confidence"])
+            return FilterConfig(**{**values, **names, "class_min_confidence": by_class})
+        except UserError as error:
+            raise UserError(f"{group}: {error}") from error
+
+    def labels(self, info: ModelInfo) -> LabelSet:
+        """The classes of the output: the model's, or those of the label map. Raises UserError if it does not fit."""
+        label_map = self.label_map
+        return info.labels if label_map is None else label_map.apply(info.labels).labels
+
     @property
-    def remove_classes(self) -> tuple[str, ...]:
-        """The names of the classes that the filtered cloud leaves out."""
-        return tuple(name for name in self.values["filtered.remove_classes"] if name)
+    def label_map(self) -> LabelMap | None:
+        """The label map. Raises UserError if it cannot be read."""
+        return load_label_map(self.values["label_map"]) if self.values["label_map"] else None
 
     @property
     def angles_deg(self) -> tuple[float, float, float]:
@@ -251,6 +324,7 @@ class Settings:
             **{f"projection.{name}": value for name, value in info.projection.to_dict().items()},
             **{f"knn.{name}": value for name, value in info.knn.to_dict().items()},
             "extrinsics.height_m": info.sensor_height_m,
+            "obstacles.remove_classes": ground_classes(self.labels(info)) or [""],
         }
         if self.values["base_frame"]:
             del own["extrinsics.height_m"]
@@ -291,46 +365,6 @@ class Settings:
             )
 
 
-def read_parameters(path: Path) -> dict[str, Any]:
-    """Read the node's parameters from a ROS 2 parameter file, nested or with dotted names.
-
-    Args:
-        path: YAML file. The keys `/**` and those that end in `sqsegv3` hold for the node; other nodes' are ignored.
-
-    Returns:
-        The values that the file sets, by parameter name; later ones take precedence.
-
-    Raises:
-        UserError: A parameter is unknown, of a wrong type or out of its range (names file and parameter), or the file
-            has parameters of other nodes only.
-    """
-    try:
-        import yaml
-    except ImportError as error:
-        raise missing_package("PyYAML", "reading a parameter file", "tools") from error
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read parameter file {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"parameter file {path} is not valid YAML: {error}") from error
-    groups = list(_groups(tree))
-    if not groups:
-        raise UserError(f"parameter file {path} has no ros__parameters; expected /**: {{ros__parameters: {{...}}}}")
-    own = [group for node, group in groups if node == "/**" or node.rpartition("/")[2] == NODE_NAME]
-    if not own:
-        nodes = ", ".join(node or "no node" for node, _ in groups)
-        raise UserError(
-            f"parameter file {path} has parameters of {nodes}; expected /**, /{NODE_NAME} or /**/{NODE_NAME}"
-        )
-    found = {name: value for group in own for name, value in _flat(group)}
-    values = {name: value for name, value in found.items() if not is_builtin(name)}
-    try:
-        return {name: check_value(name, value) for name, value in values.items()}
-    except UserError as error:
-        raise UserError(f"parameter file {path}: {error}") from error
-
-
 def is_builtin(name: str) -> bool:
     """Return whether ROS declares a parameter on every node."""
     return name in _BUILTIN_PARAMETERS or name.startswith("qos_overrides.")
@@ -349,11 +383,13 @@ def check_value(name: str, value: Any) -> Any:
     spec = SPEC_OF[name]
     if spec.kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not spec.kind or (spec.kind is list and not all(type(item) is str for item in value)):
-        kind = "list of str" if spec.kind is list else spec.kind.__name__
+    if spec.kind is list and isinstance(value, (list, array)):  # rclpy gives numbers as an array
+        value = [float(item) if spec.item is float and type(item) is int else item for item in value]
+    if type(value) is not spec.kind or (spec.kind is list and not all(type(item) is spec.item for item in value)):
+        kind = f"list of {spec.item.__name__}" if spec.kind is list else spec.kind.__name__
         quote = "; quote the text, as YAML reads off, no, on and yes as booleans" if type(value) is bool else ""
         raise UserError(f"parameter {name} must be {kind}, found {value!r}{quote if spec.kind is str else ''}")
-    if spec.kind is float and not math.isfinite(value):
+    if (spec.kind is float or spec.item is float) and not np.isfinite(value).all():
         raise UserError(f"parameter {name} must be finite, found {value}")
     if spec.choices and value not in spec.choices:
         raise UserError(f"parameter {name} must be one of {', '.join(map(repr, spec.choices))}, found '{value}'")
@@ -362,21 +398,3 @@ def check_value(name: str, value: Any) -> Any:
         if not (spec.low <= value <= spec.high and in_steps):
             raise UserError(f"parameter {name} must be in {spec.allowed}, found {value}")
     return value
-
-
-def _groups(tree: Any, node: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every node's full name and the mapping below its ros__parameters, in order. Keys may be nested namespaces."""
-    if isinstance(tree, Mapping):
-        for name, below in tree.items():
-            if name == "ros__parameters" and isinstance(below, Mapping):
-                yield node, below
-            else:
-                yield from _groups(below, f"{node}/{str(name).strip('/')}")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

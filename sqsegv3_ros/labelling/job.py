@@ -1,101 +1,349 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelling of one scan file or one bag."""
+"""Labelling of one job, a bag or a piece of a tree, and the loop over many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import glob
+import re
+import shutil
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sqsegv3_ros.data.rosbag_reader import CLOUD_TYPE, BagReader
-from sqsegv3_ros.data.rosbag_writer import BagWriter
-from sqsegv3_ros.data.semantic_kitti import read_scan, write_labels
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros.data.point_files import FileCloud, PointFile, file_stem, read_clouds
+from sqsegv3_ros.data.pose_track import BagPoses
+from sqsegv3_ros.data.rosbag_reader import CLOUD_TYPE, BagMessage, BagReader, require_rosbags
+from sqsegv3_ros.data.rosbag_writer import BagWriter, Channel
+from sqsegv3_ros.data.semantic_kitti import write_labels
 from sqsegv3_ros.errors import OperationError, UserError
-from sqsegv3_ros.labelling.plan import Job
-from sqsegv3_ros.pointcloud2 import CloudSettings, to_remission
+from sqsegv3_ros.labelling.manifest import DONE, FAILED, QUARANTINED, Record
+from sqsegv3_ros.labelling.plan import Job, select_topic
+from sqsegv3_ros.labelling.remote import digest
+from sqsegv3_ros.labelling.run_settings import FAIL, SKIP_CLOUD, RunSettings
+from sqsegv3_ros.labelling.workspace import Workspace
+from sqsegv3_ros.pointcloud2 import to_remission
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-    from sqsegv3_ros.inference.segmenter import Segmenter
+    from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter, PoseSource, SweepSource
+    from sqsegv3_ros.inference.segmenter import Segmentation
+
+NOT_FETCHED = "input cannot be fetched"
+UNREADABLE = "input cannot be read"
+BAD_CLOUD = "cloud cannot be labelled"
+NOT_CONVERTED = "bag cannot be converted"
+INFERENCE_FAILED = "inference failed"
+
+OnCloud = Callable[[float], None]
+"""Called after every cloud with the bytes of the input that it stands for."""
 
 
-def label_scan(segmenter: Segmenter, job: Job, settings: CloudSettings) -> str:
-    """Label a .bin file and write the .label file with raw ids.
+class InputError(UserError):
+    """The job's input cannot be labelled.
 
     Args:
-        segmenter: Computes the labels.
-        job: Source and target.
-        settings: How the fourth value of a point becomes the remission.
-
-    Returns:
-        Input warnings, '' for none.
-
-    Raises:
-        UserError: The scan cannot be read or the labels cannot be written.
-        OperationError: Inference failed.
+        reason: Kind of the failure.
+        message: The failure in full.
+        transient: The machine or the storage may be to blame, so that another try may succeed.
     """
-    from sqsegv3_ros.inference.input_checks import Expected, check_input
 
-    points = read_scan(job.source)
-    to_remission(points[:, 3], settings)
-    try:
-        result = segmenter.segment(points)
-    except RuntimeError as error:
-        raise OperationError(f"{job.source}: {error}") from error
-    info = segmenter.info
-    write_labels(job.target, info.labels.to_raw(result.labels))
-    expected = Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m, settings)
-    return "; ".join(check_input(points, None, expected, result.image.index >= 0))
+    def __init__(self, reason: str, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.reason, self.transient = reason, transient
 
 
-def label_bag(
-    cloud_segmenter: CloudSegmenter, job: Job, output_topic: str | None, *, force: bool = False
-) -> Iterator[str]:
-    """Copy a bag with its clouds labelled, and all other messages byte for byte.
+@dataclass
+class _Tally:
+    """What is counted over the clouds of a job."""
+
+    counts: npt.NDArray[np.int64]
+    clouds: int = 0
+    confidence: float = 0.0
+    usable: int = 0
+    skipped: list[str] = field(default_factory=list)
+    warning: str = ""
+
+    def add(self, segmentation: Segmentation, input_warnings: tuple[str, ...]) -> None:
+        """Count a labelled cloud."""
+        self.clouds += 1
+        self.counts += np.bincount(segmentation.labels, minlength=len(self.counts))
+        self.confidence += float(segmentation.confidences.sum(dtype=np.float64))
+        self.usable += int(np.count_nonzero(segmentation.confidences))
+        self.warning = self.warning or "; ".join(input_warnings)
+
+
+def label_in_loop(
+    segmenter: CloudSegmenter, jobs: Iterable[Job], settings: RunSettings, workspace: Workspace, on_cloud: OnCloud
+) -> Generator[Record]:
+    """Label jobs one after another in this process.
 
     Args:
-        cloud_segmenter: Labels the clouds.
-        job: Source and target, resolved.
-        output_topic: Topic of the labelled clouds; None for the same topic.
-        force: Overwrite an existing bag.
+        segmenter: Made by `settings.make_segmenter`.
+        jobs: The jobs, in the order in which they are done.
+        settings: Settings of the run.
+        workspace: Holds copies of remote inputs and outputs.
+        on_cloud: Told about progress within a job.
 
     Yields:
-        For each cloud, its input warnings, '' for none.
+        The outcome of each job.
 
     Raises:
-        UserError: A cloud cannot be labelled, or the bag cannot be written. No bag is left then.
-        OperationError: Inference failed. No bag is left then.
+        UserError: An output cannot be written.
     """
+    for job in jobs:
+        yield label_job(segmenter, job, settings, workspace, on_cloud)
+
+
+def label_job(
+    segmenter: CloudSegmenter,
+    job: Job,
+    settings: RunSettings,
+    workspace: Workspace,
+    on_cloud: OnCloud = lambda size: None,
+) -> Record:
+    """Label a bag or a piece of a tree. An existing output is overwritten; an output is complete or absent.
+
+    Args:
+        segmenter: Made by `settings.make_segmenter`.
+        job: The job.
+        settings: Settings of the run.
+        workspace: Holds copies of a remote input and output.
+        on_cloud: Told about progress within the job.
+
+    Returns:
+        What was done, or why the input cannot be labelled.
+
+    Raises:
+        UserError: The output cannot be written, which says nothing about the input.
+    """
+    begin = time.perf_counter()
+    labels = segmenter.segmenter.info.labels
+    tally, sha256, status, reason, error = _Tally(np.zeros(len(labels), np.int64)), "", DONE, "", ""
+    try:
+        with _input_errors(NOT_FETCHED):
+            source = workspace.source(job)
+        with _input_errors(UNREADABLE):
+            sha256 = digest([source / file for file in job.files] if job.files or not job.is_bag else [source])
+        label = _label_bag if job.is_bag else _label_scans
+        label(segmenter, job, source, workspace.target(job), settings, tally, on_cloud)
+        workspace.deliver(job)
+    except InputError as failure:
+        status = FAILED if failure.transient or settings.on_error == FAIL else QUARANTINED
+        reason, error = failure.reason, str(failure)
+        tally = _Tally(np.zeros(len(labels), np.int64))
+    finally:
+        workspace.clear()
+    return Record(
+        name=job.name,
+        input=job.input,
+        size=job.size,
+        status=status,
+        reason=reason,
+        error=error or next(iter(tally.skipped), ""),
+        sha256=sha256,
+        clouds=tally.clouds,
+        skipped_clouds=len(tally.skipped),
+        points=int(tally.counts.sum()),
+        class_counts={name: int(n) for name, n in zip(labels.names, tally.counts, strict=True) if n},
+        mean_confidence=round(tally.confidence / tally.usable, 6) if tally.usable else None,
+        warning=tally.warning,
+        seconds=round(time.perf_counter() - begin, 3),
+        host=socket.gethostname(),
+        finished=utc_now(),
+    )
+
+
+def utc_now() -> str:
+    """Date and time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _label_scans(
+    segmenter: CloudSegmenter,
+    job: Job,
+    source: Path,
+    target: Path,
+    settings: RunSettings,
+    tally: _Tally,
+    on_cloud: OnCloud,
+) -> None:
+    """Label point-cloud files and write .label files with raw ids."""
+    from sqsegv3_ros.inference.input_checks import Expected, check_input
+
+    inner = segmenter.segmenter
+    info = inner.info
+    expected = Expected(inner.projection, info.normalization, inner.extrinsics, info.sensor_height_m, settings.scans)
+    for name in job.files:
+        file = PointFile(source / name, job.format, file_stem(name))
+        for cloud in _clouds_of_file(file, settings, tally):
+            to_remission(cloud.points[:, 3], settings.scans)
+            with _input_errors(INFERENCE_FAILED, str(file.path), Exception):
+                result = inner.segment(cloud.points, cloud.rings)
+            write_labels(target / f"{cloud.name}.label", info.labels.to_raw(result.labels))
+            tally.add(result, check_input(cloud.points, cloud.rings, expected, result.image.index >= 0))
+        on_cloud(job.size / len(job.files))
+    _require_some(job, tally)
+
+
+def _clouds_of_file(file: PointFile, settings: RunSettings, tally: _Tally) -> Iterator[FileCloud]:
+    """The clouds of a file up to the first that cannot be read."""
+    clouds = read_clouds(file, settings.scans.intensity_fields)
+    while True:
+        cloud = None
+        with _may_skip(settings, tally), _input_errors(BAD_CLOUD):
+            cloud = next(clouds, None)
+        if cloud is None:
+            return
+        yield cloud
+
+
+def _label_bag(
+    segmenter: CloudSegmenter,
+    job: Job,
+    source: Path,
+    target: Path,
+    settings: RunSettings,
+    tally: _Tally,
+    on_cloud: OnCloud,
+) -> None:
+    """Copy a bag with its clouds labelled, and all other messages byte for byte."""
     assert job.storage is not None
-    info = cloud_segmenter.segmenter.info
+    info = segmenter.segmenter.info
     notes = {
         "sqsegv3_model": info.name,
-        "sqsegv3_model_sha256": cloud_segmenter.segmenter.model_sha256,
+        "sqsegv3_model_sha256": segmenter.segmenter.model_sha256,
         "sqsegv3_label_set": info.labels.name,
     }
-    with BagReader(job.source) as reader, BagWriter(job.target, job.storage, force=force, notes=notes) as writer:
-        channels = {}
-        for connection in reader.connections:  # also those without messages
-            to_label = connection.topic == job.topic and connection.msgtype == CLOUD_TYPE
-            channel = writer.add_like(reader, connection, output_topic if to_label else None)
-            channels[connection.id] = to_label, channel
-        number = 0
-        for message in reader.messages():
-            to_label, channel = channels[message.connection.id]
-            if not to_label:
-                writer.write(channel, message.time_ns, message.raw)
-                continue
-            number += 1
-            name = f"bag {job.source}, cloud {number} of {job.topic}"
-            labelled, input_warnings = _label_cloud(cloud_segmenter, reader.cloud(message), name)
-            writer.write(channel, message.time_ns, reader.serialize(labelled))
-            yield "; ".join(input_warnings)
+    require_rosbags("labelling a bag")
+    _remove_drafts(target)
+    with _opened(source) as reader:
+        with _input_errors(UNREADABLE):
+            topic = select_topic(reader, settings.bags)
+            find_pose = None if segmenter.sweeps is None else _poses(segmenter.sweeps, reader)
+        clouds = max(1, reader.count(topic))
+        with BagWriter(target, job.storage, force=True, notes=notes) as writer:
+            channels = {}
+            for connection in reader.connections:  # also those without messages
+                to_label = connection.topic == topic and connection.msgtype == CLOUD_TYPE
+                with _conversion_errors():
+                    channel = writer.add_like(reader, connection, settings.bags.output_topic if to_label else None)
+                channels[connection.id] = to_label, channel
+            for message in _messages(reader):
+                to_label, channel = channels[message.connection.id]
+                if not to_label:
+                    with _conversion_errors():
+                        writer.write(channel, message.time_ns, message.raw)
+                    continue
+                number = tally.clouds + len(tally.skipped) + 1
+                with _may_skip(settings, tally):
+                    _label_message(
+                        segmenter,
+                        reader,
+                        message,
+                        writer,
+                        channel,
+                        f"bag {job.source}, cloud {number} of {topic}",
+                        tally,
+                        find_pose,
+                    )
+                on_cloud(job.size / clouds)
+            _require_some(job, tally)
 
 
-def _label_cloud(cloud_segmenter: CloudSegmenter, cloud: Any, name: str) -> tuple[Any, tuple[str, ...]]:
+def _label_message(
+    segmenter: CloudSegmenter,
+    reader: BagReader,
+    message: BagMessage,
+    writer: BagWriter,
+    channel: Channel,
+    name: str,
+    tally: _Tally,
+    find_pose: PoseSource | None,
+) -> None:
+    with _input_errors(INFERENCE_FAILED, name, Exception), _input_errors(BAD_CLOUD, name, UserError):
+        result = segmenter.process(reader.cloud(message), {"points"}, find_pose=find_pose)
+    with _conversion_errors():
+        writer.write(channel, message.time_ns, reader.serialize(result.clouds["points"]))
+    tally.add(result.segmentation, result.input_warnings)
+
+
+def _poses(source: SweepSource, reader: BagReader) -> PoseSource:
+    """The sensor's poses in a bag. Raises UserError if it has none."""
+    return BagPoses(reader, source.fixed_frame, source.odometry_topic).find
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[BagReader]:
+    """A bag, opened; only errors of opening are the input's."""
+    with ExitStack() as stack:
+        with _input_errors(UNREADABLE):
+            reader = stack.enter_context(BagReader(source))
+        yield reader
+
+
+def _messages(reader: BagReader) -> Iterator[BagMessage]:
+    with _input_errors(UNREADABLE):
+        yield from reader.messages()
+
+
+def _require_some(job: Job, tally: _Tally) -> None:
+    if tally.skipped and not tally.clouds:
+        raise InputError(BAD_CLOUD, f"{job.input}: no cloud can be labelled, the first because: {tally.skipped[0]}")
+
+
+@contextmanager
+def _input_errors(reason: str, name: str = "", kinds: type[Exception] = UserError) -> Iterator[None]:
+    """Make errors those of the input. Inference may raise anything: one strange bag must not end a run of days."""
     try:
-        result = cloud_segmenter.process(cloud, {"points"})
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        if isinstance(error.__cause__, ImportError):  # a package is missing, and no input to blame
+            raise
+        transient = reason in (NOT_FETCHED, INFERENCE_FAILED) or isinstance(error.__cause__, OSError)
+        raise InputError(reason, f"{name}: {error}" if name else str(error), transient=transient) from error
+
+
+@contextmanager
+def _conversion_errors() -> Iterator[None]:
+    """Make errors of writing a bag those of the input, unless the file system is their cause."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-    except RuntimeError as error:  # of torch, such as out of memory
-        raise OperationError(f"{name}: {error}") from error
-    return result.clouds["points"], result.input_warnings
+        if isinstance(error.__cause__, (OSError, sqlite3.Error)):
+            raise
+        raise InputError(NOT_CONVERTED, str(error)) from error
+
+
+@contextmanager
+def _may_skip(settings: RunSettings, tally: _Tally) -> Iterator[None]:
+    """Leave out a cloud that cannot be labelled, if the settings say so."""
+    try:
+        yield
+    except InputError as error:
+        if settings.on_error != SKIP_CLOUD or error.reason != BAD_CLOUD or error.transient:
+            raise
+        tally.skipped.append(str(error))
+
+
+def _remove_drafts(target: Path) -> None:
+    """Remove what a killed worker has left of this output: a job has one worker at a time."""
+    draft = re.compile(re.escape(f".{target.name}.") + "[a-z0-9_]{8}")  # as `files.atomic_output` names them
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if draft.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def failure(record: Record) -> UserError | OperationError:
+    """The error that ends a run with `--on-error fail`."""
+    kind = OperationError if record.reason == INFERENCE_FAILED else UserError
+    return kind(record.error)

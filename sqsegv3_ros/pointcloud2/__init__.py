@@ -14,11 +14,12 @@ from sqsegv3_ros.pointcloud2.decode import (
     read_field,
     to_remission,
 )
-from sqsegv3_ros.pointcloud2.encode import OUTPUTS, LabelledCloudWriter, encode_filtered
+from sqsegv3_ros.pointcloud2.encode import DEFAULT_OUTPUTS, OUTPUTS, LabelledCloudWriter, encode_filtered
 from sqsegv3_ros.pointcloud2.layout import REASONS, CloudError, Field, Layout, PointCloudLike, read_layout
 from sqsegv3_ros.pointcloud2.make import make_cloud
 
 __all__ = [
+    "DEFAULT_OUTPUTS",
     "INTENSITY_FIELDS",
     "OUTPUTS",
     "REASONS",

@@ -32,7 +32,9 @@ from sqsegv3_ros.pointcloud2.layout import (
     quote_name,
 )
 
-OUTPUTS = ("rgb", "confidence", "label")
+OUTPUTS = ("rgb", "confidence", "entropy", "label")
+DEFAULT_OUTPUTS = ("rgb", "confidence", "label")
+_PLURAL = {"confidence": "confidences", "entropy": "entropies"}
 _ALIGNMENT = 4
 _ZEROS = bytes(64 * 1024)
 
@@ -48,7 +50,7 @@ class LabelledCloudWriter:
         UserError: The arguments are not of this form.
     """
 
-    def __init__(self, colors: npt.ArrayLike, outputs: Collection[str] = OUTPUTS) -> None:
+    def __init__(self, colors: npt.ArrayLike, outputs: Collection[str] = DEFAULT_OUTPUTS) -> None:
         table = np.asarray(colors)
         if table.ndim != 2 or table.shape[1] != 3 or not 1 <= len(table) <= 65536 or table.dtype.kind not in "ui":
             raise UserError(f"colors must be 1 to 65536 rows of RGB bytes, found shape {table.shape} of {table.dtype}")
@@ -62,24 +64,34 @@ class LabelledCloudWriter:
         self._outputs = tuple(name for name in OUTPUTS if name in outputs)
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The fields to write."""
+        return self._outputs
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, C."""
         return len(self._packed)
 
     def write(
-        self, cloud: PointCloudLike, labels: npt.NDArray[Any], confidences: npt.NDArray[Any] | None = None
+        self,
+        cloud: PointCloudLike,
+        labels: npt.NDArray[Any],
+        confidences: npt.NDArray[Any] | None = None,
+        entropies: npt.NDArray[Any] | None = None,
     ) -> Any:
         """Encode a labelled cloud.
 
-        Each point is the input's bytes, then rgb (float32 with bits 0x00RRGGBB), confidence (float32) and label (uint8;
-        uint16 for more than 256 classes), then zeros up to a multiple of 4 bytes. An input field of that name is
-        overwritten in place: rgb as float32 or uint32, confidence as float32 or float64, label as any integer type with
-        room for C - 1.
+        Each point is the input's bytes, then rgb (float32 with bits 0x00RRGGBB), confidence and entropy (float32) and
+        label (uint8; uint16 for more than 256 classes), then zeros up to a multiple of 4 bytes. An input field of that
+        name is overwritten in place: rgb as float32 or uint32, confidence and entropy as float32 or float64, label as
+        any integer type with room for C - 1.
 
         Args:
             cloud: The input.
             labels: (N,) integers in 0..C-1, in the order of the points.
             confidences: (N,) numbers in 0..1; may be None if not an output.
+            entropies: The same.
 
         Returns:
             A new message of the input's class. It shares the header with the input, but no data.
@@ -98,7 +110,7 @@ class LabelledCloudWriter:
                 f"the labelled cloud would have {points.count} points of {plan.point_step} bytes; "
                 f"expected less than {SIZE_LIMIT} bytes: disable outputs or reduce the cloud",
             )
-        columns = self._checked_columns(points, labels, confidences)
+        columns = self._checked_columns(points, labels, {"confidence": confidences, "entropy": entropies})
         fields = list(cloud.fields)
         kind = type(fields[0])
         fields += [kind(name=f.name, offset=f.offset, datatype=f.datatype, count=1) for f in plan.added]
@@ -110,7 +122,7 @@ class LabelledCloudWriter:
         return _finished(message, data, cloud)
 
     def _checked_columns(
-        self, points: PointBytes, labels: npt.NDArray[Any], confidences: npt.NDArray[Any] | None
+        self, points: PointBytes, labels: npt.NDArray[Any], numbers: dict[str, npt.NDArray[Any] | None]
     ) -> dict[str, npt.NDArray[Any]]:
         """Check the values and return them by output, each (rows, columns). Those of rgb are labels."""
         labels = _per_point("labels", labels, points)
@@ -121,10 +133,11 @@ class LabelledCloudWriter:
                 f"labels must be in 0..{self.num_classes - 1}, found {int(labels.min())}..{int(labels.max())}"
             )
         columns = {"rgb": labels, "label": labels}
-        if "confidence" in self._outputs:
-            if confidences is None:
-                raise UserError("the output 'confidence' needs confidences, found None")
-            columns["confidence"] = _per_point("confidences", confidences, points)
+        for name, values in numbers.items():
+            if name in self._outputs:
+                if values is None:
+                    raise UserError(f"the output '{name}' needs {_PLURAL[name]}, found None")
+                columns[name] = _per_point(_PLURAL[name], values, points)
         return columns
 
     def _fill(
@@ -190,7 +203,7 @@ def _plan(layout: Layout, outputs: tuple[str, ...], num_classes: int) -> _Plan:
             written.append(_replaced(layout, existing, num_classes))
             continue
         datatype = label_type if name == "label" else FLOAT32
-        stored = {"rgb": "u4", "confidence": "f4", "label": "u1" if datatype == UINT8 else "u2"}[name]
+        stored = {"rgb": "u4", "confidence": "f4", "entropy": "f4", "label": "u1" if datatype == UINT8 else "u2"}[name]
         field = Field(name, end, datatype, 1, np.dtype(order + stored))
         end = field.end
         added.append(field)
@@ -203,7 +216,7 @@ def _replaced(layout: Layout, field: Field, num_classes: int) -> Field:
     dtype = field.dtype
     if field.name == "rgb":
         fits, expected = dtype.itemsize == 4 and dtype.kind in "fu", "float32 or uint32"
-    elif field.name == "confidence":
+    elif field.name in _PLURAL:
         fits, expected = dtype.kind == "f", "float32 or float64"
     else:
         fits = dtype.kind in "ui" and num_classes - 1 <= np.iinfo(dtype).max

@@ -27,6 +27,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import String
 
+from sqsegv3_ros.data.label_map import load_label_map
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, stamp_of, titled_numbers
@@ -44,6 +45,7 @@ TOPICS = {  # private name -> topic without remapping
 }
 PARAMETERS: dict[str, tuple[bool | int | float | str, str]] = {
     "labels": ("", "Label configuration of the ground truth (YAML); empty: the classes of SemanticKITTI."),
+    "label_map": ("", "The node's label map, into whose classes the ground truth is folded; empty: none."),
     "ground_truth_field": ("ground_truth", "Field of the ground-truth cloud that holds the true class."),
     "label_field": ("label", "Field of the labelled cloud that holds the predicted class."),
     "output": ("", "JSON file to save the evaluation to; empty: none."),
@@ -76,6 +78,10 @@ class EvaluateNode(Node):
             self.declare_parameter(name, default, ParameterDescriptor(description=description, read_only=True))
         self.settings = {name: self.get_parameter(name).value for name in PARAMETERS}
         self._labels = LabelSet.from_yaml(self.settings["labels"]) if self.settings["labels"] else SEMANTIC_KITTI
+        label_map = None
+        if self.settings["label_map"]:
+            label_map = load_label_map(self.settings["label_map"]).apply(self._labels)
+            self._labels = label_map.labels
         self._matcher = Matcher(self.settings["max_pending"])
         self.evaluation = LiveEvaluation(
             self._labels,
@@ -83,6 +89,7 @@ class EvaluateNode(Node):
             expected=self.settings["scans"] or None,
             ground_truth_field=self.settings["ground_truth_field"],
             label_field=self.settings["label_field"],
+            label_map=label_map,
         )
         self.error: UserError | None = None
         self._evaluation_lock = threading.Lock()
@@ -179,7 +186,8 @@ class EvaluateNode(Node):
             if found.names != self._labels.names:
                 raise UserError(
                     f"the node labels with the classes of '{found.name}' ({', '.join(found.names)}), the ground truth "
-                    f"has those of '{self._labels.name}' ({', '.join(self._labels.names)}); set the parameter labels"
+                    f"has those of '{self._labels.name}' ({', '.join(self._labels.names)}); set the parameter labels "
+                    "or label_map"
                 )
 
     def _evaluate_pairs(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from sqsegv3_ros.inference.settings import SPECS, Settings, Spec
+from sqsegv3_ros.inference.settings import SPEC_OF, SPECS, Settings, Spec
 
 
 def overrides(node: Node) -> dict[str, Any]:
@@ -35,6 +35,13 @@ def undeclare_of_model(node: Node) -> None:
     for spec in SPECS:
         if spec.of_model and node.has_parameter(spec.name):
             node.undeclare_parameter(spec.name)
+
+
+def explain_fixed(name: str) -> str:
+    """Say why a parameter that is read at configure cannot be set now, and how to set it."""
+    if SPEC_OF[name].of_model:
+        return f"{name}: read when the node is configured; set it at start, with -p or in a parameter file"
+    return f"{name}: read when the node is configured; run deactivate and cleanup, then set it"
 
 
 def _descriptor(spec: Spec) -> ParameterDescriptor:

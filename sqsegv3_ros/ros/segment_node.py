@@ -34,13 +34,14 @@ from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status, to_message
 from sqsegv3_ros.ros.distributions import answer_invalid_transitions
 from sqsegv3_ros.ros.latest_worker import LatestWorker
-from sqsegv3_ros.ros.parameters import declare, overrides, undeclare_of_model
+from sqsegv3_ros.ros.parameters import declare, explain_fixed, overrides, undeclare_of_model
 
 if TYPE_CHECKING:  # these import torch, which needs `process.prepare` first
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.extrinsics import Extrinsics
     from sqsegv3_ros.ros.extrinsics_tf import TfExtrinsics
     from sqsegv3_ros.ros.output_publishers import OutputPublishers
+    from sqsegv3_ros.ros.sweep_poses import SweepPoses
 
 DIAGNOSTICS_PERIOD_S = 1.0
 THROTTLE_S = 5.0
@@ -62,6 +63,7 @@ class SegmentNode(LifecycleNode):
         self._outputs: OutputPublishers | None = None
         self._worker: LatestWorker[tuple[PointCloud2, float, Extrinsics | None]] | None = None
         self._tf_extrinsics: TfExtrinsics | None = None
+        self._poses: SweepPoses | None = None
         self._input: CloudSubscription | None = None
         self._configure_error = ""
         self._startup_s = 0.0
@@ -119,7 +121,7 @@ class SegmentNode(LifecycleNode):
         if not products:
             diagnostics.skipped_no_subscribers()
             return
-        result = segmenter.process(cloud, products, extrinsics)
+        result = segmenter.process(cloud, products, extrinsics, self._poses.find if self._poses else None)
         begin = time.perf_counter()
         messages = outputs.to_messages(result, cloud.header)
         with worker.publish_guard() as allowed:
@@ -139,11 +141,14 @@ class SegmentNode(LifecycleNode):
         from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter, read_model
         from sqsegv3_ros.ros.extrinsics_tf import TfExtrinsics
         from sqsegv3_ros.ros.output_publishers import OutputPublishers
+        from sqsegv3_ros.ros.sweep_poses import SweepPoses
 
         begin = time.perf_counter()
         try:
             if self._settings["base_frame"]:
                 self._tf_extrinsics = TfExtrinsics(self, self._settings["base_frame"])
+            if self._settings["sweeps.count"] > 1:
+                self._poses = SweepPoses(self, self._settings)
             model = read_model(self._settings)
             self._settings = self._settings.for_model(model.info)
             declare(self, self._settings, of_model=True)
@@ -241,6 +246,9 @@ class SegmentNode(LifecycleNode):
         if self._tf_extrinsics is not None:
             self._tf_extrinsics.close()
             self._tf_extrinsics = None
+        if self._poses is not None:
+            self._poses.close()
+            self._poses = None
         undeclare_of_model(self)
         others = {name: self._settings[name] for name in DEFAULTS}
         self._settings = Settings({**self._given, **others})
@@ -254,7 +262,7 @@ class SegmentNode(LifecycleNode):
         if self._cloud_segmenter is not None:
             fixed = [n for n, value in changes.items() if SPEC_OF[n].at_configure and value != self._settings[n]]
             if fixed:
-                return SetParametersResult(successful=False, reason="; ".join(map(_fixed, sorted(fixed))))
+                return SetParametersResult(successful=False, reason="; ".join(map(explain_fixed, sorted(fixed))))
         try:
             settings = Settings({**self._settings.values, **changes})
             if self._cloud_segmenter is not None:
@@ -309,13 +317,6 @@ class SegmentNode(LifecycleNode):
         level, message = (OK, "active") if self._input is not None else (WARN, "not active")
         values = {**self._cloud_segmenter.description(), "startup_s": f"{self._startup_s:.2f}"}
         return Status("model", level, message, values)
-
-
-def _fixed(name: str) -> str:
-    """Why a parameter cannot be set now, and how to set it."""
-    if SPEC_OF[name].of_model:
-        return f"{name}: read when the node is configured; set it at start, with -p or in a parameter file"
-    return f"{name}: read when the node is configured; run deactivate and cleanup, then set it"
 
 
 def _failed_callback(error: Exception) -> str:

@@ -91,7 +91,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
     arguments = ("label", tmp_path / "raw.bin", "--model", small_model, "--force")
 
     assert call(*arguments, "--output", tmp_path / "a") == 0
-    assert f"{tmp_path}: intensity does not fit: its median is" in capsys.readouterr().err
+    assert f"{tmp_path}/raw.bin: intensity does not fit: its median is" in capsys.readouterr().err
     options = ("--params", preset, "--params", own, "--intensity-scale", 1 / 256)
     assert call(*arguments, "--output", tmp_path / "b", *options) == 0
     assert "intensity" not in capsys.readouterr().err
@@ -115,7 +115,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
     [
         (("label", "{root}"), "--output"),
         (("label", "{missing}", "--output", "{out}"), "does not exist"),
-        (("label", "{root}/sequences", "--output", "{out}"), "without sequences/NN/velodyne"),
+        (("label", "{empty}", "--output", "{out}"), "is empty"),
         (("label", "{root}", "--output", "{out}", "--sequences", "42"), "no sequence '42'"),
         (("label", "{scan}", "{scan_03}", "--output", "{out}"), "would both be written"),
         (("label", "{scan}", "--output", "{out}", "--sequences", "00"), "no input is one"),
@@ -126,7 +126,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
         (("label", "{scan}", "--output", "{out}", "--threads", "0"), "threads"),
         (("label", "{scan}", "--output", "{out}", "--intensity-scale", "nan"), "intensity_scale must be finite"),
         (("label", "{scan}", "--output", "{out}", "--intensity-exponent", "0"), "intensity_exponent must be in"),
-        (("label", "{scan}", "--output", "{out}", "--intensity-field", "i"), "no input is a bag"),
+        (("label", "{scan}", "--output", "{out}", "--intensity-field", "i"), "all inputs are .bin scans"),
         (("inspect", "{missing}"), "missing not found"),
         (("paint",), "invalid choice"),
         ((), "VERB"),
@@ -147,6 +147,8 @@ def test_wrong_use_exits_with_2_and_a_message_without_a_traceback(
         "scan": root / "sequences/00/velodyne/000000.bin",
         "scan_03": root / "sequences/03/velodyne/000000.bin",
     }
+    places["empty"] = tmp_path / "empty"
+    places["empty"].mkdir()
     words = [a.format(**places) for a in arguments]
     if words and words[0] == "label" and "--model" not in words:
         words += ["--model", str(small_model)]

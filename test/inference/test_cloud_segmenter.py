@@ -29,9 +29,9 @@ def test_settings_that_change_while_a_cloud_is_in_work_hold_from_the_next_cloud_
     changed = Settings({**DEFAULTS, **values}).for_model(cloud_segmenter.segmenter.info)
     segment = cloud_segmenter.segmenter.segment
 
-    def segment_late(*arguments: Any) -> Any:
+    def segment_late(*arguments: Any, **options: Any) -> Any:
         cloud_segmenter.apply(changed)
-        return segment(*arguments)
+        return segment(*arguments, **options)
 
     monkeypatch.setattr(cloud_segmenter.segmenter, "segment", segment_late)
     before = cloud_segmenter.process(message(points), {"points"}).clouds["points"]

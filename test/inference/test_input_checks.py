@@ -212,7 +212,7 @@ def recording(name: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 def preset(name: str) -> tuple[ProjectionConfig, CloudSettings]:
     pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
-    from sqsegv3_ros.inference.settings import read_parameters
+    from sqsegv3_ros.inference.parameter_file import read_parameters
 
     values = read_parameters(ROOT / "config" / "sensors" / f"{name}.yaml")
     settings = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("projection.")}

@@ -16,8 +16,9 @@ pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.knn import MODES
 from sqsegv3_ros.inference.model_file import ModelInfo, read_info
+from sqsegv3_ros.inference.parameter_file import read_parameters
 from sqsegv3_ros.inference.range_image import OUTSIDE_FOV, ROWS
-from sqsegv3_ros.inference.settings import DEFAULTS, SPEC_OF, SPECS, Settings, read_parameters
+from sqsegv3_ros.inference.settings import DEFAULTS, SPEC_OF, SPECS, Settings
 
 
 def parameter_file(folder: Path, text: str) -> Path:

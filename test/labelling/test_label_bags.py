@@ -133,18 +133,17 @@ def test_an_archive_is_labelled_in_shards_and_resumed(
     inputs = ("label", "--model", small_model, archive, tmp_path / "000000.bin", "--output", out)
 
     assert call(*inputs, "--shard", "1/2") == 0
-    assert sorted(p.name for p in out.iterdir()) == ["b.bag", "monday"]
+    assert sorted(p.name for p in out.iterdir()) == ["b.bag", "manifest-1-of-2.jsonl", "monday"]
     capsys.readouterr()
-    assert call(*inputs) == 2
-    assert "--skip-existing" in capsys.readouterr().err
     written = (out / "b.bag").stat().st_mtime_ns
-    assert call(*inputs, "--skip-existing") == 0
-    assert "labelled 2 scans (2 outputs existed already)" in capsys.readouterr().out
-    assert sorted(p.name for p in out.iterdir()) == ["000000.label", "b.bag", "c", "monday"]
+    assert call(*inputs) == 0  # other shards' records count
+    assert "labelled 2 scans (2 inputs finished before)" in capsys.readouterr().out
+    outputs = ["000000.label", "b.bag", "c", "manifest-1-of-2.jsonl", "manifest.jsonl", "monday"]
+    assert sorted(p.name for p in out.iterdir()) == outputs
     assert (out / "b.bag").stat().st_mtime_ns == written
     assert len(read_labels(out / "000000.label")) == 2000
-    assert call(*inputs, "--skip-existing") == 0
-    assert "nothing to label (4 outputs existed already)" in capsys.readouterr().out
+    assert call(*inputs) == 0
+    assert "nothing to label (4 inputs finished before)" in capsys.readouterr().out
     labels = {tuple(read_field(clouds(out / name)[0], "label")) for name in ("monday/a", "b.bag", "c")}
     assert len(labels) == 1
     raw = SEMANTIC_KITTI.to_raw(np.array(labels.pop()))
@@ -171,7 +170,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
         ((without,), "holds no clouds"),
         ((bag, tmp_path / "cut"), str(tmp_path / "cut")),
         ((tmp_path / "hollow",), "is empty"),
-        ((tmp_path / "misc",), "without sequences/NN/velodyne and without bags"),
+        ((tmp_path / "misc",), "has no bags and no point-cloud files"),
         ((bag, "--shard", "3/2"), "1 <= I <= N"),
         ((bag, "--shard", "half"), "such as 1/4"),
         ((bag, tmp_path / "other" / "drive"), "would both be written to"),
@@ -180,7 +179,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
         assert call("label", "--model", small_model, *arguments, "--output", out) == 2, words
         said = capsys.readouterr().err
         assert words in said and "Traceback" not in said, said
-        assert not out.exists() or not list(out.iterdir())
+        assert not [path for path in out.glob("*") if path.name != "manifest.jsonl"]
     for target, words in ((tmp_path / "in", "overwritten by its own"), (tmp_path / "x.bag", "must be a folder")):
         assert call("label", "--model", small_model, bag, "--output", target, "--force") == 2
         assert words in capsys.readouterr().err
@@ -195,7 +194,7 @@ def test_an_unusable_cloud_is_named_and_leaves_no_bag(
     assert call("label", "--model", small_model, bag, "--output", tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert f"bag {bag}, cloud 2 of /lidar" in said and "'z'" in said
-    assert not list((tmp_path / "out").iterdir())
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["manifest.jsonl"]
 
 
 @needs_shared

@@ -16,7 +16,7 @@ from clouds import LAYOUTS, XYZ, PointCloud2, PointField, bytes_of, layout, mess
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.pointcloud2 import OUTPUTS, CloudError, LabelledCloudWriter, encode_filtered, make_cloud
+from sqsegv3_ros.pointcloud2 import DEFAULT_OUTPUTS, CloudError, LabelledCloudWriter, encode_filtered, make_cloud
 from sqsegv3_ros.pointcloud2.layout import BLOCK_BYTES
 
 COLORS = SEMANTIC_KITTI.colors
@@ -29,7 +29,7 @@ def results(count: int, classes: int = len(COLORS), seed: int = 1) -> tuple[np.n
     return rng.integers(0, classes, count).astype(dtype), rng.random(count, dtype=np.float32)
 
 
-def encode_labelled(cloud: Any, labels: Any, confidences: Any, colors: Any, outputs: Any = OUTPUTS) -> Any:
+def encode_labelled(cloud: Any, labels: Any, confidences: Any, colors: Any, outputs: Any = DEFAULT_OUTPUTS) -> Any:
     return LabelledCloudWriter(colors, outputs).write(cloud, labels, confidences)
 
 
