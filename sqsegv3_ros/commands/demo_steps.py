@@ -15,10 +15,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from sqsegv3_ros.errors import OperationError
 from sqsegv3_ros.process import use_fastdds_profile
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.evaluation.html_report import View
+    from sqsegv3_ros.inference.segmenter import Segmenter
 
 RATE_HZ = 10.0
 """Recorded rate of the drive."""
@@ -121,6 +127,7 @@ def write_pictures(model: Path, files: DemoFiles, worst: int = 3) -> None:
     names = [scan["name"] for scan in worst_scans(summary, worst)]
     segmenter = Segmenter(model)
     samples: dict[str, Sample] = {}
+    views: list[View] = []
     for number, (name, points, ground_truth) in enumerate(_read_scans(files.bag)):
         is_middle = number == summary["scan_count"] // 2
         if name not in names and not is_middle:
@@ -131,9 +138,35 @@ def write_pictures(model: Path, files: DemoFiles, worst: int = 3) -> None:
             title = f"{name} s of a simulated drive, labelled by {segmenter.info.name}"
             picture = draw_scan(title, points, segmenter.info.labels, labels, ground_truth)
             write_atomically(files.picture, encode_png(picture))
+            views = _navigation_views(segmenter, points, ground_truth)
     note = f"A simulated drive, labelled live by {segmenter.info.name}."
-    report = build_report(summary, [samples[name] for name in names if name in samples], note)
+    report = build_report(summary, [samples[name] for name in names if name in samples], note, views)
     write_atomically(files.report, report.encode())
+
+
+def _navigation_views(segmenter: Segmenter, points: npt.NDArray[Any], ground_truth: npt.NDArray[Any]) -> list[View]:
+    """A scan with the label map `traversability`, and its points in ~/output/obstacles."""
+    from sqsegv3_ros.data.label_map import load_label_map
+    from sqsegv3_ros.evaluation.html_report import View
+    from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
+    from sqsegv3_ros.evaluation.pictures import display_colors
+    from sqsegv3_ros.inference.point_filter import FilterConfig, PointFilter, ground_classes
+
+    labels, result = segmenter.info.labels, segmenter.segment(points)
+    folded = load_label_map("traversability").apply(labels)
+    matrix = ConfusionMatrix(folded.labels)
+    predicted = folded.fold(result.labels)
+    matrix.add(predicted, folded.fold(ground_truth))
+    classes = list(zip(folded.labels.names, matrix.scores().iou, strict=True))[1:]
+    scores = ", ".join(f"{name} {100 * iou:.0f} %" for name, iou in classes)
+    obstacles = PointFilter(FilterConfig(remove_classes=tuple(ground_classes(labels))), labels).mask(
+        points, result.labels, result.confidences, segmenter.extrinsics
+    )
+    colors = display_colors(labels)[result.labels]
+    return [
+        View(f"label map traversability (IoU: {scores})", points, display_colors(folded.labels)[predicted]),
+        View(f"obstacles: {obstacles.sum():,} of {len(points):,} points", points[obstacles], colors[obstacles]),
+    ]
 
 
 def _read_scans(bag: Path) -> Iterator[tuple[str, Any, Any]]:

@@ -52,6 +52,25 @@ class Sample:
         return matrix.scores()
 
 
+@dataclass(frozen=True)
+class View:
+    """Points of a scan from above.
+
+    Attributes:
+        caption: Sentence below the picture.
+        points: (N, 3 or more) x, y, z in metres in the sensor frame.
+        colors: (N, 3) uint8.
+    """
+
+    caption: str
+    points: npt.NDArray[np.float32]
+    colors: pictures.Picture
+
+    def draw(self) -> pictures.Picture:
+        """Draw the picture."""
+        return pictures.birds_eye_picture(self.points, self.colors, PICTURE_RADIUS_M, _background())
+
+
 def worst_scans(summary: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """Select the scans of a summary with the lowest mIoU over their present classes, worst first."""
     evaluated = [scan for scan in summary["scans"] if scan["evaluated_points"]]
@@ -90,7 +109,9 @@ def worst_samples(
         yield sample
 
 
-def build_report(summary: Mapping[str, Any], samples: Iterable[Sample] = (), note: str = "") -> str:
+def build_report(
+    summary: Mapping[str, Any], samples: Iterable[Sample] = (), note: str = "", views: Sequence[View] = ()
+) -> str:
     """Build the page.
 
     Args:
@@ -98,6 +119,7 @@ def build_report(summary: Mapping[str, Any], samples: Iterable[Sample] = (), not
             values).
         samples: Scans to show, in this order.
         note: Sentence at the top of the page.
+        views: Further pictures, below the tables.
 
     Returns:
         The HTML.
@@ -120,6 +142,7 @@ def build_report(summary: Mapping[str, Any], samples: Iterable[Sample] = (), not
             shares=(counts / np.maximum(counts.sum(axis=0), 1)).tolist(),
             latency=_histogram(summary["latency_ms"]) if summary.get("latency_ms") else None,
             scans=scans,
+            views=[(view.caption, view.draw()) for view in views],
             radius_m=PICTURE_RADIUS_M,
             cloud_points=CLOUD_POINTS,
             cloud={
@@ -183,15 +206,17 @@ def _scan(sample: Sample, label_set: LabelSet) -> dict[str, Any]:
 
     index = project(torch.from_numpy(sample.points), ProjectionConfig()).index.numpy()
     layers = pictures.label_layers(label_set, sample.prediction, sample.ground_truth, ("predicted", "true"))
-    background = np.full((PICTURE_SIZE, PICTURE_SIZE, 3), pictures.BACKGROUND, dtype=np.uint8)
-    points, radius_m = sample.points, PICTURE_RADIUS_M
     return {
         "name": sample.name,
         "scores": sample.scores(label_set),
         "points": _encode_points(sample),
         "strips": [(p.caption, pictures.image_of_points(p.colors, index)) for p in layers],
-        "views": [(p.caption, pictures.birds_eye_picture(points, p.colors, radius_m, background)) for p in layers],
+        "views": [(p.caption, View(p.caption, sample.points, p.colors).draw()) for p in layers],
     }
+
+
+def _background() -> pictures.Picture:
+    return np.full((PICTURE_SIZE, PICTURE_SIZE, 3), pictures.BACKGROUND, dtype=np.uint8)
 
 
 def _png(picture: pictures.Picture) -> str:

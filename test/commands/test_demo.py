@@ -29,7 +29,9 @@ def test_the_demo_evaluates_every_scan_and_writes_numbers_report_and_picture(
     assert len(summary["latency_ms"]) == 4
     assert "every scan was evaluated" in capfd.readouterr().out
     assert files.picture.read_bytes().startswith(b"\x89PNG")
-    assert "small-random" in files.report.read_text()
+    report = files.report.read_text()
+    assert "small-random" in report
+    assert "label map traversability (IoU: drivable " in report and "obstacles: " in report
 
 
 def test_a_machine_that_loses_scans_at_the_recorded_rate_evaluates_all_of_them_at_its_own_rate(
