@@ -47,14 +47,15 @@ def test_between_upload_and_download_no_value_is_looked_at_and_none_comes_from_t
 
     def label() -> Any:
         with torch.inference_mode():
-            return segmenter._label(points, None, _StageClock(segmenter.device), False)
+            return segmenter._label(points, None, _StageClock(segmenter.device), True)
 
     label()  # constants are made at the first scan
     with CopiesBetweenDevices() as copies:
-        labels, confidences, image, label_image = label()
+        of_points, image, label_image, entropy_image = label()
     assert copies.count == 0
-    assert labels.shape == confidences.shape == (5000,) and label_image.shape == (64, 256)
-    assert {t.device.type for t in (labels, confidences, image.channels, label_image)} == {"meta"}
+    assert entropy_image is not None and label_image.shape == entropy_image.shape == (64, 256)
+    assert [values.shape for values in of_points] == [(5000,)] * 3  # labels, confidences, entropies
+    assert {t.device.type for t in (*of_points, image.channels, label_image, entropy_image)} == {"meta"}
 
 
 @pytest.mark.cuda
