@@ -7,6 +7,7 @@ It is not a safety function: the network misses people.
 import json
 import sys
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import rclpy
@@ -21,7 +22,7 @@ try:
 except ImportError:  # ROS 2 from pip does not have it
     from sqsegv3_ros.pointcloud2 import read_field
 
-    def read_points(cloud: PointCloud2, field_names: list[str]) -> dict[str, np.ndarray]:
+    def read_points(cloud: PointCloud2, field_names: Any) -> Any:
         """Read fields of every point."""
         return {name: read_field(cloud, name) for name in field_names}
 
