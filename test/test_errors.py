@@ -112,3 +112,13 @@ def test_a_missing_openvino_is_named_when_it_is_asked_for() -> None:
     )
     done = run_without("openvino", code, "jazzy")
     assert done.stdout.startswith("backend 'openvino' needs the Python package 'openvino': pip install "), done.stderr
+
+
+def test_a_rclpy_of_another_python_or_distribution_is_explained() -> None:
+    done = run_without("rclpy", "import sqsegv3_ros.ros.segment_node", "humble")
+    assert done.returncode == 1
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert done.stderr.strip().splitlines()[-1] == (
+        f"ImportError: rclpy cannot be imported by Python {version} (No module named 'rclpy'); ROS 2 humble is "
+        "sourced: source the distribution that was built for this Python, or pip install 'sqsegv3_ros[ros]'"
+    )
