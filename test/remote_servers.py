@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ USER, PASSWORD, BUCKET = "robot", "secret", "fleet"
 
 
 @dataclass
-class Server:
+class Server(ABC):
     """A storage server: its root as a URL, the options of fsspec, and its content as the server itself sees it.
 
     Attributes:
@@ -27,13 +28,13 @@ class Server:
     options: dict[str, Any]
     damages_writes: bool = False
 
+    @abstractmethod
     def put(self, folder: Path) -> None:
         """Store all files below a folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def files(self) -> dict[str, bytes]:
         """Content by path below the root."""
-        raise NotImplementedError
 
 
 class S3(Server):

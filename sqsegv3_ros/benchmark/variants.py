@@ -9,6 +9,7 @@ Each runs in a child process (`child.py`), so heavy modules are imported where a
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ class Reference:
         }
 
 
-class _Runtime:
+class _Runtime(ABC):
     """A runtime that runs the network alone, on one normalised image."""
 
     name = ""
@@ -195,9 +196,9 @@ class _Runtime:
         self.run()
         self.run()  # the first one also allocates
 
+    @abstractmethod
     def infer(self) -> npt.NDArray[np.float32]:
         """Logits (1, C, H, W) of the image."""
-        raise NotImplementedError
 
     def run(self) -> dict[str, Any]:
         """Run the network: milliseconds."""
