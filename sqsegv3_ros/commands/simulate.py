@@ -42,6 +42,6 @@ def run(args: argparse.Namespace) -> int:
     for _ in progress(scans, args.scans, "scan"):
         pass
     outputs = [str(path) for path in (args.output, args.bag) if path is not None]
-    text = f"{args.scans} scans of a simulated {args.sensor} in {' and '.join(outputs)}"
+    text = f"{args.scans} scan{'s' * (args.scans != 1)} of a simulated {args.sensor} in {' and '.join(outputs)}"
     print_results(args, text, {**asdict(settings), "outputs": outputs})
     return 0
