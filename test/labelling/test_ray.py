@@ -49,7 +49,7 @@ def test_ray_labels_as_the_loop_does_and_takes_the_bag_of_a_dead_worker_again(
     with meanwhile(killer("monday/long", times=1)):
         assert call(*arguments, "--output", out, "--ray", address, *ACTORS) == 0
     said = capsys.readouterr()
-    assert "monday/long: worker died; it is taken again" in said.err
+    assert "monday/long: worker died; retrying" in said.err
     settings, found = records(out / "manifest.jsonl")
     expected_settings, expected = records(tmp_path / "loop" / "manifest.jsonl")
     assert settings == expected_settings
