@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import os
 import sys
@@ -233,12 +234,11 @@ class OpenVinoBackend:
     """The network compiled by OpenVINO for the CPU and one image size."""
 
     def __init__(self, model: ModelFile, runtime: Runtime, shape: tuple[int, int, int, int]) -> None:
-        openvino = import_openvino()
         self.shape = shape
         graph = _convert(model, shape)
         settings = openvino_settings(runtime.threads, runtime.precision)
         try:
-            compiled = openvino.Core().compile_model(graph, "CPU", settings)
+            compiled = _openvino_core().compile_model(graph, "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"OpenVINO cannot compile model {model.path}: {last_line(error)}") from error
         found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -280,6 +280,17 @@ def import_openvino() -> ModuleType:
         if hidden:
             del sys.modules[name]
     return openvino
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """The one Core of this process, kept until it ends.
+
+    OpenVINO 2026.4 gives the thread that compiles a Core's first network a signal stack of the Core's, and unmaps it
+    with the Core even if it is in use: after two Cores, or one that another thread deletes, the next signal to be
+    handled on that stack (SIGINT in Python) kills the process.
+    """
+    return import_openvino().Core()
 
 
 def _convert(model: ModelFile, shape: tuple[int, int, int, int]) -> Any:
