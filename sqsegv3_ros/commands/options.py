@@ -26,7 +26,7 @@ def add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
 
 
 def check_output(path: Path, suffix: str, force: bool) -> None:
-    """Raise UserError if an output has the wrong suffix, or exists already and may not be overwritten."""
+    """Raise UserError if an output has the wrong suffix, or already exists and may not be overwritten."""
     if path.suffix.lower() != suffix:
         raise UserError(f"--output {path} must end in {suffix}")
     refuse_existing(path, force)

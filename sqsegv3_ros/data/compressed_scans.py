@@ -98,7 +98,7 @@ def read_compressed(path: Path, settings: CompressedImport) -> tuple[npt.NDArray
         points = np.concatenate((xyz, remission[:, None]), axis=1).astype(np.float32)
         valid = np.any(xyz != 0, axis=1) & (raw >= 0)
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no compressed scan (dxyz, rem, labels): {error}") from error
+        raise UserError(f"{path} is not a compressed scan (dxyz, rem, labels): {error}") from error
     points, raw = points[valid], raw[valid]
     return points, (raw | instances(points, raw, settings.objects) << 16).astype(np.uint32)
 

@@ -32,7 +32,7 @@ _NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs the network. Equal runtimes give equal labels.
+    """Runtime of the network. Equal runtimes give equal labels.
 
     Attributes:
         backend: 'torch' or 'openvino'.
@@ -40,7 +40,7 @@ class Runtime:
         precision: 'fp32', 'fp16' or 'bf16', what the network computes in.
         threads: CPU threads that share a scan.
         cuda_graph: Whether the network's kernels are recorded once and replayed.
-        hint: What would make it faster, for the log; empty if nothing is known.
+        hint: What would make it faster, for the log; empty if there is none.
     """
 
     backend: str
@@ -143,7 +143,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def has_native_bf16() -> bool:
-    """Whether the CPU has bf16 instructions by its own flags; OpenVINO also reports bf16 where it emulates it."""
+    """Whether the CPU has bf16 instructions by its own flags; OpenVINO also reports bf16 if it emulates it."""
     try:
         flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
@@ -203,7 +203,7 @@ class TorchBackend:
 
 
 class GraphedBackend:
-    """A network on a CUDA device whose kernels are recorded once and replayed, which spares the launch of each."""
+    """A network on a CUDA device whose kernels are captured once and replayed, which saves launching each."""
 
     def __init__(self, network: TorchBackend) -> None:
         self._network = network

@@ -101,7 +101,7 @@ def label_on_ray(
 ) -> Generator[Record]:
     """Label jobs on a Ray cluster, the largest first.
 
-    A job whose worker or node died, or whose inference failed, is taken again, by at most `MAX_ATTEMPTS` workers in
+    A job whose worker or node died, or whose inference failed, is retried, by at most `MAX_ATTEMPTS` workers in
     all. A worker that cannot comply with the settings gets no job.
 
     Args:
@@ -195,7 +195,7 @@ class _Pool:
         return replace(result, attempts=self._attempts.pop(job.name, 0) + 1)
 
     def _refuse(self, actor: Any, reason: str) -> None:
-        """Let a worker go that cannot comply. It is not replaced: the next one would start on the same machine."""
+        """Dismiss a worker that cannot comply. It is not replaced: the next one would start on the same machine."""
         if reason not in self._refusals:
             self._say(f"worker refused: {reason}")
         self._refusals[reason] = None
@@ -211,7 +211,7 @@ class _Pool:
             return None
         attempts = self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
         if attempts < MAX_ATTEMPTS:
-            self._say(f"{job.name}: {reason}; it is taken again")
+            self._say(f"{job.name}: {reason}; retrying")
             self._waiting.appendleft(job)
             return None
         return Record(

@@ -69,7 +69,7 @@ def test_the_bag_of_a_dead_worker_is_taken_again(
     arguments = ("label", tmp_path / "archive", "--model", small_model, *QUICK)
     with meanwhile(killer("long", times=1)):
         assert call(*arguments, "--output", tmp_path / "out", "--ray", address, *ACTOR) == 0
-    assert "long: worker died; it is taken again" in capsys.readouterr().err
+    assert "long: worker died; retrying" in capsys.readouterr().err
     _, found = records(tmp_path / "out" / "manifest.jsonl")
     assert [(r["status"], r["clouds"], r["attempts"]) for r in found.values()] == [("done", 40, 2)]
 
