@@ -41,15 +41,18 @@ class RerunNode(Node):
         **kwargs: Arguments of rclpy's Node.
 
     Raises:
-        UserError: rerun-sdk is not installed, or the recording cannot be written.
+        UserError: rerun-sdk is not installed, or the recording already exists or cannot be written.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("rerun_node", **kwargs)
         description = "File to record to (.rrd); empty: start the Rerun viewer."
         self.declare_parameter("recording", "", ParameterDescriptor(description=description, read_only=True))
-        path = self.get_parameter("recording").value
-        self.recording = RerunRecording(Path(path) if path else None)
+        given = self.get_parameter("recording").value
+        path = Path(given) if given else None
+        if path is not None and path.exists():
+            raise UserError(f"recording {path} already exists; choose another file, or move that one away")
+        self.recording = RerunRecording(path)
         self._scan, self._stamp_ns = -1, -1
         self.create_subscription(PointCloud2, f"{OUTPUT}/points", self._on_cloud, QOS)
         self.create_subscription(Image, f"{OUTPUT}/range_image", self._on_range_image, QOS)
