@@ -58,6 +58,26 @@ def start_node(context: LaunchContext) -> list[Any]:
     return [node]
 
 
+def start_rerun(context: LaunchContext) -> list[Any]:
+    """The Rerun node, if the viewer or a recording is wanted."""
+    recording = LaunchConfiguration("rerun_recording").perform(context)
+    if not recording and LaunchConfiguration("rerun").perform(context).lower() == "false":
+        return []
+    node = Node(
+        package="sqsegv3_ros",
+        executable="rerun_node",
+        name="rerun_sqsegv3",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[
+            {"use_sim_time": LaunchConfiguration("use_sim_time")},
+            {"recording": ParameterValue(recording, value_type=str)},
+        ],
+        remappings=[("sqsegv3/output/points", LaunchConfiguration("output_topic"))],
+        output="screen",
+    )
+    return [node]
+
+
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments, and start the viewers and the node."""
     rviz = Node(
@@ -73,19 +93,6 @@ def generate_launch_description() -> LaunchDescription:
             *((f"/sqsegv3/output/{name}", f"sqsegv3/output/{name}") for name in OTHER_OUTPUTS),
         ],
         condition=IfCondition(LaunchConfiguration("rviz")),
-    )
-    rerun = Node(
-        package="sqsegv3_ros",
-        executable="rerun_node",
-        name="rerun_sqsegv3",
-        namespace=LaunchConfiguration("namespace"),
-        parameters=[
-            {"use_sim_time": LaunchConfiguration("use_sim_time")},
-            {"recording": ParameterValue(LaunchConfiguration("rerun_recording"), value_type=str)},
-        ],
-        remappings=[("sqsegv3/output/points", LaunchConfiguration("output_topic"))],
-        output="screen",
-        condition=IfCondition(LaunchConfiguration("rerun")),
     )
     return LaunchDescription(
         [
@@ -125,11 +132,11 @@ def generate_launch_description() -> LaunchDescription:
                 "rerun", default_value="false", choices=BOOLEANS, description="show the outputs in the Rerun viewer"
             ),
             DeclareLaunchArgument(
-                "rerun_recording", default_value="", description="with rerun: .rrd file to record to; empty: the viewer"
+                "rerun_recording", default_value="", description=".rrd file to record to; empty: none"
             ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
             rviz,  # before the node: if it is not installed, the launch fails at once
-            rerun,
+            OpaqueFunction(function=start_rerun),
             OpaqueFunction(function=start_node),
         ]
     )
