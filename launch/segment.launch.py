@@ -34,7 +34,7 @@ def start_node(context: LaunchContext) -> list[Any]:
         parameters.append(PathJoinSubstitution([CONFIG, "sensors", f"{given('sensor')}.yaml"]))
     if given("params_file"):
         parameters.append(ParameterFile(given("params_file"), allow_substs=True))
-    parameters += [{name: given(name)} for name in ("model", "device") if given(name)]
+    parameters += [{name: given(name)} for name in ("model", "device", "label_map") if given(name)]
     if given("autostart").lower() == "false":
         parameters.append({"autostart": False})
     if given("use_sim_time").lower() == "true":
@@ -101,6 +101,9 @@ def generate_launch_description() -> LaunchDescription:
             ),
             DeclareLaunchArgument(
                 "device", default_value="", description="auto, cuda, cuda:N or cpu; empty: see params_file"
+            ),
+            DeclareLaunchArgument(
+                "label_map", default_value="", description="label map: file or shipped name; empty: see params_file"
             ),
             DeclareLaunchArgument(
                 "input_topic", default_value="/velodyne_points", description="clouds of the sensor (PointCloud2)"

@@ -244,5 +244,8 @@ def test_the_exit_code_says_whether_every_scan_was_evaluated(launch: Launch, sma
     code, text = launched("follow:=true", "namespace:=front", f"output:={written}")
     assert code == 0, text
     assert json.loads(written.read_text())["scans_evaluated"] == 3
+    code, text = launched("follow:=true", "label_map:=traversability", f"output:={written}")
+    assert code == 0, text
+    assert json.loads(written.read_text())["iou"].keys() == {"drivable", "obstacle", "dynamic"}
     code, text = launched("rate:=1000", "quiet_s:=2")
     assert code == 1 and "not every scan was evaluated" in text, text
