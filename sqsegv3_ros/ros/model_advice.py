@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advice to use the model `small` if a CPU labels clouds more slowly than they arrive."""
+"""Advice to use OpenVINO or the model `small` if a CPU labels clouds more slowly than they arrive."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ def advise_smaller_model(logger: Any, segmenter: CloudSegmenter | None, diagnost
 
     Args:
         logger: Logger of the node.
-        segmenter: What labels the clouds. A GPU, the network of `small` and an installation without it get no advice.
+        segmenter: What labels the clouds. There is advice only if it runs on a CPU, with the network of a shipped model
+            other than `small`.
         diagnostics: Times of the last clouds.
     """
     pace = diagnostics.pace(time.monotonic())
@@ -32,23 +34,25 @@ def advise_smaller_model(logger: Any, segmenter: CloudSegmenter | None, diagnost
     inner = segmenter.segmenter
     if labelling_ms <= period_ms or inner.runtime.device.type != "cpu":
         return
-    if _small_architecture() in (None, inner.info.architecture):
+    if inner.info.architecture not in _slower_architectures():
         return
+    openvino = f"{inner.runtime.hint}. " if inner.runtime.hint else ""
     logger.warning(
         f"labelling takes {labelling_ms:.0f} ms per cloud, but a cloud arrives every {period_ms:.0f} ms: clouds are "
-        f"dropped. The model '{SMALL}' is faster and less accurate: launch with model:={SMALL} or run with "
+        f"dropped. {openvino}The model '{SMALL}' is faster, with a lower mIoU: launch with model:={SMALL} or run with "
         f"-p model:={SMALL}",
         once=True,
     )
 
 
 @lru_cache(maxsize=1)
-def _small_architecture() -> Mapping[str, Any] | None:
-    """None: it is not installed, or damaged."""
+def _slower_architectures() -> list[Mapping[str, Any]]:
+    """Those of the shipped models but `small`; none if `small` cannot be used."""
     from sqsegv3_ros.inference.model_file import read_info, shipped_models
 
-    path = shipped_models().get(SMALL)
-    try:
-        return None if path is None else read_info(path).architecture
-    except UserError:
-        return None
+    found = {}
+    for name, path in shipped_models().items():
+        with suppress(UserError):  # damaged
+            found[name] = read_info(path).architecture
+    small = found.get(SMALL)
+    return [] if small is None else [architecture for architecture in found.values() if architecture != small]

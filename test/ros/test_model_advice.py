@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import time
 from collections.abc import Iterator
@@ -12,18 +13,20 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
+from conftest import needs_openvino
 from live import Client, message, street
 from programs import PythonProcess, running_node, wait_until
 from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.inference import model_file
+from sqsegv3_ros.inference.backends import resolve_runtime
 from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
 from sqsegv3_ros.ros import model_advice
 from sqsegv3_ros.ros.diagnostics import Limits, NodeDiagnostics
 
 ADVICE = re.compile(
     r"labelling takes (\d+) ms per cloud, but a cloud arrives every (\d+) ms: clouds are dropped\. "
-    r"The model 'small' is faster and less accurate: launch with model:=small or run with -p model:=small"
+    r"The model 'small' is faster, with a lower mIoU: launch with model:=small or run with -p model:=small"
 )
 PERIOD_S = 0.02
 
@@ -81,7 +84,7 @@ def too_slow() -> NodeDiagnostics:
 
 def advice(segmenter: CloudSegmenter) -> list[str]:
     log = Log()
-    model_advice._small_architecture.cache_clear()
+    model_advice._slower_architectures.cache_clear()
     model_advice.advise_smaller_model(log, segmenter, too_slow())
     return log.warnings
 
@@ -100,6 +103,20 @@ def test_a_damaged_small_is_not_suggested(
     damaged.write_bytes(shipped["small"].read_bytes()[:1000])
     monkeypatch.setattr(model_file, "shipped_models", lambda: {**shipped, "small": damaged})
     assert advice(default) == []
+
+
+@needs_openvino
+def test_openvino_is_named_first_if_it_is_missing(default: CloudSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ADVICE.fullmatch(*advice(default))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(default.segmenter, "runtime", resolve_runtime("auto", "cpu"))
+    (text,) = advice(default)
+    assert re.search(r"clouds are dropped\. OpenVINO is not installed; .* install .*openvino\. The model 'small'", text)
+
+
+def test_another_network_gets_no_advice(small_model: Path) -> None:
+    assert advice(CloudSegmenter.from_parameters({"model": str(small_model), "device": "cpu"}, warm_up=False)) == []
+    assert advice(CloudSegmenter.from_parameters({"model": "small", "device": "cpu"}, warm_up=False)) == []
 
 
 @pytest.mark.long
