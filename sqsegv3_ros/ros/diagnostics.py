@@ -170,11 +170,16 @@ class NodeDiagnostics:
         """Return the median time to label a cloud and the mean time between clouds, milliseconds.
 
         Returns:
-            The two times over the last `WINDOW_S`; None before clouds have arrived for half of that.
+            The two times over the last `WINDOW_S`; None before clouds have arrived for half of that. The first
+            is without the stage sweeps, mostly waiting for a pose, which a faster model does not shorten.
         """
         with self._lock:
             _remove_old(self._received, now)
-            times_ms = [sum(stages.values()) for time, _, stages in self._labelled if time >= now - WINDOW_S]
+            times_ms = [
+                sum(milliseconds for stage, milliseconds in stages.items() if stage != "sweeps")
+                for time, _, stages in self._labelled
+                if time >= now - WINDOW_S
+            ]
             if len(times_ms) < 3 or len(self._received) < 3 or self._received[-1] - self._received[0] < WINDOW_S / 2:
                 return None
             period_s = (self._received[-1] - self._received[0]) / (len(self._received) - 1)

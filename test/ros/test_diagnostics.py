@@ -18,7 +18,9 @@ def feed(diagnostics: NodeDiagnostics, start: float, seconds: float, latency_ms:
     for i in range(int(seconds * rate_hz)):
         now = start + i / rate_hz
         diagnostics.received(now)
-        diagnostics.labelled(now + latency_ms / 1e3, latency_ms, {"network": latency_ms / 2, "knn": 1.0})
+        diagnostics.labelled(
+            now + latency_ms / 1e3, latency_ms, {"network": latency_ms / 2, "knn": 1.0, "sweeps": 40.0}
+        )
     return start + seconds
 
 
@@ -151,7 +153,7 @@ def test_input_warnings_are_shown_until_they_are_cleared() -> None:
 def test_the_pace_is_known_after_half_a_window() -> None:
     diagnostics = NodeDiagnostics(LIMITS, 0.0)
     assert diagnostics.pace(0.0) is None
-    now = feed(diagnostics, 0.0, 4, 150.0)  # stages of 75 and 1 ms
+    now = feed(diagnostics, 0.0, 4, 150.0)  # stages of 75 and 1 ms, and 40 ms of waiting for a pose
     assert diagnostics.pace(now) is None
     now = feed(diagnostics, now, 2, 150.0)
     assert diagnostics.pace(now) == pytest.approx((76.0, 100.0))
