@@ -19,7 +19,7 @@ from typing import Any
 
 import rclpy
 from rcl_interfaces.msg import ParameterDescriptor
-from rclpy.exceptions import InvalidParameterTypeException
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -35,6 +35,7 @@ from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair
 from sqsegv3_ros.evaluation.summary import format_summary, write_summary
 from sqsegv3_ros.files import expand_home
 from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
+from sqsegv3_ros.ros.parameters import set_range
 from sqsegv3_ros.ros.signals import stop_on_signals
 
 NODE_NAME = "evaluate_node"
@@ -58,6 +59,14 @@ PARAMETERS: dict[str, tuple[bool | int | float | str, str]] = {
     "publish_period_s": (1.0, "Period of ~/summary, seconds."),
 }
 
+RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value
+    "scans": (0, 1_000_000),
+    "quiet_s": (0.1, 86_400.0),
+    "start_timeout_s": (0.0, 86_400.0),
+    "max_pending": (1, 10_000),
+    "publish_period_s": (0.01, 3600.0),
+}
+
 
 class EvaluateNode(Node):
     """Match ground truth and labelled clouds by stamp, and evaluate the pairs on a worker thread.
@@ -73,12 +82,16 @@ class EvaluateNode(Node):
 
     Raises:
         UserError: A parameter cannot be used.
+        InvalidParameterValueException: A number is out of its range.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(NODE_NAME, **kwargs)
         for name, (default, description) in PARAMETERS.items():
-            self.declare_parameter(name, default, ParameterDescriptor(description=description, read_only=True))
+            descriptor = ParameterDescriptor(description=description, read_only=True)
+            if name in RANGES:
+                set_range(descriptor, type(default), *RANGES[name])
+            self.declare_parameter(name, default, descriptor)
         self.settings = {name: self.get_parameter(name).value for name in PARAMETERS}
         self.output = expand_home(self.settings["output"]) if self.settings["output"] else None
         self._labels = LabelSet.from_yaml(self.settings["labels"]) if self.settings["labels"] else SEMANTIC_KITTI
@@ -247,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
             node.publish()
             report(node.evaluation, node.output)
             return 0 if node.evaluation.complete else 1
-        except (UserError, InvalidParameterTypeException) as error:
+        except (UserError, InvalidParameterTypeException, InvalidParameterValueException) as error:
             print(f"evaluate_node: {error}", file=sys.stderr)
             return 2
         finally:

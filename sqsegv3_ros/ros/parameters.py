@@ -44,6 +44,14 @@ def explain_fixed(name: str) -> str:
     return f"{name}: read when the node is configured; run deactivate and cleanup, then set it"
 
 
+def set_range(descriptor: ParameterDescriptor, kind: type, low: float, high: float, step: int = 0) -> None:
+    """Set the lowest and the highest value of a number; the step is for integers, 0: any."""
+    if kind is float:
+        descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
+    else:
+        descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=step)]
+
+
 def _descriptor(spec: Spec) -> ParameterDescriptor:
     constraints = "; ".join(part for part in (", ".join(spec.choices), spec.rule) if part)
     descriptor = ParameterDescriptor(
@@ -51,10 +59,6 @@ def _descriptor(spec: Spec) -> ParameterDescriptor:
     )
     if spec.at_configure:
         descriptor.description += " Read when the node is configured."
-    if spec.low is None or spec.high is None:
-        return descriptor
-    if spec.kind is float:
-        descriptor.floating_point_range = [FloatingPointRange(from_value=float(spec.low), to_value=float(spec.high))]
-    else:
-        descriptor.integer_range = [IntegerRange(from_value=int(spec.low), to_value=int(spec.high), step=spec.step)]
+    if spec.low is not None and spec.high is not None:
+        set_range(descriptor, spec.kind, spec.low, spec.high, spec.step)
     return descriptor

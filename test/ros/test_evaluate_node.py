@@ -188,7 +188,12 @@ def test_it_gives_up_without_input_and_names_the_missing_topics() -> None:
 
 
 def test_a_wrong_parameter_ends_it_with_a_message() -> None:
-    for values, words in (({"max_pending": 0}, "at least 1"), ({"scans": "many"}, "scans"), ({"labels": "/no"}, "/no")):
+    for values, words in (
+        ({"max_pending": 0}, "max_pending out of range. Min: 1, Max: 10000, value: 0"),
+        ({"quiet_s": -1.0}, "quiet_s out of range Min: 0.1, Max: 86400.0, value: -1.0"),
+        ({"scans": "many"}, "scans"),
+        ({"labels": "/no"}, "/no"),
+    ):
         with running(*EVALUATE_NODE, *parameters(**values)) as evaluator:
             assert evaluator.exit_code(30) == 2, evaluator.log
         assert words in evaluator.log and "Traceback" not in evaluator.log
