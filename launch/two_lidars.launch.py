@@ -17,7 +17,7 @@ SEGMENT = PathJoinSubstitution([FindPackageShare("sqsegv3_ros"), "launch", "segm
 
 def lidar(side: str) -> GroupAction:
     """One node, in a scope of its own so that its arguments do not reach the other."""
-    names = ("input_topic", "sensor", "params_file", "rerun_recording")
+    names = ("input_topic", "output_topic", "sensor", "params_file", "rerun_recording")
     arguments = {name: LaunchConfiguration(f"{side}_{name}") for name in names}
     segment = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(SEGMENT), launch_arguments={"namespace": side, **arguments}.items()
@@ -30,9 +30,15 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument("front_input_topic", default_value="/front/points", description="front: clouds"),
+            DeclareLaunchArgument(
+                "front_output_topic", default_value="sqsegv3/output/points", description="front: labelled clouds"
+            ),
             DeclareLaunchArgument("front_sensor", default_value="", description="front: preset; empty: none"),
             DeclareLaunchArgument("front_params_file", default_value="", description="front: parameters; empty: none"),
             DeclareLaunchArgument("rear_input_topic", default_value="/rear/points", description="rear: clouds"),
+            DeclareLaunchArgument(
+                "rear_output_topic", default_value="sqsegv3/output/points", description="rear: labelled clouds"
+            ),
             DeclareLaunchArgument("rear_sensor", default_value="", description="rear: preset; empty: none"),
             DeclareLaunchArgument("rear_params_file", default_value="", description="rear: parameters; empty: none"),
             DeclareLaunchArgument(

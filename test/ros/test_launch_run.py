@@ -138,9 +138,11 @@ def test_two_lidars_are_labelled_by_a_node_each_with_its_own_preset(
 ) -> None:
     rear = parameter_file(tmp_path / "rear.yaml", "threads: 1")
     arguments = [f"model:={small_model}", "device:=cpu", "front_sensor:=vlp16", f"rear_params_file:={rear}"]
+    arguments += ["front_output_topic:=/labelled"]
     with launch("two_lidars.launch.py", *arguments) as launched:
-        for side in ("front", "rear"):
-            check_labels(client, launched, f"/{side}/points", f"/{side}/sqsegv3/output/points")
+        for side, output in (("front", "/labelled"), ("rear", "/rear/sqsegv3/output/points")):
+            check_labels(client, launched, f"/{side}/points", output)
+        assert client.node.count_publishers("/labelled") == 1
         found = {}
         for side in ("front", "rear"):
             with client.targeting(f"/{side}/sqsegv3"):
