@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from conftest import ROOT
 
+from sqsegv3_ros.inference.stages import STAGES
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status
 
 LIMITS = Limits(latency_budget_ms=100, late_error_after_s=5, stale_after_s=1)
@@ -158,3 +162,9 @@ def test_the_pace_is_known_after_half_a_window() -> None:
     now = feed(diagnostics, now, 2, 150.0)
     assert diagnostics.pace(now) == pytest.approx((76.0, 100.0))
     assert diagnostics.pace(now + 20) is None
+
+
+def test_documentation_lists_the_stages_in_order() -> None:
+    text = (ROOT / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    listed = text.split("The stages, in order: ", 1)[1].split(" ([", 1)[0]
+    assert tuple(re.findall(r"`(\w+)`", listed)) == STAGES
