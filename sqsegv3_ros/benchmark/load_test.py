@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load test of the running node: how many clouds are labelled, dropped for a newer one, refused or lost."""
+"""Load test of the running node: how many clouds are labelled, dropped for a newer one, rejected or lost."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ class Bench:
             **published,
             "labelled": len(latencies),
             "dropped": dropped,
-            "refused": delta["rejected"] + delta["failed"],
+            "rejected": delta["rejected"],
+            "failed": delta["failed"],
             "lost": published["sent"] - len(latencies) - dropped - delta["rejected"] - delta["failed"],
             "damaged": report["damaged"],
             "latency_ms": distribution(latencies),
@@ -256,7 +257,19 @@ def text(results: Sequence[Mapping[str, Any]]) -> str:
     p50, p95 and p99: from publication to the receipt of the labels. in the node, processing: medians of the last
     seconds, from receipt to publication and without waiting for the scan before.
     """
-    header = ["clouds", "points", "bytes", "publisher", "sent", "labelled", "dropped", "refused", "lost", "damaged"]
+    header = [
+        "clouds",
+        "points",
+        "bytes",
+        "publisher",
+        "sent",
+        "labelled",
+        "dropped",
+        "rejected",
+        "failed",
+        "lost",
+        "damaged",
+    ]
     header += ["p50 ms", "p95 ms", "p99 ms", "in the node", "processing"]
     rows = []
     for result in results:
@@ -264,7 +277,7 @@ def text(results: Sequence[Mapping[str, Any]]) -> str:
             "" if math.isnan(t) else f"{t:.0f}" for t in (result["latency_ms"][key] for key in ("median", "p95", "p99"))
         ]
         publisher = "reliable" if result["reliable"] else "best effort"
-        counts = [result[key] for key in ("sent", "labelled", "dropped", "refused", "lost", "damaged")]
+        counts = [result[key] for key in ("sent", "labelled", "dropped", "rejected", "failed", "lost", "damaged")]
         start = [f"{result['hz']:g} Hz", f"{result['points']:,}", result["step"], publisher]
         rows.append([*start, *counts, *times, f"{result['in_node_ms']:.0f}", f"{result['processing_ms']:.0f}"])
     return table(header, rows)

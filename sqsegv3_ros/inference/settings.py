@@ -163,7 +163,7 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec("intensity_exponent", 1.0, "Remission = intensity_scale * intensity ** this; 0.5: square root.", 0.01, 10.0),
     Spec("ring_field", "ring", "Field that holds the laser's number.", rule="empty: the cloud has none"),
-    Spec("max_points", 10_000_000, "Clouds that declare more points are refused.", 1, 2**31 - 1),
+    Spec("max_points", 10_000_000, "Clouds that declare more points are rejected.", 1, 2**31 - 1),
     Spec("projection.fov_up_deg", float, "Elevation of the image's upper edge, degrees.", -90.0, 90.0),
     Spec("projection.fov_down_deg", float, "Elevation of the image's lower edge, degrees.", -90.0, 90.0),
     Spec("projection.height", int, "Rows of the image.", 1, 1024, at_configure=True),

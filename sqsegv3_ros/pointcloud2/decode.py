@@ -41,8 +41,8 @@ class CloudSettings:
             and a model trained on KITTI's 0..1.
         intensity_exponent: 0.5 for calibrated reflectivity, most of which is near 0, unlike KITTI's remission.
         ring_field: Field with the laser's number; "" for none.
-        ring_required: Refuse clouds without that field; set if it determines the rows of the image.
-        max_points: Refuse clouds that declare more points, so that a header cannot exhaust the memory.
+        ring_required: Reject clouds without that field; set if it determines the rows of the image.
+        max_points: Reject clouds that declare more points, so that a header cannot exhaust the memory.
     """
 
     intensity_fields: tuple[str, ...] = INTENSITY_FIELDS

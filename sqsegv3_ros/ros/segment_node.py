@@ -90,7 +90,7 @@ class SegmentNode(LifecycleNode):
             extrinsics = self._tf_extrinsics.find(cloud.header.frame_id) if self._tf_extrinsics else None
         except UserError as error:
             self._diagnostics.rejected(now, "no_transform", str(error))
-            self.get_logger().warning(f"cloud dropped: {error}", throttle_duration_sec=THROTTLE_S)
+            self.get_logger().warning(f"cloud rejected: {error}", throttle_duration_sec=THROTTLE_S)
             return
         if self._worker is not None and self._worker.put((cloud, now, extrinsics)):
             self._diagnostics.dropped_newer_available()
@@ -103,7 +103,7 @@ class SegmentNode(LifecycleNode):
             self._label(*item, diagnostics)
         except CloudError as error:
             diagnostics.rejected(time.monotonic(), error.reason, str(error))
-            self.get_logger().warning(f"cloud dropped: {error}", throttle_duration_sec=THROTTLE_S)
+            self.get_logger().warning(f"cloud rejected: {error}", throttle_duration_sec=THROTTLE_S)
         except Exception as error:
             if self.context.ok():  # otherwise the node is shutting down and cannot publish any more
                 message = f"labelling failed: {type(error).__name__}: {error}"

@@ -141,7 +141,7 @@ def test_special_points_get_valid_labels_and_confidences(rig: Rig, name: str) ->
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_five_million_points_are_labelled_and_more_than_max_points_are_refused(rig: Rig) -> None:
+def test_five_million_points_are_labelled_and_more_than_max_points_are_rejected(rig: Rig) -> None:
     points = np.tile(good_points(), (250, 1))
     labelled = rig.labels(lambda: stamped(message(points)), timeout_s=600, pause_s=30)
     assert labelled.width == 5_000_000

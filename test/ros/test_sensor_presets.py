@@ -293,7 +293,7 @@ def test_extrinsics_are_read_from_tf_for_the_frame_of_the_cloud(
         assert listened == {f"{node.get_fully_qualified_name()}/input/points"}  # no longer to TF
 
 
-def test_clouds_of_a_frame_without_a_transform_are_dropped_until_there_is_one(
+def test_clouds_of_a_frame_without_a_transform_are_rejected_until_there_is_one(
     client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
 ) -> None:
     with node_of(client, model=model, base_frame="base_link") as node:
