@@ -26,7 +26,7 @@ from sqsegv3_ros.data.sequences import (
 )
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import atomic_output, progress, refuse_existing
-from sqsegv3_ros.pointcloud2 import CloudSettings, decode, read_field, read_layout
+from sqsegv3_ros.pointcloud2 import CloudSettings, decode, read_field, read_layout, stamp_ns
 
 _TF_TYPES = (TF_TYPE, "tf/msg/tfMessage")  # the second in old ROS 1 bags
 _CLOUD_SETTINGS = CloudSettings(ring_field="")
@@ -123,7 +123,7 @@ def bag_to_sequence(bag: Path, root: Path, name: str, settings: BagImport, *, fo
                 labelled = _write_cloud(draft, number, cloud, settings, labelled)
             except UserError as error:
                 raise UserError(f"bag {bag}, cloud {number + 1} of {topic}: {error}") from error
-            stamps.append(_stamp_ns(cloud.header.stamp))
+            stamps.append(stamp_ns(cloud.header))
             if number and stamps[-1] <= stamps[-2]:
                 raise UserError(f"bag {bag}, cloud {number + 1} of {topic}: its stamp is not after the previous one")
             frame = frame or str(cloud.header.frame_id)
@@ -155,7 +155,7 @@ def _read_poses(reader: BagReader, frame: str, stamps: list[int]) -> tuple[Matri
     to_camera = NOMINAL_TR
     for transform in _transforms(reader):
         if transform.child_frame_id.lstrip("/") == frame.lstrip("/"):
-            by_stamp[_stamp_ns(transform.header.stamp)] = _matrix(transform.transform)
+            by_stamp[stamp_ns(transform.header)] = _matrix(transform.transform)
         elif transform.child_frame_id == CAMERA_FRAME and transform.header.frame_id == frame:
             to_camera = np.linalg.inv(_matrix(transform.transform))
     if not stamps or any(stamp not in by_stamp for stamp in stamps):
@@ -172,7 +172,3 @@ def _transforms(reader: BagReader) -> Iterator[Any]:
 def _matrix(transform: Any) -> Matrices:
     t, q = transform.translation, transform.rotation
     return transform_from_quaternion((t.x, t.y, t.z), (q.x, q.y, q.z, q.w))
-
-
-def _stamp_ns(stamp: Any) -> int:
-    return int(stamp.sec) * 10**9 + int(stamp.nanosec)

@@ -13,6 +13,7 @@ import numpy as np
 from sqsegv3_ros.data.rosbag_reader import BagReader
 from sqsegv3_ros.data.rotations import Matrix, transform_from_quaternion
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.pointcloud2 import stamp_ns
 
 TF_TYPE, ODOMETRY_TYPE = "tf2_msgs/msg/TFMessage", "nav_msgs/msg/Odometry"
 
@@ -111,13 +112,13 @@ class BagPoses:
         Raises:
             UserError: The transform is not known.
         """
-        stamp_ns, frame = _nanoseconds(header.stamp), _frame(header.frame_id)
+        time_ns, frame = stamp_ns(header), _frame(header.frame_id)
         pose, path = np.eye(4), [frame]
         while path[-1] != self._fixed_frame:
             frame = path[-1]
             try:
                 if frame in self._tracks:
-                    parent, matrix = self._tracks[frame].parent, self._tracks[frame].at(stamp_ns)
+                    parent, matrix = self._tracks[frame].parent, self._tracks[frame].at(time_ns)
                 else:
                     parent, matrix = self._static[frame]
             except KeyError:
@@ -136,7 +137,7 @@ class BagPoses:
 
     def _add(self, header: Any, child: str, position: Any, orientation: Any) -> None:
         track = self._tracks.setdefault(_frame(child), PoseTrack())
-        track.add(_frame(header.frame_id), _nanoseconds(header.stamp), position, orientation)
+        track.add(_frame(header.frame_id), stamp_ns(header), position, orientation)
 
 
 def _transforms(reader: BagReader, topic: str) -> Iterator[Any]:
@@ -146,7 +147,3 @@ def _transforms(reader: BagReader, topic: str) -> Iterator[Any]:
 
 def _frame(name: str) -> str:
     return name.lstrip("/")  # ROS 1 allowed a slash
-
-
-def _nanoseconds(stamp: Any) -> int:
-    return int(stamp.sec) * 10**9 + int(stamp.nanosec)

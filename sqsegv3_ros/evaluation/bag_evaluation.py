@@ -19,6 +19,7 @@ from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.evaluator import Evaluator
 from sqsegv3_ros.evaluation.live_evaluation import format_stamp
 from sqsegv3_ros.files import progress
+from sqsegv3_ros.pointcloud2 import stamp_ns
 
 LABEL_SET_NOTE = "sqsegv3_label_set"
 STRING_TYPE = "std_msgs/msg/String"
@@ -86,7 +87,7 @@ def evaluate_bags(
     clouds = ((pair, *clouds) for pair in pairs for clouds in _read_clouds(pair, fields))
     folded = {bag: label_map is not None and _is_folded(bag, labels, label_map.labels) for _, bag, _ in pairs}
     for pair, labelled, truth in progress(islice(clouds, limit), min(limit or total, total), "cloud"):
-        name = f"{pair.name}/{format_stamp(_stamp_ns(labelled))}"
+        name = f"{pair.name}/{format_stamp(stamp_ns(labelled.header))}"
         field_names = fields.ground_truth_field, fields.label_field
         try:
             evaluator.add_clouds(name, truth, labelled, *field_names, label_map, output_is_folded=folded[pair.labelled])
@@ -180,10 +181,6 @@ def _read_clouds(pair: _BagPair, fields: BagFields) -> Iterator[tuple[Any, Any]]
         truth_topic = truth_reader.cloud_topic(fields.ground_truth_topic)
         true = (truth_reader.cloud(m) for m in truth_reader.messages(truth_topic))
         for number, (cloud, true_cloud) in enumerate(zip_longest(labelled, true), start=1):
-            if cloud is None or true_cloud is None or _stamp_ns(cloud) != _stamp_ns(true_cloud):
+            if cloud is None or true_cloud is None or stamp_ns(cloud.header) != stamp_ns(true_cloud.header):
                 raise UserError(f"cloud {number} of bag {bag} and of {truth} are not the same: their stamps differ")
             yield cloud, true_cloud
-
-
-def _stamp_ns(cloud: Any) -> int:
-    return int(cloud.header.stamp.sec) * 10**9 + int(cloud.header.stamp.nanosec)

@@ -26,7 +26,7 @@ from sqsegv3_ros.inference.range_image import ProjectionConfig
 from sqsegv3_ros.inference.segmenter import Segmentation, Segmenter
 from sqsegv3_ros.inference.settings import DEFAULTS, FILTERS, Settings
 from sqsegv3_ros.inference.sweeps import Pose, SweepVote
-from sqsegv3_ros.pointcloud2 import CloudSettings, LabelledCloudWriter, decode, encode_filtered
+from sqsegv3_ros.pointcloud2 import CloudSettings, LabelledCloudWriter, decode, encode_filtered, stamp_ns
 
 INPUT_CHECK_PERIOD_S = 1.0
 
@@ -276,10 +276,10 @@ class CloudSegmenter:
         """The segmentation with the labels of several sweeps, or the same one and why they did not vote."""
         try:
             pose = find_pose(header)
-            stamp_ns = int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
-            return sweeps.vote(
-                segmentation, points, pose, stamp_ns, self.segmenter.projection, self.segmenter.extrinsics
-            ), ()
+            voted = sweeps.vote(
+                segmentation, points, pose, stamp_ns(header), self.segmenter.projection, self.segmenter.extrinsics
+            )
+            return voted, ()
         except UserError as error:
             return segmentation, (f"labels are those of one sweep: {error}",)
 

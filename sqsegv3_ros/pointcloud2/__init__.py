@@ -17,6 +17,7 @@ from sqsegv3_ros.pointcloud2.decode import (
 from sqsegv3_ros.pointcloud2.encode import DEFAULT_OUTPUTS, OUTPUTS, LabelledCloudWriter, encode_filtered
 from sqsegv3_ros.pointcloud2.layout import REASONS, CloudError, Field, Layout, PointCloudLike, read_layout
 from sqsegv3_ros.pointcloud2.make import make_cloud
+from sqsegv3_ros.pointcloud2.stamp import stamp_ns
 
 __all__ = [
     "DEFAULT_OUTPUTS",
@@ -35,5 +36,6 @@ __all__ = [
     "make_cloud",
     "read_field",
     "read_layout",
+    "stamp_ns",
     "to_remission",
 ]

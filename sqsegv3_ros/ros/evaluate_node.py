@@ -22,7 +22,6 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import PointCloud2
@@ -31,16 +30,16 @@ from std_msgs.msg import String
 from sqsegv3_ros.data.label_map import load_label_map
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, stamp_of, titled_numbers
+from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, format_stamp, stamp_of, titled_numbers
 from sqsegv3_ros.evaluation.summary import format_summary, write_summary
 from sqsegv3_ros.files import expand_home
 from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
 from sqsegv3_ros.ros.parameters import set_range
+from sqsegv3_ros.ros.qos import LATCHED
 from sqsegv3_ros.ros.signals import stop_on_signals
 
 NODE_NAME = "evaluate_node"
 SETTLE_S = 0.5  # between discovering the node and subscribing to scans: it labels nothing before it discovers us
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TOPICS = {  # private name -> topic without remapping
     "input/ground_truth": "/velodyne_points",
     "input/labelled": "/sqsegv3/output/points",
@@ -209,7 +208,7 @@ class EvaluateNode(Node):
 
     def _evaluate_pairs(self) -> None:
         while (pair := self._pairs.get()) is not None:
-            with self._fatal_errors(f"scan {pair.stamp_ns // 10**9}.{pair.stamp_ns % 10**9:09d}"):
+            with self._fatal_errors(f"scan {format_stamp(pair.stamp_ns)}"):
                 truth = deserialize_message(pair.ground_truth, PointCloud2)
                 output = deserialize_message(pair.output, PointCloud2)
                 with self._evaluation_lock:

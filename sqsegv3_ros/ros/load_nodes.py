@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sqsegv3_ros.pointcloud2 import make_cloud, stamp_ns
+
 NODE = "/sqsegv3"
 _F4, _U2, _U4 = np.float32, np.uint16, np.uint32
 _XYZ = {"x": (0, _F4), "y": (4, _F4), "z": (8, _F4)}
@@ -64,11 +66,11 @@ class Load:
         self._diagnostics_received_s = 0.0
         if role == "receiver":
             from diagnostic_msgs.msg import DiagnosticArray
-            from rclpy.qos import QoSProfile, ReliabilityPolicy
             from sensor_msgs.msg import PointCloud2
 
-            reliable = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
-            self._node.create_subscription(PointCloud2, f"{NODE}/output/points", self._on_cloud, reliable)
+            from sqsegv3_ros.ros.qos import OUTPUT
+
+            self._node.create_subscription(PointCloud2, f"{NODE}/output/points", self._on_cloud, OUTPUT)
             self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
@@ -102,7 +104,6 @@ class Load:
         from sensor_msgs.msg import PointCloud2, PointField
 
         from sqsegv3_ros.benchmark.scene import synthetic_scan
-        from sqsegv3_ros.pointcloud2 import make_cloud
 
         policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         publisher = self._node.create_publisher(
@@ -129,7 +130,7 @@ class Load:
 
     def _on_cloud(self, cloud: Any) -> None:
         now = time.monotonic_ns()
-        stamp = cloud.header.stamp.sec * 10**9 + cloud.header.stamp.nanosec
+        stamp = stamp_ns(cloud.header)
         self._latencies.append((now, (now - stamp) / 1e6))
         self._damaged += bytes(cloud.data[0:4]) != mark(stamp)
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Float64, Header, String
@@ -17,9 +16,7 @@ from std_msgs.msg import Float64, Header, String
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter, Result
 from sqsegv3_ros.inference.stages import STAGES
-
-_OUTPUT_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
-_LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+from sqsegv3_ros.ros import qos
 
 
 class OutputPublishers:
@@ -31,23 +28,23 @@ class OutputPublishers:
             name: node.create_lifecycle_publisher(
                 PointCloud2 if name in CloudSegmenter.CLOUDS else Image,
                 f"~/output/{name}",
-                _OUTPUT_QOS,
+                qos.OUTPUT,
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             for name in CloudSegmenter.PRODUCTS
         }
         self._times = {
-            stage: node.create_lifecycle_publisher(Float64, f"~/debug/processing_time/{stage}_ms", _OUTPUT_QOS)
+            stage: node.create_lifecycle_publisher(Float64, f"~/debug/processing_time/{stage}_ms", qos.OUTPUT)
             for stage in STAGES
         }
-        self._label_set = node.create_lifecycle_publisher(String, "~/output/label_set", _LATCHED_QOS)
+        self._label_set = node.create_lifecycle_publisher(String, "~/output/label_set", qos.LATCHED)
         self._label_info = None
         try:
             from vision_msgs.msg import LabelInfo
         except ImportError:
             node.get_logger().info("vision_msgs is not installed: ~/output/label_info is not published")
         else:
-            self._label_info = node.create_lifecycle_publisher(LabelInfo, "~/output/label_info", _LATCHED_QOS)
+            self._label_info = node.create_lifecycle_publisher(LabelInfo, "~/output/label_info", qos.LATCHED)
 
     def subscribed_products(self) -> set[str]:
         """Return the names of the products that have a subscriber."""

@@ -14,7 +14,6 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
@@ -23,13 +22,12 @@ from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
 from sqsegv3_ros.files import expand_home
-from sqsegv3_ros.pointcloud2 import CloudError, CloudSettings, decode, read_field, read_layout
+from sqsegv3_ros.pointcloud2 import CloudError, CloudSettings, decode, read_field, read_layout, stamp_ns
+from sqsegv3_ros.ros import qos
 from sqsegv3_ros.ros.signals import stop_on_signals
 
 # below the namespace of this node, as those of the segmentation node are
 OUTPUT = "sqsegv3/output"
-QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 THROTTLE_S = 5.0
 _XYZ_ONLY = CloudSettings(intensity_fields=(), ring_field="")
 
@@ -53,11 +51,11 @@ class RerunNode(Node):
         if path is not None and path.exists():
             raise UserError(f"recording {path} already exists; choose another file, or move that one away")
         self.recording = RerunRecording(path)
-        self._scan, self._stamp_ns = -1, -1
-        self.create_subscription(PointCloud2, f"{OUTPUT}/points", self._on_cloud, QOS)
-        self.create_subscription(Image, f"{OUTPUT}/range_image", self._on_range_image, QOS)
-        self.create_subscription(Image, f"{OUTPUT}/label_image", self._on_label_image, QOS)
-        label_set = self.create_subscription(String, f"{OUTPUT}/label_set", self._on_label_set, LATCHED)
+        self._scan, self._time_ns = -1, -1
+        self.create_subscription(PointCloud2, f"{OUTPUT}/points", self._on_cloud, qos.OUTPUT)
+        self.create_subscription(Image, f"{OUTPUT}/range_image", self._on_range_image, qos.OUTPUT)
+        self.create_subscription(Image, f"{OUTPUT}/label_image", self._on_label_image, qos.OUTPUT)
+        label_set = self.create_subscription(String, f"{OUTPUT}/label_set", self._on_label_set, qos.LATCHED)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._segment_node = label_set.topic_name.removesuffix("/output/label_set")
         self.get_logger().info(f"showing {self._segment_node} in {path or 'the Rerun viewer'}")
@@ -94,10 +92,10 @@ class RerunNode(Node):
 
     def _set_scan(self, header: Header) -> None:
         """Put the following data at the scan with this stamp: cloud and images of a scan come one by one."""
-        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
-        if stamp_ns != self._stamp_ns:
-            self._scan, self._stamp_ns = self._scan + 1, stamp_ns
-        self.recording.set_scan(self._scan, stamp_ns)
+        time_ns = stamp_ns(header)
+        if time_ns != self._time_ns:
+            self._scan, self._time_ns = self._scan + 1, time_ns
+        self.recording.set_scan(self._scan, time_ns)
 
 
 def main(arguments: list[str] | None = None) -> int:
