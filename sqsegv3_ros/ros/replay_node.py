@@ -32,6 +32,7 @@ NODE_NAME = "sqsegv3_replay"
 DEPTH = 10
 DELIVERY_S = 2.0  # longest wait for the acknowledgement of the last clouds
 SETTLE_S = 0.3  # between discovering a subscriber and being discovered by it
+FOLLOW_TIMEOUT_S = 30.0  # longest wait for the last stamp on the followed topic
 LINGER_S = 0.3  # for best-effort subscribers, which acknowledge nothing
 
 
@@ -47,7 +48,6 @@ class ReplaySettings:
         reliable: Reliability of the publisher.
         subscribers: Number of subscribers to wait for before the first cloud.
         follow: Topic of labelled clouds; the next cloud is published after the last one's stamp was received there.
-        follow_timeout_s: Longest wait for that stamp.
     """
 
     topic: str | None = None
@@ -57,7 +57,6 @@ class ReplaySettings:
     reliable: bool = True
     subscribers: int = 0
     follow: str | None = None
-    follow_timeout_s: float = 30.0
 
 
 def replay(source: Source, settings: ReplaySettings, arguments: list[str] | None = None) -> Report:
@@ -94,7 +93,7 @@ class _CloudPublisher:
         self._clock: Any = None
         if settings.clock_hz is not None:
             self._clock = self._node.create_publisher(Clock, "/clock", QoSProfile(depth=1))
-        self._follower = _Follower(self._node, settings.follow, settings.follow_timeout_s) if settings.follow else None
+        self._follower = _Follower(self._node, settings.follow) if settings.follow else None
 
     def close(self) -> None:
         if self._follower is not None:
@@ -156,8 +155,8 @@ class _CloudPublisher:
 class _Follower:
     """Wait for the stamp of the last published cloud on another topic."""
 
-    def __init__(self, node: Node, topic: str, timeout_s: float) -> None:
-        self._node, self._timeout_s = node, timeout_s
+    def __init__(self, node: Node, topic: str) -> None:
+        self._node = node
         self._topic = node.resolve_topic_name(topic)
         self._expected_ns: int | None = None
         self._deadline_s = 0.0
@@ -172,7 +171,7 @@ class _Follower:
         return self._subscription is not None
 
     def expect(self, stamp_ns: int) -> None:
-        self._expected_ns, self._deadline_s = stamp_ns, time.monotonic() + self._timeout_s
+        self._expected_ns, self._deadline_s = stamp_ns, time.monotonic() + FOLLOW_TIMEOUT_S
 
     def is_ready(self) -> bool:
         """Whether the next cloud may be published. Raises OperationError after the timeout."""
@@ -182,7 +181,7 @@ class _Follower:
         if self._expected_ns is not None and time.monotonic() > self._deadline_s:
             raise OperationError(
                 f"no cloud with stamp {self._expected_ns / 1e9:.9f} received on {self._topic} within "
-                f"{self._timeout_s:g} s; check that the node is active and that it labels this topic"
+                f"{FOLLOW_TIMEOUT_S:g} s; check that the node is active and that it labels this topic"
             )
         return self._expected_ns is None
 
