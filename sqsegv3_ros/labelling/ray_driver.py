@@ -244,25 +244,31 @@ def _connect(cluster: Cluster) -> tuple[Any, str]:
     from sqsegv3_ros.inference.backends import usable_cores
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address, source = _resolve(cluster.address)
     try:
-        if cluster.address == LOCAL:
+        if address == LOCAL:
             context = ray.init(LOCAL, num_cpus=usable_cores(), object_store_memory=OBJECT_STORE_BYTES, **quiet)
         else:
-            _probe(cluster.address)
-            context = ray.init(cluster.address, **quiet)
+            _probe(address, source)
+            context = ray.init(address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if cluster.address == AUTO and isinstance(error, ConnectionError):
+        if address == AUTO and isinstance(error, ConnectionError):
             raise UserError(
                 "no Ray cluster on this machine: start one with `ray start --head`, pass --ray HOST:PORT, or --ray "
                 "without an address"
             ) from error
-        raise UserError(f"Ray cannot be reached at '{cluster.address}': {error}") from error
+        raise UserError(f"Ray cannot be reached at '{address}' (from {source}): {error}") from error
     return ray, f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
-def _probe(address: str) -> None:
+def _resolve(address: str) -> tuple[str, str]:
+    """The address to use and what sets it: for Ray, 'auto' is the address in RAY_ADDRESS if that is set."""
+    from_environment = os.environ.get("RAY_ADDRESS") if address == AUTO else None
+    return (from_environment, "RAY_ADDRESS") if from_environment else (address, "--ray")
+
+
+def _probe(address: str, source: str) -> None:
     """Raise UserError if nothing listens at an address, as Ray would go on trying for more than a minute."""
-    address = (os.environ.get("RAY_ADDRESS") or AUTO) if address == AUTO else address
     if address == AUTO:
         return
     try:
@@ -271,13 +277,15 @@ def _probe(address: str) -> None:
     except ValueError:
         host, port = None, None
     if host is None or port is None:
-        raise UserError(f"--ray must be HOST:PORT, such as head:6379, or auto, found '{address}'")
+        raise UserError(f"{source} must be HOST:PORT, such as head:6379, or auto or local, found '{address}'")
     try:
         socket.create_connection((host, port), PROBE_S).close()
+    except UnicodeError as error:  # not a name for DNS, such as one with more than 63 characters between dots
+        raise UserError(f"{source} names no valid host: '{host}'") from error
     except OSError as error:
         raise UserError(
-            f"no Ray cluster at {address} (TCP connection, {PROBE_S:g} s: {error.strerror or error}): start it there "
-            "with `ray start --head`, or pass the address that it printed"
+            f"no Ray cluster at {address}, from {source} (TCP connection, {PROBE_S:g} s: {error.strerror or error}): "
+            f"start it there with `ray start --head`, or set {source} to the address that it printed"
         ) from error
 
 
