@@ -61,12 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bags.add_argument("--topic", metavar="T", help="topic to label (default: the only topic with clouds)")
     bags.add_argument("--output-topic", metavar="T", help="topic of the labelled clouds (default: unchanged)")
     bags.add_argument("--storage", choices=("mcap", "sqlite3"), help="storage of written bags (default: unchanged)")
-    note = (
-        ". Its intensity settings apply to bags only: files hold 0..1 unless --intensity-scale and "
-        "--intensity-exponent are given"
-    )
     add_json(parser)
-    add_params(parser, note)
+    add_params(parser)
     add_cloud_options(parser)
     add_model_options(parser)
     _add_cluster_options(parser)

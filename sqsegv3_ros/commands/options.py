@@ -132,9 +132,13 @@ def runtime_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("backend", "device", "precision", "threads")}
 
 
-def add_params(parser: argparse._ActionsContainer, note: str = "") -> None:
-    """Add --params."""
-    text = f"parameter file of the node (YAML), to label as it does; repeatable, later files take precedence{note}"
+def add_params(parser: argparse._ActionsContainer) -> None:
+    """Add --params and --label-map."""
+    text = (
+        "parameter file of the node (YAML), to label as it does; repeatable, later files take precedence. Its "
+        "intensity settings apply to bags only: files hold 0..1 unless --intensity-scale and --intensity-exponent are "
+        "given"
+    )
     parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=text)
     add_label_map(parser, "fold, rename, recolour or drop the model's classes")
 

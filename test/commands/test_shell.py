@@ -159,6 +159,14 @@ def test_every_verb_that_measures_or_counts_has_json(verb: str, capsys: pytest.C
     assert "--json FILE|-" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["label", "view"])
+def test_help_says_that_intensity_parameters_do_not_apply_to_files(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--help"]) == 0
+    assert "intensity settings apply to bags only" in " ".join(capsys.readouterr().out.split())
+
+
 def test_debug_shows_the_traceback_and_keeps_message_and_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
