@@ -152,7 +152,7 @@ def add_label_map(parser: argparse._ActionsContainer, purpose: str) -> None:
 
 
 def node_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """Values of the node's parameters that --params, the model options or the cloud options set; options win."""
+    """Return the node's parameters that --params, the model options or the cloud options set; options win."""
     from sqsegv3_ros.inference.model_file import find_model
     from sqsegv3_ros.inference.parameter_file import read_parameters
 

@@ -336,7 +336,7 @@ def _may_skip(settings: RunSettings, tally: _Tally) -> Iterator[None]:
 
 
 def _remove_drafts(target: Path) -> None:
-    """Remove what a killed worker has left of this output: a job has one worker at a time."""
+    """Remove the partial output of a killed worker: a job has one worker at a time."""
     draft = re.compile(re.escape(f".{target.name}.") + "[a-z0-9_]{8}")  # as `files.atomic_output` names them
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
         if draft.fullmatch(path.name):

@@ -71,10 +71,10 @@ class Worker:
         self._segmenter: Any = None
 
     def prepare(self) -> str:
-        """Load the model and comply with the settings.
+        """Load the model with the settings of the run.
 
         Returns:
-            Why this machine cannot comply; '' if it can.
+            Why this machine cannot meet the settings; '' if it can.
         """
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             file.write(self._model)
@@ -102,7 +102,7 @@ def label_on_ray(
     """Label jobs on a Ray cluster, the largest first.
 
     A job whose worker or node died, or whose inference failed, is retried, by at most `MAX_ATTEMPTS` workers in
-    all. A worker that cannot comply with the settings gets no job.
+    all. A worker that cannot meet the settings gets no job.
 
     Args:
         jobs: The jobs.
@@ -195,7 +195,7 @@ class _Pool:
         return replace(result, attempts=self._attempts.pop(job.name, 0) + 1)
 
     def _refuse(self, actor: Any, reason: str) -> None:
-        """Dismiss a worker that cannot comply. It is not replaced: the next one would start on the same machine."""
+        """Dismiss a worker that cannot meet the settings, without replacement: that would start on the same machine."""
         if reason not in self._refusals:
             self._say(f"worker refused: {reason}")
         self._refusals[reason] = None
@@ -233,7 +233,7 @@ def _reason(error: Exception) -> str:
 
 
 def _connect(cluster: Cluster) -> tuple[Any, str]:
-    """Start Ray on this machine or join a cluster. Returns ray and the address of its dashboard, for people."""
+    """Start Ray on this machine or join a cluster. Returns ray and a human-readable address of its dashboard."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # its counters by task name are never freed: 11 KB in driver and worker for each job, as each has its own name
     os.environ["RAY_enable_metrics_collection"] = "0"  # noqa: SIM112  # as Ray spells it
@@ -268,7 +268,7 @@ def _resolve(address: str) -> tuple[str, str]:
 
 
 def _probe(address: str, source: str) -> None:
-    """Raise UserError if nothing listens at an address, as Ray would go on trying for more than a minute."""
+    """Raise UserError if nothing listens at an address, as Ray itself retries for more than a minute."""
     if address == AUTO:
         return
     try:

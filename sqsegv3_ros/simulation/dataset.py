@@ -116,7 +116,7 @@ def simulate(
         The number of each finished scan.
 
     Raises:
-        UserError: An output cannot be written, or exists already.
+        UserError: An output cannot be written, or already exists.
     """
     if output is None and bag is None:
         raise UserError("no output: pass --output or --bag")
