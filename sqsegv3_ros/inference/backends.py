@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -268,21 +269,24 @@ def openvino_settings(threads: int, precision: str) -> dict[str, Any]:
     }
 
 
+_openvino_lock = threading.RLock()
+
+
 def import_openvino() -> ModuleType:
     """Import OpenVINO without its usage statistics, which it would send to the vendor at every import."""
     name = "openvino_telemetry"
-    hidden = name not in sys.modules
-    if hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # cannot be imported: OpenVINO then does without
-    try:
-        import openvino
-    finally:
+    with _openvino_lock:
+        hidden = name not in sys.modules
         if hidden:
-            del sys.modules[name]
+            sys.modules[name] = None  # type: ignore[assignment]  # cannot be imported: OpenVINO then does without
+        try:
+            import openvino
+        finally:
+            if hidden:
+                del sys.modules[name]
     return openvino
 
 
-@functools.cache
 def _openvino_core() -> Any:
     """The one Core of this process, kept until it ends.
 
@@ -290,6 +294,12 @@ def _openvino_core() -> Any:
     with the Core even if it is in use: after two Cores, or one that another thread deletes, the next signal to be
     handled on that stack (SIGINT in Python) kills the process.
     """
+    with _openvino_lock:
+        return _make_openvino_core()
+
+
+@functools.cache
+def _make_openvino_core() -> Any:
     return import_openvino().Core()
 
 

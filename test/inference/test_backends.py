@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -242,6 +243,14 @@ def test_signals_are_handled_after_networks_were_compiled_and_deleted(small_mode
     """
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
+
+
+@needs_openvino
+def test_threads_that_configure_at_once_share_one_openvino_core() -> None:
+    backends._make_openvino_core.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        cores = list(pool.map(lambda _: backends._openvino_core(), range(8)))
+    assert len({id(core) for core in cores}) == 1
 
 
 def test_two_segmenters_of_one_model_file_do_not_disturb_each_other(small_model: Path) -> None:
