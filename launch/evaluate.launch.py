@@ -87,7 +87,10 @@ def generate_launch_description() -> LaunchDescription:
         executable="evaluate_node",
         namespace=LaunchConfiguration("namespace"),
         parameters=[
-            {name: ParameterValue(LaunchConfiguration(name), value_type=str) for name in ("output", "labels")},
+            {
+                name: ParameterValue(LaunchConfiguration(name), value_type=str)
+                for name in ("output", "labels", "label_map")
+            },
             {
                 name: ParameterValue(LaunchConfiguration(name), value_type=float)
                 for name in ("quiet_s", "start_timeout_s")

@@ -34,7 +34,7 @@ def start_node(context: LaunchContext) -> list[Any]:
         parameters.append(PathJoinSubstitution([CONFIG, "sensors", f"{given('sensor')}.yaml"]))
     if given("params_file"):
         parameters.append(ParameterFile(given("params_file"), allow_substs=True))
-    parameters += [{name: given(name)} for name in ("model", "device") if given(name)]
+    parameters += [{name: given(name)} for name in ("model", "device", "label_map") if given(name)]
     if given("autostart").lower() == "false":
         parameters.append({"autostart": False})
     if given("use_sim_time").lower() == "true":
@@ -58,6 +58,26 @@ def start_node(context: LaunchContext) -> list[Any]:
     return [node]
 
 
+def start_rerun(context: LaunchContext) -> list[Any]:
+    """The Rerun node, if the viewer or a recording is wanted."""
+    recording = LaunchConfiguration("rerun_recording").perform(context)
+    if not recording and LaunchConfiguration("rerun").perform(context).lower() == "false":
+        return []
+    node = Node(
+        package="sqsegv3_ros",
+        executable="rerun_node",
+        name="rerun_sqsegv3",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[
+            {"use_sim_time": LaunchConfiguration("use_sim_time")},
+            {"recording": ParameterValue(recording, value_type=str)},
+        ],
+        remappings=[("sqsegv3/output/points", LaunchConfiguration("output_topic"))],
+        output="screen",
+    )
+    return [node]
+
+
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments, and start the viewers and the node."""
     rviz = Node(
@@ -74,19 +94,6 @@ def generate_launch_description() -> LaunchDescription:
         ],
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
-    rerun = Node(
-        package="sqsegv3_ros",
-        executable="rerun_node",
-        name="rerun_sqsegv3",
-        namespace=LaunchConfiguration("namespace"),
-        parameters=[
-            {"use_sim_time": LaunchConfiguration("use_sim_time")},
-            {"recording": ParameterValue(LaunchConfiguration("rerun_recording"), value_type=str)},
-        ],
-        remappings=[("sqsegv3/output/points", LaunchConfiguration("output_topic"))],
-        output="screen",
-        condition=IfCondition(LaunchConfiguration("rerun")),
-    )
     return LaunchDescription(
         [
             DeclareLaunchArgument(
@@ -94,6 +101,9 @@ def generate_launch_description() -> LaunchDescription:
             ),
             DeclareLaunchArgument(
                 "device", default_value="", description="auto, cuda, cuda:N or cpu; empty: see params_file"
+            ),
+            DeclareLaunchArgument(
+                "label_map", default_value="", description="label map: file or shipped name; empty: see params_file"
             ),
             DeclareLaunchArgument(
                 "input_topic", default_value="/velodyne_points", description="clouds of the sensor (PointCloud2)"
@@ -125,11 +135,11 @@ def generate_launch_description() -> LaunchDescription:
                 "rerun", default_value="false", choices=BOOLEANS, description="show the outputs in the Rerun viewer"
             ),
             DeclareLaunchArgument(
-                "rerun_recording", default_value="", description="with rerun: .rrd file to record to; empty: the viewer"
+                "rerun_recording", default_value="", description=".rrd file to record to; empty: none"
             ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
             rviz,  # before the node: if it is not installed, the launch fails at once
-            rerun,
+            OpaqueFunction(function=start_rerun),
             OpaqueFunction(function=start_node),
         ]
     )

@@ -36,11 +36,9 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("rear_sensor", default_value="", description="rear: preset; empty: none"),
             DeclareLaunchArgument("rear_params_file", default_value="", description="rear: parameters; empty: none"),
             DeclareLaunchArgument(
-                "front_rerun_recording", default_value="", description="front: .rrd file; empty: viewer"
+                "front_rerun_recording", default_value="", description="front: .rrd file; empty: none"
             ),
-            DeclareLaunchArgument(
-                "rear_rerun_recording", default_value="", description="rear: .rrd file; empty: viewer"
-            ),
+            DeclareLaunchArgument("rear_rerun_recording", default_value="", description="rear: .rrd file; empty: none"),
             lidar("front"),
             lidar("rear"),
         ]

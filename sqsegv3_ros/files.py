@@ -21,6 +21,18 @@ _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 
 
+def expand_home(path: str | Path) -> Path:
+    """Expand a leading ~, as no shell does it in ROS parameters and in configuration files.
+
+    Raises:
+        UserError: It names a user that does not exist.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write a file atomically: to a temporary file beside it, then renamed.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.files import atomic_output, write_atomically
+from sqsegv3_ros.files import atomic_output, expand_home, write_atomically
 
 
 def write(path: Path, text: str, folder: bool) -> None:
@@ -112,3 +112,11 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
     with pytest.raises(UserError, match="cannot write"):
         write_atomically(tmp_path / "folder", b"x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_the_home_folder_is_expanded_and_an_unknown_user_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/robot")
+    assert expand_home("~/maps/own.yaml") == Path("/home/robot/maps/own.yaml")
+    assert expand_home("/maps/~own.yaml") == Path("/maps/~own.yaml")
+    with pytest.raises(UserError, match="~nobody-here/own"):
+        expand_home("~nobody-here/own.yaml")

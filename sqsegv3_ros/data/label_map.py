@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelClass, LabelSet
 from sqsegv3_ros.errors import UserError, missing_package
-from sqsegv3_ros.files import share_folders
+from sqsegv3_ros.files import expand_home, share_folders
 
 _KEYS = ("name", "color", "from", "optional")
 
@@ -193,7 +193,7 @@ def load_label_map(given: str) -> LabelMap:
     shipped = shipped_label_maps()
     if given in shipped:
         return LabelMap.from_yaml(shipped[given])
-    path = Path(given).expanduser()  # no shell expands a ROS parameter
+    path = expand_home(given)
     if not path.is_file() and not path.suffix and "/" not in given:
         raise UserError(f"label map '{given}' not found{_suggestion(given, list(shipped), 'shipped label maps')}")
     return LabelMap.from_yaml(path)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.errors import UserError, missing_package
+from sqsegv3_ros.files import expand_home
 
 SEMANTIC_ID_MASK = 0xFFFF  # raw id in the lower 16 bits of a value of a .label file; the upper 16 are the instance
 
@@ -228,7 +229,7 @@ class LabelSet:
         except ImportError as error:
             raise missing_package("PyYAML", "reading a label configuration", "tools") from error
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            data = yaml.safe_load(expand_home(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"cannot read label configuration {path}: {error.strerror or error}") from error
         except (yaml.YAMLError, ValueError) as error:

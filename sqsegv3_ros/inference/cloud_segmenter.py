@@ -39,12 +39,13 @@ class Result:
     """The products of one cloud.
 
     Attributes:
-        clouds: Messages by product, of the input's class.
+        clouds: Messages by product, of the input's class. A filtered cloud is missing if its height band cannot be
+            applied, as a warning says.
         images: (encoding, pixels) by product: label_image is 'rgb8', (H, W, 3) uint8 in class colours; range_image is
             '32FC1', (H, W) float32 in metres, 0 in empty pixels; entropy_image is '32FC1', (H, W) float32 from 0
             (certain) to 1, NaN in empty pixels.
         timings_ms: Milliseconds by stage, all of `STAGES` but publish.
-        input_warnings: What about the clouds does not fit the model or the settings.
+        input_warnings: What about the clouds, or their transform, does not fit the model or the settings.
         segmentation: Labels and confidences of the points.
     """
 
@@ -209,8 +210,9 @@ class CloudSegmenter:
         labels, confidences = segmentation.labels, segmentation.confidences
         if "points" in wanted:
             clouds["points"] = applied.writer.write(cloud, labels, confidences, segmentation.entropies)
+        height_warnings = {name: text for name, text in self._height_warnings(applied).items() if name in wanted}
         for name in FILTERS:
-            if name in wanted:
+            if name in wanted and name not in height_warnings:
                 keep = applied.filters[name].mask(decoded.points, labels, confidences, self.segmenter.extrinsics)
                 clouds[name] = encode_filtered(cloud, keep)
         if "label_image" in wanted:
@@ -231,7 +233,8 @@ class CloudSegmenter:
 
         timings = {"decode": decode_ms, **segmentation.timings_ms, "sweeps": sweeps_ms}
         timings |= {"encode": encode_ms, "input_checks": check_ms}
-        return Result(clouds, images, timings, self._input_warnings + pose_warning, segmentation)
+        warnings = (*self._input_warnings, *pose_warning, *height_warnings.values())
+        return Result(clouds, images, timings, warnings, segmentation)
 
     def description(self) -> dict[str, str]:
         """Return what runs here, as values of diagnostics."""
@@ -279,6 +282,17 @@ class CloudSegmenter:
             ), ()
         except UserError as error:
             return segmentation, (f"labels are those of one sweep: {error}",)
+
+    def _height_warnings(self, applied: _Applied) -> dict[str, str]:
+        """Why a filtered cloud cannot be made, by its name. Only TF can lack the height, see `apply`."""
+        if self.segmenter.extrinsics.height_m:
+            return {}
+        return {
+            name: f"~/output/{name} is not published: {name}.min_height_m and {name}.max_height_m need the sensor's "
+            "height, but by TF the sensor is not above base_frame; set base_frame to a frame on the ground"
+            for name, point_filter in applied.filters.items()
+            if point_filter.config.needs_height
+        }
 
     def _expected(self, cloud: CloudSettings) -> Expected:
         segmenter, info = self.segmenter, self.segmenter.info

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError, last_line, require
-from sqsegv3_ros.files import share_folders, write_atomically
+from sqsegv3_ros.files import expand_home, share_folders, write_atomically
 from sqsegv3_ros.inference import torchscript
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
@@ -327,7 +327,7 @@ def find_model(given: str | Path | None) -> Path:
         return shipped[name]
     if not given:
         raise UserError("no model was given and none is installed; pass a model file")
-    path = Path(given).expanduser()  # no shell expands a ROS parameter
+    path = expand_home(given)
     if path.is_file() or path.suffix or "/" in str(given):
         return path
     raise UserError(f"model {path} not found: no such file, and the shipped models are {', '.join(shipped) or 'none'}")

@@ -159,10 +159,7 @@ class PointFilter:
     def _heights(self, xyz: npt.NDArray[np.float32], extrinsics: Extrinsics) -> npt.NDArray[np.float32]:
         """(N,) heights above the ground, metres, of (3, N) points in the sensor frame."""
         if not extrinsics.height_m:
-            raise UserError(
-                "a height band needs the sensor's height above the ground: set extrinsics.height_m, or base_frame to a "
-                "frame on the ground"
-            )
+            raise UserError("a height band needs the sensor's height above the ground, which is not known")
         return np.array(extrinsics.rotation[2], np.float32) @ xyz + np.float32(extrinsics.height_m)
 
 

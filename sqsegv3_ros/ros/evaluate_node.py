@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -32,6 +33,7 @@ from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, stamp_of, titled_numbers
 from sqsegv3_ros.evaluation.summary import format_summary, write_summary
+from sqsegv3_ros.files import expand_home
 from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
 from sqsegv3_ros.ros.signals import stop_on_signals
 
@@ -65,6 +67,7 @@ class EvaluateNode(Node):
 
     Attributes:
         settings: Values of the parameters.
+        output: File to save the evaluation to, or None.
         evaluation: The evaluation so far.
         error: Why the evaluation cannot continue; None if it can.
 
@@ -77,6 +80,7 @@ class EvaluateNode(Node):
         for name, (default, description) in PARAMETERS.items():
             self.declare_parameter(name, default, ParameterDescriptor(description=description, read_only=True))
         self.settings = {name: self.get_parameter(name).value for name in PARAMETERS}
+        self.output = expand_home(self.settings["output"]) if self.settings["output"] else None
         self._labels = LabelSet.from_yaml(self.settings["labels"]) if self.settings["labels"] else SEMANTIC_KITTI
         label_map = None
         if self.settings["label_map"]:
@@ -209,7 +213,7 @@ class EvaluateNode(Node):
             self.error = self.error or UserError(f"{subject} cannot be read: {type(error).__name__}: {error}")
 
 
-def report(evaluation: LiveEvaluation, path: str) -> None:
+def report(evaluation: LiveEvaluation, path: Path | None) -> None:
     """Print the evaluation, and save it as JSON if a path is given."""
     summary = evaluation.summary()
     if path:
@@ -241,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
             if node.error is not None:
                 raise node.error
             node.publish()
-            report(node.evaluation, node.settings["output"])
+            report(node.evaluation, node.output)
             return 0 if node.evaluation.complete else 1
         except (UserError, InvalidParameterTypeException) as error:
             print(f"evaluate_node: {error}", file=sys.stderr)

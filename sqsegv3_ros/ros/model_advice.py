@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advice to take the model `small` if a CPU labels clouds more slowly than they arrive."""
+"""Advice to use the model `small` if a CPU labels clouds more slowly than they arrive."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.ros.diagnostics import NodeDiagnostics
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def advise_smaller_model(logger: Any, segmenter: CloudSegmenter | None, diagnost
     inner = segmenter.segmenter
     if labelling_ms <= period_ms or inner.runtime.device.type != "cpu":
         return
-    if _small_network() in (None, inner.info.architecture):
+    if _small_architecture() in (None, inner.info.architecture):
         return
     logger.warning(
         f"labelling takes {labelling_ms:.0f} ms per cloud, but a cloud arrives every {period_ms:.0f} ms: clouds are "
@@ -42,8 +43,12 @@ def advise_smaller_model(logger: Any, segmenter: CloudSegmenter | None, diagnost
 
 
 @lru_cache(maxsize=1)
-def _small_network() -> Mapping[str, Any] | None:
+def _small_architecture() -> Mapping[str, Any] | None:
+    """None: it is not installed, or damaged."""
     from sqsegv3_ros.inference.model_file import read_info, shipped_models
 
     path = shipped_models().get(SMALL)
-    return None if path is None else read_info(path).architecture
+    try:
+        return None if path is None else read_info(path).architecture
+    except UserError:
+        return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from std_msgs.msg import Header, String
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
+from sqsegv3_ros.files import expand_home
 from sqsegv3_ros.pointcloud2 import CloudError, CloudSettings, decode, read_field, read_layout
 from sqsegv3_ros.ros.signals import stop_on_signals
 
@@ -41,15 +41,18 @@ class RerunNode(Node):
         **kwargs: Arguments of rclpy's Node.
 
     Raises:
-        UserError: rerun-sdk is not installed, or the recording cannot be written.
+        UserError: rerun-sdk is not installed, or the recording already exists or cannot be written.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("rerun_node", **kwargs)
         description = "File to record to (.rrd); empty: start the Rerun viewer."
         self.declare_parameter("recording", "", ParameterDescriptor(description=description, read_only=True))
-        path = self.get_parameter("recording").value
-        self.recording = RerunRecording(Path(path) if path else None)
+        given = self.get_parameter("recording").value
+        path = expand_home(given) if given else None
+        if path is not None and path.exists():
+            raise UserError(f"recording {path} already exists; choose another file, or move that one away")
+        self.recording = RerunRecording(path)
         self._scan, self._stamp_ns = -1, -1
         self.create_subscription(PointCloud2, f"{OUTPUT}/points", self._on_cloud, QOS)
         self.create_subscription(Image, f"{OUTPUT}/range_image", self._on_range_image, QOS)

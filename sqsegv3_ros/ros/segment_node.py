@@ -295,7 +295,6 @@ class SegmentNode(LifecycleNode):
         statuses = [self._model_status()]
         if self._input is not None:
             self._check_publishers(self._input)
-            advise_smaller_model(self.get_logger(), self._cloud_segmenter, self._diagnostics)
             statuses += self._diagnostics.statuses(time.monotonic())
             received = next(status for status in statuses if status.name == "input")
             received.values["publishers"] = str(self.count_publishers(self._input.topic_name))
@@ -304,6 +303,7 @@ class SegmentNode(LifecycleNode):
         hardware_id = self._cloud_segmenter.segmenter.info.name if self._cloud_segmenter else ""
         stamp = self.get_clock().now().to_msg()
         self._diagnostics_publisher.publish(to_message(statuses, name, hardware_id, stamp))
+        advise_smaller_model(self.get_logger(), self._cloud_segmenter, self._diagnostics)
 
     def _check_publishers(self, subscription: CloudSubscription) -> None:
         missing = subscription.missing_publisher()

@@ -102,6 +102,9 @@ def test_an_unusable_configuration_file_is_named(tmp_path: Path, monkeypatch: py
         with pytest.raises(UserError, match=message) as refusal:
             LabelSet.from_yaml(path)
         assert str(path) in str(refusal.value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"~/own.yaml: .*NoneType"):  # read, not absent
+        LabelSet.from_yaml("~/own.yaml")
     with pytest.raises(UserError, match=r"cannot read .*absent"):
         LabelSet.from_yaml(tmp_path / "absent")
     monkeypatch.setitem(sys.modules, "yaml", None)

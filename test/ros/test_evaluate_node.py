@@ -82,12 +82,11 @@ ANSWER = points(LABELLED, "label", [CAR, ROAD, ROAD, ROAD])
 
 
 def test_the_evaluation_ends_after_the_last_scan_and_is_published_printed_and_saved(
-    client: Client, tmp_path: Path
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeNode(client, "whole")
-    with running(
-        *EVALUATE_NODE, *fake.arguments(scans=3, output=tmp_path / "e.json", publish_period_s=0.1)
-    ) as evaluator:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with running(*EVALUATE_NODE, *fake.arguments(scans=3, output="~/e.json", publish_period_s=0.1)) as evaluator:
         fake.wait_for(evaluator)
         briefs = client.collect(String, "/evaluate_node/summary", LATCHED)
         for number in range(3):

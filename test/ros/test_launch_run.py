@@ -159,7 +159,7 @@ def test_labelled_clouds_are_recorded_for_rerun(client: Any, launch: Launch, sma
 
     file = tmp_path / "new" / "live.rrd"
     arguments = [f"model:={small_model}", "device:=cpu", "namespace:=roof", "input_topic:=/top/points"]
-    arguments += ["output_topic:=labelled", "rerun:=true", f"rerun_recording:={file}"]
+    arguments += ["output_topic:=labelled", f"rerun_recording:={file}"]
     with launch("segment.launch.py", *arguments) as launched:
         wait_until(lambda: f"showing /roof/sqsegv3 in {file}" in launched.log, START_S, lambda: launched.log)
         wait_until(lambda: client.node.count_subscribers("/roof/labelled"), START_S, lambda: launched.log)
@@ -244,5 +244,8 @@ def test_the_exit_code_says_whether_every_scan_was_evaluated(launch: Launch, sma
     code, text = launched("follow:=true", "namespace:=front", f"output:={written}")
     assert code == 0, text
     assert json.loads(written.read_text())["scans_evaluated"] == 3
+    code, text = launched("follow:=true", "label_map:=traversability", f"output:={written}")
+    assert code == 0, text
+    assert json.loads(written.read_text())["iou"].keys() == {"drivable", "obstacle", "dynamic"}
     code, text = launched("rate:=1000", "quiet_s:=2")
     assert code == 1 and "not every scan was evaluated" in text, text

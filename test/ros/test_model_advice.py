@@ -16,6 +16,11 @@ from live import Client, message, street
 from programs import PythonProcess, running_node, wait_until
 from sensor_msgs.msg import PointCloud2
 
+from sqsegv3_ros.inference import model_file
+from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
+from sqsegv3_ros.ros import model_advice
+from sqsegv3_ros.ros.diagnostics import Limits, NodeDiagnostics
+
 ADVICE = re.compile(
     r"labelling takes (\d+) ms per cloud, but a cloud arrives every (\d+) ms: clouds are dropped\. "
     r"The model 'small' is faster and less accurate: launch with model:=small or run with -p model:=small"
@@ -52,6 +57,49 @@ def test_a_model_that_is_too_slow_for_the_clouds_is_reported_once_with_both_time
         assert labelling_ms == pytest.approx(sum(stages.values()), rel=0.5)  # others use the CPU, too
         assert 1e3 * PERIOD_S <= period_ms < labelling_ms
         assert node.stop() == 0
+
+
+class Log:
+    """Keeps the warnings of a logger."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str, once: bool) -> None:
+        self.warnings.append(text)
+
+
+def too_slow() -> NodeDiagnostics:
+    """Diagnostics of a node whose clouds arrive every 100 ms and take 150."""
+    now = time.monotonic()
+    diagnostics = NodeDiagnostics(Limits(), now - 9)
+    for number in range(81):
+        diagnostics.received(now - 9 + number / 10)
+        diagnostics.labelled(now - 9 + number / 10, 150.0, {"network": 150.0})
+    return diagnostics
+
+
+def advice(segmenter: CloudSegmenter) -> list[str]:
+    log = Log()
+    model_advice._small_architecture.cache_clear()
+    model_advice.advise_smaller_model(log, segmenter, too_slow())
+    return log.warnings
+
+
+@pytest.fixture(scope="module")
+def default() -> CloudSegmenter:
+    return CloudSegmenter.from_parameters({"model": "default", "device": "cpu"}, warm_up=False)
+
+
+def test_a_damaged_small_is_not_suggested(
+    default: CloudSegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(advice(default)) == 1
+    shipped = model_file.shipped_models()
+    damaged = tmp_path / "small.pt"
+    damaged.write_bytes(shipped["small"].read_bytes()[:1000])
+    monkeypatch.setattr(model_file, "shipped_models", lambda: {**shipped, "small": damaged})
+    assert advice(default) == []
 
 
 @pytest.mark.long

@@ -89,6 +89,18 @@ def test_a_recording_that_cannot_be_written_ends_the_node_with_2(tmp_path: Path)
         assert "rerun_node: " in recorder.log and "Traceback" not in recorder.log
 
 
+def test_an_existing_recording_is_refused_and_keeps_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "live.rrd"
+    file.write_text("the previous drive")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with running(*RERUN_NODE, *parameters(recording="~/live.rrd")) as recorder:
+        assert recorder.exit_code() == 2, recorder.log
+    assert f"recording {file} already exists" in recorder.log and "Traceback" not in recorder.log
+    assert file.read_text() == "the previous drive"
+
+
 def test_without_rerun_the_node_names_the_command_that_installs_it(tmp_path: Path) -> None:
     program = "import sys; sys.modules['rerun'] = None; from sqsegv3_ros.ros.rerun_node import main; sys.exit(main())"
     with running("-c", program) as recorder:

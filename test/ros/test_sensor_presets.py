@@ -22,7 +22,7 @@ from clouds import LAYOUTS, points_of
 from clouds import message as message_of
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
-from live import LATCHED, Client, message, node_of
+from live import LATCHED, Client, message, node_of, outputs_of
 from programs import depends_on_discovery
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
@@ -220,11 +220,16 @@ def test_a_base_frame_without_tf2_ros_fails_to_configure_with_instructions(clien
 
 
 def broadcast(
-    client: Client, parent: str, child: str, extrinsics: Extrinsics, send: Callable[[TransformStamped], Any]
+    client: Client,
+    parent: str,
+    child: str,
+    extrinsics: Extrinsics,
+    send: Callable[[TransformStamped], Any],
+    height_m: float = 1.2,
 ) -> None:
     transform = TransformStamped()
     transform.header.frame_id, transform.child_frame_id = parent, child
-    transform.transform.translation.x, transform.transform.translation.z = 0.4, 1.2
+    transform.transform.translation.x, transform.transform.translation.z = 0.4, height_m
     (_, _, r02), (_, _, r12), (r20, r21, r22) = extrinsics.rotation
     w = math.sqrt(1 + extrinsics.rotation[0][0] + extrinsics.rotation[1][1] + r22) / 2
     rotation = transform.transform.rotation
@@ -303,3 +308,19 @@ def test_clouds_of_a_frame_without_a_transform_are_dropped_until_there_is_one(
         assert any("no_transform" in value.key for value in status.values)
         broadcast(client, "base_link", "roof_lidar", Extrinsics.from_angles(6.0, 15.0, 0), send_transform)
         assert len(labelled(client, node, cloud)) == len(pixel_centres())
+
+
+def test_a_sensor_that_is_not_above_the_base_frame_costs_only_the_clouds_with_a_height_band(
+    client: Client, model: Path, send_transform: Callable[[TransformStamped], Any]
+) -> None:
+    broadcast(client, "roof", "lidar", Extrinsics.from_angles(6.0, 15.0, 0), send_transform, height_m=-0.1)
+    with node_of(client, model=model, base_frame="roof", obstacles__min_height_m=0.2) as node:
+        obstacles = client.collect(PointCloud2, f"{node.get_fully_qualified_name()}/output/obstacles")
+        cloud = message(pixel_centres(), frame="lidar")
+        found = outputs_of(client, node, cloud, points=PointCloud2, filtered=PointCloud2)
+        assert found["points"].width == len(pixel_centres()) and not obstacles
+        status = client.status("input", lambda s: "~/output/obstacles is not published" in s.message)
+        assert "set base_frame to a frame on the ground" in status.message and status.level != ERROR
+        assert "extrinsics.height_m" not in status.message  # refused beside base_frame
+        values = {pair.key: pair.value for pair in client.diagnostics["processing"].values}
+        assert values["failed"] == "0"
