@@ -53,7 +53,13 @@ def assert_agree(model: SqueezeSegV3, exported: nn.Module, image: Tensor) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [NetworkConfig.ssgv3_21(), NetworkConfig.ssgv3_53()], ids=["21", "53"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(NetworkConfig.ssgv3_21(), id="21"),
+        pytest.param(NetworkConfig.ssgv3_53(), id="53", marks=pytest.mark.long),
+    ],
+)
 def test_exported_full_size_networks_agree_with_the_training_model(config: NetworkConfig) -> None:
     model = random_network(config)
     exported = trace(model)

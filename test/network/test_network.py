@@ -99,7 +99,7 @@ def scan_image():
     return torch.from_numpy(image.astype(np.float32))[None]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_backends.py compares the exported form with the same numbers
 @needs_shared
 def test_real_scan_at_full_size_equals_the_release(net21):
     golden = np.load(GOLDEN / "official_21_scan000000_64x2048.npz")
