@@ -15,7 +15,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(($$$$ % 100 + 1)))
 export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
-.PHONY: test test-fast test-ros test-ouster test-long test-launch test-cuda demo model model-kitti model-small lint format install clean
+.PHONY: test test-fast test-ros test-ouster test-long test-launch test-cuda demo model model-kitti model-small lint format parameters install clean
 
 # two at a time, as many tests wait for other processes; a worker keeps to its half, as the tests of a file share what they set up
 test: lint
@@ -124,6 +124,10 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+# the table in docs/parameters.md, after a change of the specifications
+parameters: $(INSTALLED)
+	$(VENV)/bin/python docs/site/parameter_table.py
 
 install: $(INSTALLED)
 

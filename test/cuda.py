@@ -45,13 +45,13 @@ def measured(cases: list[dict[str, Any]], repeat: int) -> str:
         result = measure(Options(**case, repeat=repeat))
         stages = result["stages"]
         times = [stages["network"]["median_ms"], stages["network"]["p95_ms"]]
-        times += [stages[stage]["median_ms"] for stage in ("project", "restore", "knn", "total")]
+        times += [stages[stage]["median_ms"] for stage in ("project", "classify", "knn", "total")]
         model = result["model"] if case.get("model") else case["network"]
         size = f"{result['height']} x {result['width']}"
         graph = "yes" if result["cuda_graph"] else "no"
         rows.append([model, size, result["precision"], graph, *(f"{t:.2f}" for t in times)])
         print(*rows[-1], sep="  ", flush=True)
-    header = ["model", "image", "precision", "CUDA graph", "network ms", "p95 ms", "project ms", "restore ms"]
+    header = ["model", "image", "precision", "CUDA graph", "network ms", "p95 ms", "project ms", "classify ms"]
     return table([*header, "KNN ms", "scan ms"], rows)
 
 

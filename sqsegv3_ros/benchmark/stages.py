@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-TABLE_STAGES = ("decode", "project", "network", "restore", "knn", "encode", "input_checks")
-"""The stages in tables and figures, which count upload to project and download to restore."""
+TABLE_STAGES = ("decode", "project", "network", "classify", "knn", "encode", "input_checks")
+"""The stages in tables and figures, which count upload to project and download to classify."""
 COMPARED = TABLE_STAGES[1:5]
 """The stages that the reference implementation has, too."""
 

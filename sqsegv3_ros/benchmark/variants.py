@@ -23,7 +23,7 @@ from sqsegv3_ros.errors import OperationError, missing_package
 
 MARGIN = 1e-4
 """If the two best softmax probabilities of a pixel are closer than this, rounding decides which is best."""
-_BELONGS_TO = {"upload": "project", "download": "restore", "sweeps": "restore"}
+_BELONGS_TO = {"upload": "project", "download": "classify", "sweeps": "knn"}
 
 
 class Pipeline:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the verb."""
     from sqsegv3_ros.benchmark.ablation.variants import CONFIG
 
     parser.add_argument(

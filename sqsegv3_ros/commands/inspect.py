@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = "model file, or name of a shipped model (default: default)"
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help=model)
     add_json(parser)
-    runtime = "load and compile the network, and print its backend, device and precision on this machine"
+    runtime = (
+        "load and compile the network, and print its backend, device and precision on this machine; implied by "
+        "--backend, --device, --precision and --threads"
+    )
     parser.add_argument("--runtime", action="store_true", help=runtime)
     add_runtime_options(parser)
     parser.add_argument("--legend", type=Path, metavar="PNG", help="also draw the classes with their colours and ids")
@@ -31,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the metadata. The network itself is loaded only for --runtime. Returns the exit code."""
+    """Print the metadata. The network itself is loaded only for its runtime. Returns the exit code."""
     path = find_model(args.model)
     info = read_info(path)
     if args.legend is not None:
@@ -41,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
         refuse_existing(args.legend, args.force)
         write_atomically(args.legend, encode_png(draw_legend(info.labels)))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    runtime = _runtime(path, args) if args.runtime else {}
+    runtime_given = any(value not in (None, "auto") for value in runtime_settings(args).values())
+    runtime = _runtime(path, args) if args.runtime or runtime_given else {}
     everything = {**info.to_dict(), "file": str(path), "file_sha256": sha256, **runtime}
     print_results(args, _describe(info, path, sha256, runtime), everything)
     return 0

@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = (
         "output folder or URL: DIR/<name>.label for a file, DIR/<name>/NNNNNN.label for an Ouster recording, "
         "DIR/sequences/NN/predictions/<stem>.label for a root (raw ids, uint32), DIR/<name> for a bag, with labelled "
-        "clouds and all other messages unchanged; DIR/manifest.jsonl lists what was done, and a second call goes on "
-        "from it"
+        "clouds and all other messages unchanged; DIR/manifest.jsonl lists what was done, and a second call "
+        "resumes from it"
     )
     parser.add_argument("--output", metavar="DIR", help=output)
     add_format(parser)
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", metavar="I/N", help="label only shard I of N of the inputs, I from 1 to N")
     on_error = (
         "input that cannot be labelled: fail ends the run, skip-cloud leaves unusable clouds out, quarantine sets the "
-        "input aside and goes on, as skip-cloud does for an unreadable bag (default: fail)"
+        "input aside and continues, as skip-cloud does for an unreadable bag (default: fail)"
     )
     parser.add_argument("--on-error", choices=_ON_ERROR, default="fail", help=on_error)
     parser.add_argument("--retry-quarantined", action="store_true", help="try quarantined inputs again")
@@ -61,12 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bags.add_argument("--topic", metavar="T", help="topic to label (default: the only topic with clouds)")
     bags.add_argument("--output-topic", metavar="T", help="topic of the labelled clouds (default: unchanged)")
     bags.add_argument("--storage", choices=("mcap", "sqlite3"), help="storage of written bags (default: unchanged)")
-    note = (
-        ". Its intensity settings apply to bags only: files hold 0..1 unless --intensity-scale and "
-        "--intensity-exponent are given"
-    )
     add_json(parser)
-    add_params(parser, note)
+    add_params(parser)
     add_cloud_options(parser)
     add_model_options(parser)
     _add_cluster_options(parser)
@@ -229,7 +225,7 @@ def _refuse_existing(jobs: list[Job]) -> None:
     existing = [path for job in jobs for path in job.outputs() if Path(path).exists()]
     if existing:
         raise UserError(
-            f"{existing[0]} exists already ({_count(len(existing), 'existing output')}) and no manifest lists it; "
+            f"{existing[0]} already exists ({_count(len(existing), 'existing output')}) and no manifest lists it; "
             "choose another output, or pass --force to overwrite"
         )
 

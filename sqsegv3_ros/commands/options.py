@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,32 @@ def check_output(path: Path, suffix: str, force: bool) -> None:
 
 def add_json(parser: argparse._ActionsContainer) -> None:
     """Add --json."""
-    text = "also write the results as JSON to this file; -: print JSON instead of text"
-    parser.add_argument("--json", type=Path, metavar="FILE|-", help=text)
+    text = "also write the results as JSON to this .json file; -: print JSON instead of text"
+    parser.add_argument("--json", type=Path, action=_JsonOutput, metavar="FILE|-", help=text)
+
+
+class _JsonOutput(argparse.Action):
+    """Stores the path of --json, and refuses before the work one that would replace an input or cannot be written."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, path: Any, _: Any = None
+    ) -> None:
+        if path != Path("-"):
+            _check_json(path)
+        setattr(namespace, self.dest, path)
+
+
+def _check_json(path: Path) -> None:
+    if path.suffix.lower() != ".json":
+        raise UserError(f"--json must be - or a file that ends in .json, found '{path}'")
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write --json {path}: {folder} is not a writable folder")
+    # the only .json that is an input: an Ouster sensor's metadata, which the SDK finds beside a .pcap by a similar name
+    if path.exists() and any(file.suffix.lower() == ".pcap" for file in path.parent.iterdir()):
+        raise UserError(f"--json {path} exists and may be the metadata of a .pcap beside it; choose another folder")
+    if path.is_dir():
+        raise UserError(f"cannot write --json {path}: it is a folder")
 
 
 def print_results(args: argparse.Namespace, text: str, results: Any) -> None:
@@ -107,9 +132,13 @@ def runtime_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("backend", "device", "precision", "threads")}
 
 
-def add_params(parser: argparse._ActionsContainer, note: str = "") -> None:
-    """Add --params."""
-    text = f"parameter file of the node (YAML), to label as it does; repeatable, later files take precedence{note}"
+def add_params(parser: argparse._ActionsContainer) -> None:
+    """Add --params and --label-map."""
+    text = (
+        "parameter file of the node (YAML), to label as it does; repeatable, later files take precedence. Its "
+        "intensity settings apply to bags only: files hold 0..1 unless --intensity-scale and --intensity-exponent are "
+        "given"
+    )
     parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=text)
     add_label_map(parser, "fold, rename, recolour or drop the model's classes")
 
@@ -123,7 +152,7 @@ def add_label_map(parser: argparse._ActionsContainer, purpose: str) -> None:
 
 
 def node_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """Values of the node's parameters that --params, the model options or the cloud options set; options win."""
+    """Return the node's parameters that --params, the model options or the cloud options set; options win."""
     from sqsegv3_ros.inference.model_file import find_model
     from sqsegv3_ros.inference.parameter_file import read_parameters
 

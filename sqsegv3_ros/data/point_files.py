@@ -179,11 +179,6 @@ def read_clouds(file: PointFile, intensity_fields: tuple[str, ...] = INTENSITY_F
         raise UserError(f"{file.path} has no complete scan; it may be truncated")
 
 
-def read_cloud(file: PointFile, intensity_fields: tuple[str, ...] = INTENSITY_FIELDS) -> FileCloud:
-    """Read the first cloud of a file; see `read_clouds`."""
-    return next(read_clouds(file, intensity_fields))
-
-
 def _read(file: PointFile) -> Iterator[Fields]:
     with _errors_name_the_file(file):
         if file.path.stat().st_size == 0 and file.format not in ("kitti", "nuscenes"):

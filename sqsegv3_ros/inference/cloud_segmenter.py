@@ -26,7 +26,7 @@ from sqsegv3_ros.inference.range_image import ProjectionConfig
 from sqsegv3_ros.inference.segmenter import Segmentation, Segmenter
 from sqsegv3_ros.inference.settings import DEFAULTS, FILTERS, Settings
 from sqsegv3_ros.inference.sweeps import Pose, SweepVote
-from sqsegv3_ros.pointcloud2 import CloudSettings, LabelledCloudWriter, decode, encode_filtered, stamp_ns
+from sqsegv3_ros.pointcloud2 import CloudSettings, DecodedCloud, LabelledCloudWriter, decode, encode_filtered, stamp_ns
 
 INPUT_CHECK_PERIOD_S = 1.0
 
@@ -191,49 +191,39 @@ class CloudSegmenter:
         applied = self._applied
         self._use(applied, extrinsics or applied.extrinsics)
         decoded = decode(cloud, applied.cloud)
-        decode_ms = 1e3 * (time.perf_counter() - begin)
+        decoded_at = time.perf_counter()
 
         in_cloud = "points" in wanted and "entropy" in applied.writer.outputs
         with_entropy = in_cloud or "entropy_image" in wanted
         segmentation = self.segmenter.segment(decoded.points, decoded.rings, entropy=with_entropy)
+        segmented_at = time.perf_counter()
 
-        sweeps_from = time.perf_counter()
         pose_warning: tuple[str, ...] = ()
         if self._vote_of_sweeps is not None and find_pose is not None:
             segmentation, pose_warning = self._vote(
                 self._vote_of_sweeps, segmentation, decoded.points, cloud.header, find_pose
             )
-        sweeps_ms = 1e3 * (time.perf_counter() - sweeps_from)
+        voted_at = time.perf_counter()
 
-        encode_from = time.perf_counter()
-        clouds, images = {}, {}
-        labels, confidences = segmentation.labels, segmentation.confidences
-        if "points" in wanted:
-            clouds["points"] = applied.writer.write(cloud, labels, confidences, segmentation.entropies)
-        height_warnings = {name: text for name, text in self._height_warnings(applied).items() if name in wanted}
-        for name in FILTERS:
-            if name in wanted and name not in height_warnings:
-                keep = applied.filters[name].mask(decoded.points, labels, confidences, self.segmenter.extrinsics)
-                clouds[name] = encode_filtered(cloud, keep)
-        if "label_image" in wanted:
-            images["label_image"] = ("rgb8", self._label_image(segmentation))
-        if "range_image" in wanted:
-            images["range_image"] = ("32FC1", segmentation.image.range.clamp_min(0).cpu().numpy())
-        if "entropy_image" in wanted and segmentation.entropy_image is not None:
-            images["entropy_image"] = ("32FC1", segmentation.entropy_image.cpu().numpy())
-        encode_ms = 1e3 * (time.perf_counter() - encode_from)
+        clouds, height_warnings = self._clouds(cloud, decoded, segmentation, applied, wanted)
+        images = self._images(segmentation, wanted)
+        encoded_at = time.perf_counter()
 
-        check_from = time.perf_counter()
         if begin - self._input_checked_at >= INPUT_CHECK_PERIOD_S:
             mask = segmentation.image.index >= 0
             expected = self._expected(applied.cloud)
             self._input_warnings = check_input(decoded.points, decoded.rings, expected, mask)
             self._input_checked_at = begin
-        check_ms = 1e3 * (time.perf_counter() - check_from)
+        checked_at = time.perf_counter()
 
-        timings = {"decode": decode_ms, **segmentation.timings_ms, "sweeps": sweeps_ms}
-        timings |= {"encode": encode_ms, "input_checks": check_ms}
-        warnings = (*self._input_warnings, *pose_warning, *height_warnings.values())
+        timings = {
+            "decode": 1e3 * (decoded_at - begin),
+            **segmentation.timings_ms,
+            "sweeps": 1e3 * (voted_at - segmented_at),
+            "encode": 1e3 * (encoded_at - voted_at),
+            "input_checks": 1e3 * (checked_at - encoded_at),
+        }
+        warnings = (*self._input_warnings, *pose_warning, *height_warnings)
         return Result(clouds, images, timings, warnings, segmentation)
 
     def description(self) -> dict[str, str]:
@@ -283,6 +273,38 @@ class CloudSegmenter:
         except UserError as error:
             return segmentation, (f"labels are those of one sweep: {error}",)
 
+    def _clouds(
+        self,
+        cloud: Any,
+        decoded: DecodedCloud,
+        segmentation: Segmentation,
+        applied: _Applied,
+        wanted: Collection[str],
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The wanted clouds by product, and why filtered ones are missing."""
+        clouds = {}
+        labels, confidences = segmentation.labels, segmentation.confidences
+        if "points" in wanted:
+            clouds["points"] = applied.writer.write(cloud, labels, confidences, segmentation.entropies)
+        height_warnings = {name: text for name, text in self._height_warnings(applied).items() if name in wanted}
+        for name in FILTERS:
+            if name in wanted and name not in height_warnings:
+                keep = applied.filters[name].mask(decoded.points, labels, confidences, self.segmenter.extrinsics)
+                clouds[name] = encode_filtered(cloud, keep)
+        return clouds, list(height_warnings.values())
+
+    def _images(self, segmentation: Segmentation, wanted: Collection[str]) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+        """The wanted images by product, see `Result`."""
+        images: dict[str, tuple[str, npt.NDArray[Any]]] = {}
+        if "label_image" in wanted:
+            colors = self.segmenter.info.labels.colors
+            images["label_image"] = ("rgb8", colors[segmentation.label_image.cpu().numpy()])
+        if "range_image" in wanted:
+            images["range_image"] = ("32FC1", segmentation.image.range.clamp_min(0).cpu().numpy())
+        if "entropy_image" in wanted and segmentation.entropy_image is not None:
+            images["entropy_image"] = ("32FC1", segmentation.entropy_image.cpu().numpy())
+        return images
+
     def _height_warnings(self, applied: _Applied) -> dict[str, str]:
         """Why a filtered cloud cannot be made, by its name. Only TF can lack the height, see `apply`."""
         if self.segmenter.extrinsics.height_m:
@@ -297,7 +319,3 @@ class CloudSegmenter:
     def _expected(self, cloud: CloudSettings) -> Expected:
         segmenter, info = self.segmenter, self.segmenter.info
         return Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m, cloud)
-
-    def _label_image(self, segmentation: Segmentation) -> npt.NDArray[np.uint8]:
-        colors: npt.NDArray[np.uint8] = self.segmenter.info.labels.colors
-        return colors[segmentation.label_image.cpu().numpy()]

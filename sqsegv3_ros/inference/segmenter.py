@@ -155,7 +155,7 @@ class Segmenter:
         clock.stop("network")
 
         label_image, odds, total = self._classify(logits)
-        clock.stop("restore")
+        clock.stop("classify")
 
         labels = refine(label_image, image, self.knn, self._classes, self.runtime.threads)
         if self._folding is not None:  # after the vote, so that labels are those of the model, folded

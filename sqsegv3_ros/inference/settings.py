@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Specifications and values of all settings of the node; no ROS in it.
 
-`ros/parameters.py` declares the specifications on the node and makes one validated `Settings` from the values.
+`ros/parameters.py` declares the specifications on the node, which keeps one `Settings`, validated when it is made.
 """
 
 from __future__ import annotations

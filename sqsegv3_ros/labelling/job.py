@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,19 @@ class _Tally:
         self.warning = self.warning or "; ".join(input_warnings)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A job in progress: its files on this machine, and what labels and counts its clouds."""
+
+    segmenter: CloudSegmenter
+    job: Job
+    source: Path
+    target: Path
+    settings: RunSettings
+    tally: _Tally
+    on_cloud: OnCloud
+
+
 def label_in_loop(
     segmenter: CloudSegmenter, jobs: Iterable[Job], settings: RunSettings, workspace: Workspace, on_cloud: OnCloud
 ) -> Generator[Record]:
@@ -133,7 +146,7 @@ def label_job(
         with _input_errors(UNREADABLE):
             sha256 = digest([source / file for file in job.files] if job.files or not job.is_bag else [source])
         label = _label_bag if job.is_bag else _label_scans
-        label(segmenter, job, source, workspace.target(job), settings, tally, on_cloud)
+        label(_Work(segmenter, job, source, workspace.target(job), settings, tally, on_cloud))
         workspace.deliver(job)
     except InputError as failure:
         status = FAILED if failure.transient or settings.on_error == FAIL else QUARANTINED
@@ -166,30 +179,23 @@ def utc_now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _label_scans(
-    segmenter: CloudSegmenter,
-    job: Job,
-    source: Path,
-    target: Path,
-    settings: RunSettings,
-    tally: _Tally,
-    on_cloud: OnCloud,
-) -> None:
+def _label_scans(work: _Work) -> None:
     """Label point-cloud files and write .label files with raw ids."""
     from sqsegv3_ros.inference.input_checks import Expected, check_input
 
-    inner = segmenter.segmenter
+    job, settings, tally = work.job, work.settings, work.tally
+    inner = work.segmenter.segmenter
     info = inner.info
     expected = Expected(inner.projection, info.normalization, inner.extrinsics, info.sensor_height_m, settings.scans)
     for name in job.files:
-        file = PointFile(source / name, job.format, file_stem(name))
+        file = PointFile(work.source / name, job.format, file_stem(name))
         for cloud in _clouds_of_file(file, settings, tally):
             to_remission(cloud.points[:, 3], settings.scans)
             with _input_errors(INFERENCE_FAILED, str(file.path), Exception):
                 result = inner.segment(cloud.points, cloud.rings)
-            write_labels(target / f"{cloud.name}.label", info.labels.to_raw(result.labels))
+            write_labels(work.target / f"{cloud.name}.label", info.labels.to_raw(result.labels))
             tally.add(result, check_input(cloud.points, cloud.rings, expected, result.image.index >= 0))
-        on_cloud(job.size / len(job.files))
+        work.on_cloud(job.size / len(job.files))
     _require_some(job, tally)
 
 
@@ -205,16 +211,9 @@ def _clouds_of_file(file: PointFile, settings: RunSettings, tally: _Tally) -> It
         yield cloud
 
 
-def _label_bag(
-    segmenter: CloudSegmenter,
-    job: Job,
-    source: Path,
-    target: Path,
-    settings: RunSettings,
-    tally: _Tally,
-    on_cloud: OnCloud,
-) -> None:
+def _label_bag(work: _Work) -> None:
     """Copy a bag with its clouds labelled, and all other messages byte for byte."""
+    job, segmenter = work.job, work.segmenter
     assert job.storage is not None
     info = segmenter.segmenter.info
     notes = {
@@ -223,56 +222,57 @@ def _label_bag(
         "sqsegv3_label_set": info.labels.name,
     }
     require_rosbags("labelling a bag")
-    _remove_drafts(target)
-    with _opened(source) as reader:
+    _remove_drafts(work.target)
+    with _opened(work.source) as reader:
         with _input_errors(UNREADABLE):
-            topic = select_topic(reader, settings.bags)
+            topic = select_topic(reader, work.settings.bags)
             find_pose = None if segmenter.sweeps is None else _poses(segmenter.sweeps, reader)
         clouds = max(1, reader.count(topic))
-        with BagWriter(target, job.storage, force=True, notes=notes) as writer:
-            channels = {}
-            for connection in reader.connections:  # also those without messages
-                to_label = connection.topic == topic and connection.msgtype == CLOUD_TYPE
-                with _conversion_errors():
-                    channel = writer.add_like(reader, connection, settings.bags.output_topic if to_label else None)
-                channels[connection.id] = to_label, channel
+        with BagWriter(work.target, job.storage, force=True, notes=notes) as writer:
+            copy = _BagCopy(work, reader, writer, topic, find_pose)
+            channels = {connection.id: copy.add_channel(connection) for connection in reader.connections}
             for message in _messages(reader):
-                to_label, channel = channels[message.connection.id]
-                if not to_label:
+                channel = channels[message.connection.id]
+                if not copy.has_clouds(message.connection):
                     with _conversion_errors():
                         writer.write(channel, message.time_ns, message.raw)
                     continue
-                number = tally.clouds + len(tally.skipped) + 1
-                with _may_skip(settings, tally):
-                    _label_message(
-                        segmenter,
-                        reader,
-                        message,
-                        writer,
-                        channel,
-                        f"bag {job.source}, cloud {number} of {topic}",
-                        tally,
-                        find_pose,
-                    )
-                on_cloud(job.size / clouds)
-            _require_some(job, tally)
+                with _may_skip(work.settings, work.tally):
+                    copy.write_labelled(message, channel)
+                work.on_cloud(job.size / clouds)
+            _require_some(job, work.tally)
 
 
-def _label_message(
-    segmenter: CloudSegmenter,
-    reader: BagReader,
-    message: BagMessage,
-    writer: BagWriter,
-    channel: Channel,
-    name: str,
-    tally: _Tally,
-    find_pose: PoseSource | None,
-) -> None:
-    with _input_errors(INFERENCE_FAILED, name, Exception), _input_errors(BAD_CLOUD, name, UserError):
-        result = segmenter.process(reader.cloud(message), {"points"}, find_pose=find_pose)
-    with _conversion_errors():
-        writer.write(channel, message.time_ns, reader.serialize(result.clouds["points"]))
-    tally.add(result.segmentation, result.input_warnings)
+@dataclass(frozen=True)
+class _BagCopy:
+    """The labelled copy of a bag."""
+
+    work: _Work
+    reader: BagReader
+    writer: BagWriter
+    topic: str
+    find_pose: PoseSource | None
+
+    def has_clouds(self, connection: Any) -> bool:
+        """Whether the messages of a connection are the clouds to label."""
+        return bool(connection.topic == self.topic and connection.msgtype == CLOUD_TYPE)
+
+    def add_channel(self, connection: Any) -> Channel:
+        """Create the channel for a connection, also if it has no messages."""
+        topic = self.work.settings.bags.output_topic if self.has_clouds(connection) else None
+        with _conversion_errors():
+            return self.writer.add_like(self.reader, connection, topic)
+
+    def write_labelled(self, message: BagMessage, channel: Channel) -> None:
+        """Label a cloud, write and count it."""
+        tally = self.work.tally
+        number = tally.clouds + len(tally.skipped) + 1
+        name = f"bag {self.work.job.source}, cloud {number} of {self.topic}"
+        with _input_errors(INFERENCE_FAILED, name, Exception), _input_errors(BAD_CLOUD, name, UserError):
+            result = self.work.segmenter.process(self.reader.cloud(message), {"points"}, find_pose=self.find_pose)
+        with _conversion_errors():
+            self.writer.write(channel, message.time_ns, self.reader.serialize(result.clouds["points"]))
+        tally.add(result.segmentation, result.input_warnings)
 
 
 def _poses(source: SweepSource, reader: BagReader) -> PoseSource:
@@ -336,7 +336,7 @@ def _may_skip(settings: RunSettings, tally: _Tally) -> Iterator[None]:
 
 
 def _remove_drafts(target: Path) -> None:
-    """Remove what a killed worker has left of this output: a job has one worker at a time."""
+    """Remove the partial output of a killed worker: a job has one worker at a time."""
     draft = re.compile(re.escape(f".{target.name}.") + "[a-z0-9_]{8}")  # as `files.atomic_output` names them
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
         if draft.fullmatch(path.name):

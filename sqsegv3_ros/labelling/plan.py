@@ -56,7 +56,7 @@ class Job:
 
     @property
     def input(self) -> str:
-        """The bag, the scan, or the folder of the scans, for people."""
+        """The bag, the scan, or the folder of the scans, human-readable."""
         return join(self.source, self.files[0]) if not self.is_bag and len(self.files) == 1 else self.source
 
     def outputs(self) -> list[str]:

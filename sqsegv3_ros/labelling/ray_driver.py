@@ -71,10 +71,10 @@ class Worker:
         self._segmenter: Any = None
 
     def prepare(self) -> str:
-        """Load the model and comply with the settings.
+        """Load the model with the settings of the run.
 
         Returns:
-            Why this machine cannot comply; '' if it can.
+            Why this machine cannot meet the settings; '' if it can.
         """
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             file.write(self._model)
@@ -102,7 +102,7 @@ def label_on_ray(
     """Label jobs on a Ray cluster, the largest first.
 
     A job whose worker or node died, or whose inference failed, is retried, by at most `MAX_ATTEMPTS` workers in
-    all. A worker that cannot comply with the settings gets no job.
+    all. A worker that cannot meet the settings gets no job.
 
     Args:
         jobs: The jobs.
@@ -195,7 +195,7 @@ class _Pool:
         return replace(result, attempts=self._attempts.pop(job.name, 0) + 1)
 
     def _refuse(self, actor: Any, reason: str) -> None:
-        """Dismiss a worker that cannot comply. It is not replaced: the next one would start on the same machine."""
+        """Dismiss a worker that cannot meet the settings, without replacement: that would start on the same machine."""
         if reason not in self._refusals:
             self._say(f"worker refused: {reason}")
         self._refusals[reason] = None
@@ -233,7 +233,7 @@ def _reason(error: Exception) -> str:
 
 
 def _connect(cluster: Cluster) -> tuple[Any, str]:
-    """Start Ray on this machine or join a cluster. Returns ray and the address of its dashboard, for people."""
+    """Start Ray on this machine or join a cluster. Returns ray and a human-readable address of its dashboard."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # its counters by task name are never freed: 11 KB in driver and worker for each job, as each has its own name
     os.environ["RAY_enable_metrics_collection"] = "0"  # noqa: SIM112  # as Ray spells it
@@ -244,25 +244,31 @@ def _connect(cluster: Cluster) -> tuple[Any, str]:
     from sqsegv3_ros.inference.backends import usable_cores
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address, source = _resolve(cluster.address)
     try:
-        if cluster.address == LOCAL:
+        if address == LOCAL:
             context = ray.init(LOCAL, num_cpus=usable_cores(), object_store_memory=OBJECT_STORE_BYTES, **quiet)
         else:
-            _probe(cluster.address)
-            context = ray.init(cluster.address, **quiet)
+            _probe(address, source)
+            context = ray.init(address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if cluster.address == AUTO and isinstance(error, ConnectionError):
+        if address == AUTO and isinstance(error, ConnectionError):
             raise UserError(
                 "no Ray cluster on this machine: start one with `ray start --head`, pass --ray HOST:PORT, or --ray "
                 "without an address"
             ) from error
-        raise UserError(f"Ray cannot be reached at '{cluster.address}': {error}") from error
+        raise UserError(f"Ray cannot be reached at '{address}' (from {source}): {error}") from error
     return ray, f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
-def _probe(address: str) -> None:
-    """Raise UserError if nothing listens at an address, as Ray would go on trying for more than a minute."""
-    address = (os.environ.get("RAY_ADDRESS") or AUTO) if address == AUTO else address
+def _resolve(address: str) -> tuple[str, str]:
+    """The address to use and what sets it: for Ray, 'auto' is the address in RAY_ADDRESS if that is set."""
+    from_environment = os.environ.get("RAY_ADDRESS") if address == AUTO else None
+    return (from_environment, "RAY_ADDRESS") if from_environment else (address, "--ray")
+
+
+def _probe(address: str, source: str) -> None:
+    """Raise UserError if nothing listens at an address, as Ray itself retries for more than a minute."""
     if address == AUTO:
         return
     try:
@@ -271,13 +277,15 @@ def _probe(address: str) -> None:
     except ValueError:
         host, port = None, None
     if host is None or port is None:
-        raise UserError(f"--ray must be HOST:PORT, such as head:6379, or auto, found '{address}'")
+        raise UserError(f"{source} must be HOST:PORT, such as head:6379, or auto or local, found '{address}'")
     try:
         socket.create_connection((host, port), PROBE_S).close()
+    except UnicodeError as error:  # not a name for DNS, such as one with more than 63 characters between dots
+        raise UserError(f"{source} names no valid host: '{host}'") from error
     except OSError as error:
         raise UserError(
-            f"no Ray cluster at {address} (TCP connection, {PROBE_S:g} s: {error.strerror or error}): start it there "
-            "with `ray start --head`, or pass the address that it printed"
+            f"no Ray cluster at {address}, from {source} (TCP connection, {PROBE_S:g} s: {error.strerror or error}): "
+            f"start it there with `ray start --head`, or set {source} to the address that it printed"
         ) from error
 
 

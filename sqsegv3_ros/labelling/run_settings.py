@@ -61,7 +61,7 @@ class RunSettings:
         }
 
     def runtime(self) -> str:
-        """Backend, device, precision and threads, for people."""
+        """Backend, device, precision and threads, human-readable."""
         threads = self.parameters["threads"]
         on_cpu = self.parameters["device"] == "cpu"
         suffix = f", {threads} thread{'s' * (threads > 1)}" if on_cpu else ""
@@ -71,7 +71,7 @@ class RunSettings:
         """Load a copy of the model file and make it ready exactly as resolved.
 
         Raises:
-            UserError: This machine cannot comply: another model, missing instructions, other package versions.
+            UserError: This machine cannot meet the settings: another model, missing instructions, other packages.
         """
         found = installed_versions(self.parameters["backend"])
         for package, expected in self.versions.items():

@@ -38,7 +38,7 @@ from sqsegv3_ros.errors import OperationError, UserError
 from sqsegv3_ros.inference.knn import KnnConfig, refine
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig, normalize, project
 
-STAGES = ("decode", "project", "network", "restore", "knn", "encode", "input_checks", "total")
+STAGES = ("decode", "project", "network", "classify", "knn", "encode", "input_checks", "total")
 POINTS = 12_000
 
 

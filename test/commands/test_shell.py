@@ -125,10 +125,46 @@ def test_json_goes_to_a_file_beside_the_text_or_to_standard_output_instead(
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == printed
 
 
+def test_json_is_refused_before_the_work_if_it_would_replace_an_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, model = tmp_path / "a.bin", tmp_path / "mine.pt"
+    metadata, recording = tmp_path / "OS-1_42.json", tmp_path / "OS-1_42_drive.pcap"
+    for file in (scan, model, metadata, recording):
+        file.write_bytes(b"input")
+    label = ("label", "--output", str(tmp_path / "out"))
+    for arguments, words in (
+        (("inspect", "--json", str(model)), f"--json must be - or a file that ends in .json, found '{model}'"),
+        ((*label, "--json", str(scan), str(scan)), f"found '{scan}'"),
+        ((*label, "--json", str(metadata), str(recording)), "may be the metadata of a .pcap beside it"),
+        (("inspect", "--json", str(scan / "new" / "a.json")), f"{scan} is not a writable folder"),
+    ):
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == dict.fromkeys(
+        ("a.bin", "mine.pt", "OS-1_42.json", "OS-1_42_drive.pcap"), b"input"
+    )
+
+
+def test_json_replaces_earlier_results(small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "a.json"
+    for _ in range(2):
+        assert main(["inspect", str(small_model), "--json", str(results)]) == 0
+    assert json.loads(results.read_text())["name"] == "small-random"
+
+
 @pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"demo", "render", "report", "train"}))
 def test_every_verb_that_measures_or_counts_has_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     assert "--json FILE|-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["label", "view"])
+def test_help_says_that_intensity_parameters_do_not_apply_to_files(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--help"]) == 0
+    assert "intensity settings apply to bags only" in " ".join(capsys.readouterr().out.split())
 
 
 def test_debug_shows_the_traceback_and_keeps_message_and_exit_code(

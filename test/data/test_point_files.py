@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import DATA, needs_shared
 
-from sqsegv3_ros.data.point_files import FileCloud, find_point_files, read_cloud
+from sqsegv3_ros.data.point_files import FileCloud, find_point_files, read_clouds
 from sqsegv3_ros.errors import UserError
 
 # every value is exact in float32
@@ -132,7 +132,8 @@ FILES: dict[str, tuple[Writer, bool, bool]] = {  # name: writer, has rings, has 
 
 def read(path: Path, file_format: str | None = None, **options: tuple[str, ...]) -> FileCloud:
     (file,) = find_point_files(path, file_format)
-    return read_cloud(file, **options)
+    (cloud,) = read_clouds(file, **options)
+    return cloud
 
 
 @pytest.mark.parametrize("name", FILES)

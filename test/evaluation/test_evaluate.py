@@ -247,11 +247,11 @@ def test_a_truncated_scan_is_named(folders, capsys):
 
 
 def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(folders, capsys):
-    target = folders / "taken"
+    target = folders / "taken.json"
     target.mkdir()
     assert evaluate(folders, "--json", str(target)) == 2
     assert str(target) in capsys.readouterr().err
-    assert sorted(p.name for p in folders.iterdir()) == ["data", "predicted", "taken"]
+    assert sorted(p.name for p in folders.iterdir()) == ["data", "predicted", "taken.json"]
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,19 @@ def test_inspect_names_what_runs_the_model(small_model: Path, capsys: pytest.Cap
     assert "backend openvino, device cpu, precision fp32, threads 1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--backend", "torch"], "backend torch"), (["--device", "cpu"], "device cpu"), (["--threads", "1"], "threads 1")],
+)
+def test_inspect_names_what_runs_the_model_if_a_runtime_option_is_given(
+    small_model: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert main(["inspect", str(small_model), *options]) == 0
+    assert words in capsys.readouterr().out
+    assert main(["inspect", str(small_model)]) == 0
+    assert words not in capsys.readouterr().out
+
+
 def test_torch_runs_the_network_with_the_threads_asked_for_and_leaves_torch_as_it_was(small_model: Path) -> None:
     before, used = torch.get_num_threads(), []
     segmenter = Segmenter(small_model, backend="torch", device="cpu", precision="fp32", threads=1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import math
 import re
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
 
@@ -161,3 +163,10 @@ def test_every_parameter_has_a_description_and_every_number_a_range_or_a_rule() 
 def test_choices_are_those_of_the_algorithm() -> None:
     for name, choices in (("knn.mode", MODES), ("projection.rows", ROWS), ("projection.outside_fov", OUTSIDE_FOV)):
         assert set(SPEC_OF[name].choices) == set(choices)
+
+
+def test_the_table_in_the_documentation_is_current() -> None:
+    script = runpy.run_path(str(ROOT / "docs/site/parameter_table.py"))
+    table = (ROOT / "docs/parameters.md").read_text().partition(script["MARKER"])[2]
+    assert table.strip() == script["parameter_table"](), "run `make parameters`"
+    assert len(table.strip().splitlines()) == 2 + len(SPECS)

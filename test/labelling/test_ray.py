@@ -74,7 +74,7 @@ def test_the_bag_of_a_dead_worker_is_taken_again(
     assert [(r["status"], r["clouds"], r["attempts"]) for r in found.values()] == [("done", 40, 2)]
 
 
-def test_a_worker_that_cannot_comply_is_refused_with_the_reason(
+def test_a_worker_that_cannot_meet_the_settings_is_refused_with_the_reason(
     small_model: Path, address: str, tmp_path: Path
 ) -> None:
     bag = record(tmp_path / "drive", "mcap", {"/lidar": scans(1, 500)})

@@ -7,6 +7,7 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray", reason="needs ray: pip install 'sqsegv3_ros[cluster]'")
@@ -33,8 +34,8 @@ def test_an_address_where_nothing_listens_is_named_with_what_to_do(
     assert call(*arguments, "--ray", address) == 2
     assert time.monotonic() - begin < 30  # Ray itself tries for 90 s
     assert capfd.readouterr().err.strip().splitlines()[-1] == (
-        f"sqsegv3 label: no Ray cluster at {address} (TCP connection, 5 s: Connection refused): start it there with "
-        "`ray start --head`, or pass the address that it printed"
+        f"sqsegv3 label: no Ray cluster at {address}, from --ray (TCP connection, 5 s: Connection refused): start "
+        "it there with `ray start --head`, or set --ray to the address that it printed"
     )
     assert not list((tmp_path / "out").rglob("*.label"))
 
@@ -46,21 +47,42 @@ def test_an_address_without_host_or_port_is_refused(
     (tmp_path / "scan.bin").write_bytes(bytes(160))
     arguments = ("label", tmp_path / "scan.bin", "--model", small_model, "--output", tmp_path / "out")
     assert call(*arguments, "--ray", address) == 2
-    assert f"--ray must be HOST:PORT, such as head:6379, or auto, found '{address}'" in capfd.readouterr().err
+    assert f"--ray must be HOST:PORT, such as head:6379, or auto or local, found '{address}'" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:{port}", "no Ray cluster at 127.0.0.1:{port}, from RAY_ADDRESS (TCP"),
+        ("head", "RAY_ADDRESS must be HOST:PORT, such as head:6379, or auto or local, found 'head'"),
+        (f"{'h' * 64}:6379", f"RAY_ADDRESS names no valid host: '{'h' * 64}'"),
+    ],
+)
 def test_auto_means_the_address_in_the_environment(
     small_model: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     free_port: int,
+    address: str,
+    words: str,
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port}")
+    monkeypatch.setenv("RAY_ADDRESS", address.format(port=free_port))
     (tmp_path / "scan.bin").write_bytes(bytes(160))
     arguments = ("label", tmp_path / "scan.bin", "--model", small_model, "--output", tmp_path / "out")
     assert call(*arguments, "--ray", "auto") == 2
-    assert f"no Ray cluster at 127.0.0.1:{free_port}" in capfd.readouterr().err
+    assert words.format(port=free_port) in capfd.readouterr().err
+
+
+@pytest.mark.long
+def test_auto_starts_ray_here_if_the_environment_says_local(
+    small_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    (tmp_path / "scan.bin").write_bytes(np.ones((10, 4), np.float32).tobytes())
+    arguments = ("label", tmp_path / "scan.bin", "--model", small_model, "--output", tmp_path / "out")
+    assert call(*arguments, "--ray", "auto") == 0, capfd.readouterr().err
+    assert len(list((tmp_path / "out").rglob("*.label"))) == 1
 
 
 def test_a_host_that_does_not_answer_is_given_up(
@@ -76,6 +98,8 @@ def test_a_host_that_does_not_answer_is_given_up(
             one.setblocking(False)
             one.connect_ex((host, port))
         assert call(*arguments, "--ray", f"{host}:{port}") == 2
-        assert f"no Ray cluster at {host}:{port} (TCP connection, 0.2 s: timed out)" in capfd.readouterr().err
+        assert (
+            f"no Ray cluster at {host}:{port}, from --ray (TCP connection, 0.2 s: timed out)" in capfd.readouterr().err
+        )
         for one in waiting:
             one.close()

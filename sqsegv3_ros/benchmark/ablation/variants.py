@@ -107,7 +107,7 @@ def training_commands(
 ) -> Iterator[str]:
     """The commands, for a shell, that train every variant once with every seed, each in its own folder.
 
-    Seed by seed, so that a run that is cut short has compared all variants on the seeds it finished.
+    Seed by seed, so that a run that is cut short has all variants of the seeds that it completed.
     """
     for seed in seeds:
         for variant in VARIANTS:

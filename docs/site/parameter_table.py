@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MkDocs hook: the table of the node's parameters, made from their specifications."""
+"""Write the table of the node's parameters, from their specifications, into docs/parameters.md."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
-PLACEHOLDER = "<!-- parameters -->"
+PAGE = Path(__file__).resolve().parents[1] / "parameters.md"
+MARKER = "<!-- everything below is written by `make parameters` -->\n"
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the placeholder by the table."""
-    return markdown.replace(PLACEHOLDER, parameter_table()) if PLACEHOLDER in markdown else markdown
+def main() -> None:
+    """Replace what follows the marker by the current table."""
+    text, marker, _ = PAGE.read_text(encoding="utf-8").partition(MARKER)
+    PAGE.write_text(f"{text}{marker}\n{parameter_table()}\n", encoding="utf-8")
 
 
 def parameter_table() -> str:
@@ -23,3 +25,7 @@ def parameter_table() -> str:
         when = " *configure*" if spec.at_configure else " *read-only*" if spec.read_only else ""
         rows.append(f"| `{spec.name}` | {default} | {spec.allowed} | {spec.description}{when} |")
     return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
