@@ -135,7 +135,7 @@ def fit(options: Sequence[str]) -> TrainCLI:
         UserError: Settings or data cannot be used.
         OperationError: Training failed.
     """
-    _silence_library_warnings()
+    silence_library_warnings()
     try:
         cli = TrainCLI(options)
         checkpoint = _prepare_output(cli)
@@ -189,7 +189,7 @@ def _as_user_error(error: Exception) -> Exception:
     return error
 
 
-def _silence_library_warnings() -> None:
+def silence_library_warnings() -> None:
     """Suppress library messages that a user of this command cannot act on."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

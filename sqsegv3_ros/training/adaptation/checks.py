@@ -10,8 +10,8 @@ from typing import Any
 
 from sqsegv3_ros.errors import OperationError
 
-LEAST_AGREEMENT = 0.6
-"""With the start; a good model changes a quarter of the labels of a sensor that it does not know."""
+LEAST_AGREEMENT = 0.4
+"""With the start; with a sensor that the model did not know, 40 % of the labels may change for the better."""
 
 COMMON_SHARE, VANISHED = 0.02, 0.1
 """A class of this share of the points at the start must keep this share of it."""

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from sqsegv3_ros.inference.backends import has_native_bf16
 from sqsegv3_ros.training.adaptation.pseudo_labels import label_scan
 from sqsegv3_ros.training.adaptation.source import TRAINING, VALIDATION
 from sqsegv3_ros.training.adaptation.teacher import TeacherLabels
-from sqsegv3_ros.training.run import TrainCLI
+from sqsegv3_ros.training.run import TrainCLI, silence_library_warnings
 
 BATCH = 4
 CROP_COLUMNS = 512
@@ -163,19 +164,22 @@ def plan_run(options: list[str], scans: int, seconds: float) -> Plan:
 
 def _measure(options: list[str]) -> tuple[float, float]:
     """Seconds of a training step, and of labelling a scan."""
-    cli = TrainCLI(options)
-    cli.datamodule.setup()
+    silence_library_warnings()
+    with _quiet(logging.getLogger("lightning.pytorch")):  # the run itself says all that again
+        cli = TrainCLI(options)
+        cli.datamodule.setup()
+        batches = islice(cli.datamodule.train_dataloader(), _MEASURED_STEPS + 1)
     module, device = cli.model, cli.trainer.strategy.root_device
     module.to(device).train()
     with mixed_precision(device):
-        for number, batch in enumerate(islice(cli.datamodule.train_dataloader(), _MEASURED_STEPS + 1)):
+        for number, batch in enumerate(batches):
             if number == 1:  # the first one allocates memory
                 begin = time.perf_counter()
             loss = module.criterion(
                 module(batch.channels.to(device), batch.mask.to(device)), batch.labels.long().to(device)
             )
             loss.backward()
-            float(loss)
+            loss.item()
         per_step = (time.perf_counter() - begin) / _MEASURED_STEPS
         module.eval()
         store = cli.datamodule.train_store
@@ -185,6 +189,17 @@ def _measure(options: list[str]) -> tuple[float, float]:
         begin = time.perf_counter()
         label_scan(module, points)
     return per_step, time.perf_counter() - begin
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Suppress messages that are no warnings."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def write_settings(path: Path, trained: Trained, plan: Plan) -> list[str]:
