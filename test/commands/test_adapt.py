@@ -151,7 +151,6 @@ def test_wrong_use_is_refused_in_one_line(
     few = tmp_path / "few"
     for file in find_scans(root)[: MIN_SCANS - 1]:
         write_scan(few / "sequences" / "00" / "velodyne" / file.path.name, read_scan(file.path))
-    mine.with_suffix(".adapt").rename(tmp_path / "other.adapt")
     text = refused(capsys, few, *model)
     assert f"{MIN_SCANS - 1} different scans found in {MIN_SCANS - 1} clouds" in text and "record a drive" in text
     assert not mine.exists()

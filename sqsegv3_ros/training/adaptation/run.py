@@ -23,6 +23,7 @@ from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
 from sqsegv3_ros.inference.settings import DEFAULTS, Settings
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.export import export_model
+from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.simulation.measured_sensor import measure_sensor
 from sqsegv3_ros.simulation.sensors import SensorModel, sensor_named
 from sqsegv3_ros.training.adaptation.checks import require_sound
@@ -80,7 +81,8 @@ class Outcome:
     """What an adaptation found.
 
     Attributes:
-        info: Description of the new model.
+        network: The new network.
+        info: Its description.
         rounds: Record of every round, and of the result.
         start: Labels of the recording's scans before.
         end: Labels after.
@@ -88,6 +90,7 @@ class Outcome:
             that of the model.
     """
 
+    network: SqueezeSegV3
     info: ModelInfo
     rounds: list[dict[str, Any]]
     start: list[ScanLabels]
@@ -104,15 +107,18 @@ class Adaptation:
         workspace: Folder for the copy of the scans, the simulated ones and the run.
 
     Raises:
-        UserError: The model cannot be adapted, or the workspace is that of an adaptation with other settings.
+        UserError: The model cannot be adapted, or the workspace has an adaptation with other settings.
     """
 
     def __init__(self, recording: Recording, settings: AdaptationSettings, workspace: Path) -> None:
         self.recording, self.settings, self.workspace = recording, settings, workspace
         self.model = find_model(settings.model)
         self.start_info = read_info(self.model)
+        self.model_sha256 = hashlib.sha256(self.model.read_bytes()).hexdigest()
         self._require_adaptable()
-        self._claim_workspace()
+        copied = self._read("recording.json")
+        if copied is not None:
+            self._require_own(copied["settings"], self._identity())
 
     @property
     def scans(self) -> Path:
@@ -151,14 +157,12 @@ class Adaptation:
         plan = self._plan(trained, facts["scans"], began)
         if not self._train(trained, plan):
             return None
-        return self._compare(trained, facts, plan)
+        return self._compare(facts, plan)
 
     def write(self, outcome: Outcome, output: Path) -> None:
         """Write the model file of a result."""
-        module = self._trained_module(outcome.recorded_height_m)
-        _with_statistics(module, self.scans)
         half = self.start_info.weights_dtype == "float16"
-        export_model(module.network.cpu(), output, info=outcome.info, half=half)
+        export_model(outcome.network, output, info=outcome.info, half=half)
 
     def clear(self) -> None:
         """Delete the copies of the scans; the record of the run stays."""
@@ -183,26 +187,27 @@ class Adaptation:
                 "have no ring numbers"
             )
 
-    def _claim_workspace(self) -> None:
-        """Write the settings into a new workspace, or compare them with those of an existing one."""
-        settings = {
-            "model": [self.start_info.name, hashlib.sha256(self.model.read_bytes()).hexdigest()],
-            "inputs": [job.input for job in self.recording.jobs],
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for an adaptation to continue, in plain JSON types."""
+        recording = self.recording
+        identity = {
+            "model": [self.start_info.name, self.model_sha256],
+            "inputs": [job.input for job in recording.jobs],
             "parameters": dict(self.settings.parameters),
-            "clouds": repr((self.recording.bags, self.recording.bag_clouds, self.recording.file_clouds)),
+            "clouds": repr((recording.bags, recording.bag_clouds, recording.file_clouds)),
             "sensor": self.settings.sensor,
-            "minutes": self.settings.minutes,
             "seed": self.settings.seed,
         }
-        settings = json.loads(json.dumps(settings))
-        found = self._read("settings.json")
-        if found is not None and found != settings:
-            different = ", ".join(key for key in settings if found.get(key) != settings[key])
+        return dict(json.loads(json.dumps(identity)))
+
+    def _require_own(self, found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Refuse a workspace with other settings."""
+        different = ", ".join(key for key in own if found.get(key) != own[key])
+        if different:
             raise UserError(
                 f"{self.workspace} has an unfinished adaptation with another {different}: choose another --output, or "
                 "start anew with --force"
             )
-        self._write("settings.json", settings)
 
     def _copy(self) -> dict[str, Any]:
         """Copy the scans, once. Returns their number, the sensor and its height."""
@@ -214,10 +219,16 @@ class Adaptation:
             name = self.settings.sensor
             sensor = measure_sensor(copied.clouds, height) if name is None else sensor_named(name)
             facts = {
-                "scans": copied.scans, "read": copied.read, "standing": copied.standing, "unusable": copied.unusable,
-                "height_m": height, "height": source, "sensor": None if name else _sensor_dict(sensor),
+                "settings": self._identity(),
+                "scans": copied.scans,
+                "read": copied.read,
+                "standing": copied.standing,
+                "unusable": copied.unusable,
+                "height_m": height,
+                "height": source,
+                "sensor": None if name else _sensor_dict(sensor),
                 "sensor_name": sensor.name,
-            }  # fmt: skip
+            }
             self._write("recording.json", facts)
         return facts
 
@@ -247,12 +258,13 @@ class Adaptation:
         return dict(json.loads(json.dumps(values)))
 
     def _plan(self, trained: Trained, scans: int, began: float) -> Plan:
-        found = self._read("plan.json")
+        own, found = {"minutes": self.settings.minutes}, self._read("plan.json")
         if found is not None:
-            return Plan(**found)
+            self._require_own(found, own)
+            return Plan(found["rounds"], found["steps"])
         probe = write_settings(self.workspace / "train.yaml", trained, Plan(1, 10))
         plan = plan_run(probe, scans, 60.0 * self.settings.minutes - (time.monotonic() - began))
-        self._write("plan.json", plan_dict(plan))
+        self._write("plan.json", {**own, **plan_dict(plan)})
         return plan
 
     def _train(self, trained: Trained, plan: Plan) -> bool:
@@ -282,7 +294,7 @@ class Adaptation:
         module.network.load_state_dict(weights)
         return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def _compare(self, trained: Trained, facts: Mapping[str, Any], plan: Plan) -> Outcome:
+    def _compare(self, facts: Mapping[str, Any], plan: Plan) -> Outcome:
         """Label the recording with the result and compare it with the start."""
         height = _recorded_height(facts)
         module = self._trained_module(height)
@@ -297,7 +309,7 @@ class Adaptation:
         result = {"round": plan.rounds, "start_agreement": agreement(start, end), **statistics(end, names)}
         rounds = [*read_rounds(self.run_folder), result]
         require_sound(rounds, self.workspace)
-        return Outcome(self._describe(facts, plan, result), rounds, start, end, height)
+        return Outcome(module.network.cpu(), self._describe(facts, plan, result), rounds, start, end, height)
 
     def _describe(self, facts: Mapping[str, Any], plan: Plan, result: Mapping[str, Any]) -> ModelInfo:
         """Describe the new model: what it started from, on what terms, and whose recording it was adapted to."""
@@ -320,7 +332,7 @@ class Adaptation:
             },
             "started_from": {
                 "name": start.name,
-                "sha256": hashlib.sha256(self.model.read_bytes()).hexdigest(),
+                "sha256": self.model_sha256,
                 "provenance": dict(start.provenance),
             },
         }  # fmt: skip
