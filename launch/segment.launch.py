@@ -14,7 +14,7 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode, Node
-from launch_ros.parameter_descriptions import ParameterFile
+from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 CONFIG = PathJoinSubstitution([FindPackageShare("sqsegv3_ros"), "config"])
@@ -79,8 +79,12 @@ def generate_launch_description() -> LaunchDescription:
         executable="rerun_node",
         name="rerun_sqsegv3",
         namespace=LaunchConfiguration("namespace"),
-        parameters=[{"use_sim_time": LaunchConfiguration("use_sim_time")}],
+        parameters=[
+            {"use_sim_time": LaunchConfiguration("use_sim_time")},
+            {"recording": ParameterValue(LaunchConfiguration("rerun_recording"), value_type=str)},
+        ],
         remappings=[("sqsegv3/output/points", LaunchConfiguration("output_topic"))],
+        output="screen",
         condition=IfCondition(LaunchConfiguration("rerun")),
     )
     return LaunchDescription(
@@ -119,6 +123,9 @@ def generate_launch_description() -> LaunchDescription:
             ),
             DeclareLaunchArgument(
                 "rerun", default_value="false", choices=BOOLEANS, description="show the outputs in the Rerun viewer"
+            ),
+            DeclareLaunchArgument(
+                "rerun_recording", default_value="", description="with rerun: .rrd file to record to; empty: the viewer"
             ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
             rviz,  # before the node: if it is not installed, the launch fails at once

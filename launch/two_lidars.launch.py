@@ -17,7 +17,7 @@ SEGMENT = PathJoinSubstitution([FindPackageShare("sqsegv3_ros"), "launch", "segm
 
 def lidar(side: str) -> GroupAction:
     """One node, in a scope of its own so that its arguments do not reach the other."""
-    names = ("input_topic", "sensor", "params_file")
+    names = ("input_topic", "sensor", "params_file", "rerun_recording")
     arguments = {name: LaunchConfiguration(f"{side}_{name}") for name in names}
     segment = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(SEGMENT), launch_arguments={"namespace": side, **arguments}.items()
@@ -35,6 +35,12 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("rear_input_topic", default_value="/rear/points", description="rear: clouds"),
             DeclareLaunchArgument("rear_sensor", default_value="", description="rear: preset; empty: none"),
             DeclareLaunchArgument("rear_params_file", default_value="", description="rear: parameters; empty: none"),
+            DeclareLaunchArgument(
+                "front_rerun_recording", default_value="", description="front: .rrd file; empty: viewer"
+            ),
+            DeclareLaunchArgument(
+                "rear_rerun_recording", default_value="", description="rear: .rrd file; empty: viewer"
+            ),
             lidar("front"),
             lidar("rear"),
         ]

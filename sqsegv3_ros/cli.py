@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = f"sqsegv3 {chosen_verb}"
     try:
         if arguments[:1] == ["--print-completion"]:
-            name, verbs = "sqsegv3", list(VERBS)
+            name, verbs = "sqsegv3", [verb for verb in VERBS if verb != "train"]  # it adds its options itself
         else:
             verbs = [verb for verb in VERBS if verb == chosen_verb]
             process.prepare(training=chosen_verb in ("train", "adapt"))
@@ -92,7 +92,13 @@ class _PrintCompletion(argparse.Action):
             import shtab
         except ImportError as error:
             raise missing_package("shtab", "shell completion", "tools") from error
+        from sqsegv3_ros.commands import train
+
         (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        try:
+            train.add_options(verbs.choices["train"])
+        except UserError as error:
+            print(f"sqsegv3: no completion of the options of train: {error}", file=sys.stderr)
         for verb_parser in verbs.choices.values():
             for action in verb_parser._actions:
                 if action.type is Path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: where the package's own are, atomic writing, and progress of work on many of them."""
+"""Files: locations of the package's own, atomic writing, and progress over many files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ os.umask(_UMASK)
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file so that no reader ever sees half of it: into a temporary neighbour, then renamed.
+    """Write a file atomically: to a temporary file beside it, then renamed.
 
     Args:
         path: File to write; missing folders above it are made.
@@ -103,9 +103,9 @@ def _replace(path: Path, draft: Path, previous: Path) -> None:
 
 
 def refuse_existing(path: str | Path, force: bool) -> None:
-    """Raise UserError if an output exists already and may not be overwritten."""
+    """Raise UserError if an output already exists and may not be overwritten."""
     if Path(path).exists() and not force:
-        raise UserError(f"{path} exists already; choose another output, or pass --force to overwrite it")
+        raise UserError(f"{path} already exists; choose another output, or pass --force to overwrite it")
 
 
 def progress(items: Iterable[T], total: int, unit: str) -> Iterator[T]:
@@ -118,7 +118,7 @@ def progress(items: Iterable[T], total: int, unit: str) -> Iterator[T]:
 
 
 def share_folders() -> list[Path]:
-    """The folders that may hold the package's launch, config and models folders, the likeliest first."""
+    """Candidate folders for the package's launch, config and models folders, the most likely first."""
     package = Path(__file__).resolve().parent
     folders = [package.parent]  # the source tree, also behind an editable or symlinked installation
     for prefix in [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), *_prefixes_of(package), sys.prefix]:

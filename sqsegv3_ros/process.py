@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process settings: what makes torch faster on a CPU, and what Fast DDS needs for big clouds."""
+"""Process settings: faster torch on a CPU, and the Fast DDS profile for large clouds."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def use_fastdds_profile(environment: MutableMapping[str, str] = os.environ) -> b
 
 
 def _variables(distribution: str) -> tuple[str, ...]:
-    """Those that this ROS reads, as newer ones warn of the second; both where that is not known."""
+    """The variables that this ROS distribution reads, as newer ones warn about the second; both if it is unknown."""
     if distribution:
         return PROFILE_VARIABLES[1:] if distribution in _READ_THE_SECOND else PROFILE_VARIABLES[:1]
     try:

@@ -39,14 +39,7 @@ needs_openvino = pytest.mark.skipif(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `cuda` if there is no CUDA device; run a test again if its worker crashed.
-
-    A process with Fast DDS participants may crash when peers are killed, whichever test runs in it then. A test that
-    fails is not run again unless it depends on discovery.
-    """
-    for item in items:
-        if not item.get_closest_marker("flaky"):
-            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun="no failure, only a crash"))
+    """Skip the tests marked `cuda` if there is no CUDA device."""
     marked = [item for item in items if item.get_closest_marker("cuda")]
     if marked:
         import torch

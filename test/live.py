@@ -184,8 +184,8 @@ def node_of(client: Client, *arguments: str, configures: bool = True, **paramete
 
 
 def outputs_of(client: Client, node: Any, cloud: PointCloud2, **kinds: Any) -> dict[str, Any]:
-    """What the node publishes for a cloud on ~/output/<name>, by name; kinds: message types by name."""
-    name = node.get_fully_qualified_name()
+    """What a node, or the node of a name, publishes for a cloud on ~/output/<name>, by name; kinds: types by name."""
+    name = node if isinstance(node, str) else node.get_fully_qualified_name()
     results = {output: client.collect(kind, f"{name}/output/{output}") for output, kind in kinds.items()}
 
     def answers() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-# For tests whose subject is the discovery of DDS peers: on a busy machine a peer may be discovered too late.
+# For tests that talk to nodes over DDS: on a busy machine a peer may be discovered after the message it should get.
 # A second try is no cure for anything else.
 depends_on_discovery = pytest.mark.flaky(reruns=1)
 

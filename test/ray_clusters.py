@@ -22,7 +22,7 @@ def cluster(nodes: int, cpus_per_node: int) -> Iterator[Any]:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # other tests at the same time would starve the workers
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": cpus_per_node, "object_store_memory": OBJECT_STORE_BYTES}
+    node = {"num_cpus": cpus_per_node, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     started = Cluster(initialize_head=True, head_node_args=node)
     try:
         for _ in range(nodes - 1):

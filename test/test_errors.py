@@ -122,3 +122,12 @@ def test_a_rclpy_of_another_python_or_distribution_is_explained() -> None:
         f"ImportError: rclpy cannot be imported by Python {version} (No module named 'rclpy'); ROS 2 humble is "
         "sourced: source the distribution that was built for this Python, or pip install 'sqsegv3_ros[ros]'"
     )
+
+
+def test_replay_without_rclpy_says_once_what_to_do() -> None:
+    done = run_without("rclpy", "from sqsegv3_ros.cli import main; sys.exit(main(['replay', 'bag']))")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("sqsegv3 replay: replay needs ROS 2: rclpy cannot be imported by Python 3")
+    assert done.stderr.count("source") == 2  # "no ROS 2 is sourced", and what to do
+    assert done.stderr.count("pip install 'sqsegv3_ros[ros]'") == 1

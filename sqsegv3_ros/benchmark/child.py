@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes that measure: a JSON command a line in, a JSON answer a line out.
+"""Child processes that measure: one JSON command per line on stdin, one JSON answer per line on stdout.
 
 Run as `python -m sqsegv3_ros.benchmark.child CLASS SETTINGS`: the class by its name below sqsegv3_ros, its arguments as
 JSON. A command names a method and its arguments. Whatever runs in one process shares memory, threads and the state of
@@ -28,7 +28,7 @@ from sqsegv3_ros.errors import OperationError, UserError
 
 
 class Child:
-    """A child process with an object of one class; use it with `with`.
+    """A child process with an object of one class; use it in a `with` block.
 
     Every method raises OperationError, with the last line of its standard error, if the child failed.
     """
@@ -91,7 +91,7 @@ class Child:
         self.close(10 if error is None else 1)
 
     def close(self, patience_s: float) -> None:
-        """End its input, which ends it; kill it if that takes longer than `patience_s`."""
+        """Close its stdin, which ends it; kill it if that takes longer than `patience_s`."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.close()

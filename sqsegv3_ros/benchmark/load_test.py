@@ -198,7 +198,7 @@ def p50(values: Mapping[str, str], name: str) -> float:
 
 
 def ros_environment() -> dict[str, str]:
-    """Environment of node, publisher and receiver: the shipped Fast DDS profile, no traffic to or from other nodes."""
+    """Environment of node, publisher and receiver: the shipped Fast DDS profile, isolated from other nodes."""
     environment = {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_DOMAIN_ID": str(random.SystemRandom().choice(_DOMAINS)),

@@ -75,7 +75,7 @@ class Options:
         if self.repeat < 1:
             raise UserError(f"repeat must be at least 1, found {self.repeat}")
         if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise UserError(f"threads must lie in 1..1024, found {self.threads}")
+            raise UserError(f"threads must be in 1..1024, found {self.threads}")
         unknown = [name for name in self.compare if name not in COMPARABLE]
         if unknown:
             raise UserError(f"compare takes any of {', '.join(COMPARABLE)}, found '{', '.join(unknown)}'")
@@ -252,7 +252,7 @@ def _write_image(
     about: Mapping[str, Any],
     folder: Path,
 ) -> npt.NDArray[np.bool_]:
-    """Write the reference's normalised image of `clear_points`. Returns (H, W), which pixels hold a point."""
+    """Write the reference's normalised image of `clear_points`. Returns (H, W): pixels with a point."""
     from sqsegv3_ros.benchmark import reference
     from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 
@@ -301,7 +301,7 @@ def _compare_knn(
 
 
 def off_the_edges(points: npt.NDArray[np.float32], projection: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-    """The points so far from their pixel's edges that every float32 arithmetic puts them into that pixel.
+    """The points far enough from their pixel's edges that float32 rounding cannot move them to another pixel.
 
     The last bit of an arctangent differs between numpy, torch and the C library, and between processors.
     """
@@ -324,7 +324,7 @@ def _agreement(
     *,
     exact: bool,
 ) -> dict[str, Any]:
-    """Whether this package gives what the reference implementation gives; fills in `labels_equal` of the variants.
+    """Whether this package's results equal those of the reference implementation; sets `labels_equal` of the variants.
 
     labels_equal is the share of the pixels with a point whose label is that of the reference network in fp32.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a scan, statistics of their times, memory, and the work that other processes did meanwhile."""
+"""The stages of a scan, statistics of their times, memory, and the CPU use of other processes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class OtherWork:
         self.cores = max(0.0, (_others_cpu_s() - self._before) / (time.monotonic() - self._began))
 
     def busy(self, threads: int, device: str) -> str | None:
-        """A warning if the others left too few cores for that many threads on the CPU; else None."""
+        """A warning if other processes left fewer free cores than the measurement has threads; else None."""
         cores = os.cpu_count() or threads
         wanted = min(threads, cores)
         if device != "cpu" or not cores - self.cores < (1 - IDLE_CORES) * wanted:

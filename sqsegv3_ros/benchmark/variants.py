@@ -161,7 +161,7 @@ class Reference:
         return {**times, "labels_differ": int((own != voted).sum())}
 
     def finish(self, folder: str, scan: str) -> dict[str, Any]:
-        """Peak memory, and where this package's projection and KNN differ, given the same; writes labels of `scan`."""
+        """Peak memory, and differences of our projection and KNN on the same input; writes labels of `scan`."""
         import torch
 
         from sqsegv3_ros.benchmark import reference

@@ -91,10 +91,9 @@ def run(args: argparse.Namespace) -> int:
     if args.commands:
         from sqsegv3_ros.benchmark.ablation.variants import training_commands
 
-        for line in training_commands(
-            args.seeds, root=args.root, output=args.runs, config=args.config, multiplier=args.multiplier
-        ):
-            print(line)
+        options = {"root": args.root, "output": args.runs, "config": args.config, "multiplier": args.multiplier}
+        commands = list(training_commands(args.seeds, **options))
+        print_results(args, "\n".join(commands), {"commands": commands})
         return 0
     if args.collect:
         return _collect(args)
@@ -178,7 +177,7 @@ def _plot_figures(args: argparse.Namespace) -> int:
     result = figures.summary(coordinates, activations, args.stage)
     write_atomically(numbers, json.dumps(result, indent=1).encode())
     written = [path.name for path in paths if activations or path != activation]
-    print(f"{', '.join(written)} of {coordinates.scans} scans in {args.figures}")
+    print_results(args, f"{', '.join(written)} of {coordinates.scans} scans in {args.figures}", result)
     return 0
 
 

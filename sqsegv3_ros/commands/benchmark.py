@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print and write. Returns 1 if the reference implementation gives another result."""
+    """Measure, print and write. Returns 1 if the result differs from the reference implementation's."""
     if args.plot is not None:
         from sqsegv3_ros.benchmark.tables import import_pyplot
 
@@ -116,7 +116,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
         settings["scan"] = read_scan(args.scan)
         if not len(settings["scan"]):
-            raise UserError(f"scan {args.scan} holds no point; there is nothing to measure")
+            raise UserError(f"scan {args.scan} has no points; there is nothing to measure")
         truth = ScanFile(args.scan.parent.parent.name, args.scan.stem, args.scan).labels_path
         if truth.is_file():
             settings["labels"] = SEMANTIC_KITTI.to_labels(read_labels(truth, len(settings["scan"])))

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from sqsegv3_ros.commands.options import add_cloud_options, add_label_set, intensity_settings
+from sqsegv3_ros.commands.options import add_cloud_options, add_json, add_label_set, intensity_settings, print_results
 from sqsegv3_ros.data.compressed_scans import CompressedImport, compressed_to_sequence
 from sqsegv3_ros.data.conversion import BagImport, bag_to_sequence, sequence_to_bag
 from sqsegv3_ros.data.ros2_messages import TOPIC
 from sqsegv3_ros.data.rosbag_writer import default_storage
+from sqsegv3_ros.data.sequences import Contents
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.pointcloud2 import CloudSettings
 
@@ -24,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     topic = "topic of the clouds (default: /velodyne_points, or the bag's only one)"
     parser.add_argument("--topic", metavar="T", help=topic)
     parser.add_argument("--force", action="store_true", help="overwrite an existing output")
+    add_json(parser)
     to_bag = parser.add_argument_group("from a sequence to a bag")
     to_bag.add_argument("--bag", type=Path, metavar="OUT", help="bag to write: a folder, or a .mcap or .db3 file")
     to_bag.add_argument("--storage", choices=("mcap", "sqlite3"), help="default: by the suffix of OUT, else mcap")
@@ -52,25 +56,23 @@ def run(args: argparse.Namespace) -> int:
     if not args.source.exists():
         raise UserError(f"{args.source} does not exist; expected a bag or a SemanticKITTI root")
     if args.bag is not None:
-        print(_to_bag(args))
+        text, results = _to_bag(args)
     elif args.source.is_dir() and any(args.source.glob("*.npz")):
-        print(_compressed_to_sequence(args))
+        text, results = _compressed_to_sequence(args)
     else:
-        print(_to_sequence(args))
+        text, results = _to_sequence(args)
+    print_results(args, text, results)
     return 0
 
 
-def _to_bag(args: argparse.Namespace) -> str:
-
-    storage = args.storage or default_storage(args.bag)
-    contents = sequence_to_bag(
-        args.source, args.sequence, args.bag, storage, topic=args.topic or TOPIC, force=args.force
-    )
-    return f"{args.bag}: {contents}"
+def _to_bag(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    storage, topic = args.storage or default_storage(args.bag), args.topic or TOPIC
+    contents = sequence_to_bag(args.source, args.sequence, args.bag, storage, topic=topic, force=args.force)
+    text = f"{args.bag}: {contents.scans} clouds on {topic}, {contents}"
+    return text, {"output": str(args.bag), "topic": topic, "storage": storage, **asdict(contents)}
 
 
-def _to_sequence(args: argparse.Namespace) -> str:
-
+def _to_sequence(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     settings = BagImport(
         topic=args.topic,
         cloud=CloudSettings(ring_field="", **intensity_settings(args)),
@@ -78,11 +80,10 @@ def _to_sequence(args: argparse.Namespace) -> str:
         labels=args.labels,
     )
     name = (args.sequence or "00").zfill(2)
-    contents = bag_to_sequence(args.source, args.output, name, settings, force=args.force)
-    return f"{args.output / 'sequences' / name}: {contents}"
+    return _describe(args, name, bag_to_sequence(args.source, args.output, name, settings, force=args.force))
 
 
-def _compressed_to_sequence(args: argparse.Namespace) -> str:
+def _compressed_to_sequence(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     files = sorted(args.source.glob(args.match))
     if not files:
         raise UserError(f"{args.source} has no file that matches --match '{args.match}'")
@@ -93,5 +94,10 @@ def _compressed_to_sequence(args: argparse.Namespace) -> str:
         objects=tuple(args.objects),
     )
     name = (args.sequence or "00").zfill(2)
-    contents = compressed_to_sequence(files, args.output, name, settings, force=args.force)
-    return f"{args.output / 'sequences' / name}: {contents}"
+    return _describe(args, name, compressed_to_sequence(files, args.output, name, settings, force=args.force))
+
+
+def _describe(args: argparse.Namespace, name: str, contents: Contents) -> tuple[str, dict[str, Any]]:
+    """Text and results for a written sequence."""
+    folder = args.output / "sequences" / name
+    return f"{folder}: {contents.scans} scans {contents}", {"output": str(folder), **asdict(contents)}

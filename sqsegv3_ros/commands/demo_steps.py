@@ -75,7 +75,7 @@ def measure_latency_ms(model: Path, bag: Path) -> float:
 
 
 def evaluate_live(model: Path, files: DemoFiles, scans: int, real_time: bool) -> bool:
-    """Replay the drive to the live node while the evaluator watches, and print its output.
+    """Replay the drive to the live node and the evaluator, and print the evaluator's output.
 
     Args:
         model: Model file.

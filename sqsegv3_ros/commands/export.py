@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqsegv3_ros.commands.options import add_output
+from sqsegv3_ros.commands.options import add_json, add_output, model_results, print_results
 from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.files import refuse_existing
 
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: as trained)")
     height = "height above ground of the sensor that recorded the training data (default: as configured in training)"
     parser.add_argument("--sensor-height-m", type=float, metavar="H", help=height)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,16 +63,19 @@ def run(args: argparse.Namespace) -> int:
         from sqsegv3_ros.network.export import export_onnx
 
         difference = export_onnx(model, args.output, info)
-        print(f"{args.output}: {info.name}, equal in ONNX Runtime (probabilities within {difference:.1e})")
+        text = f"{args.output}: {info.name}, equal in ONNX Runtime (probabilities within {difference:.1e})"
+        results = {**model_results(args.output, info), "weights_dtype": "float32", "probability_difference": difference}
+        print_results(args, text, results)
         return 0
     from sqsegv3_ros.network.export import export_model
 
     info = export_model(model, args.output, info=info, half=args.half)
-    size = args.output.stat().st_size / 1e6
-    print(
+    results = model_results(args.output, info)
+    text = (
         f"{args.output}: {info.name}, {len(info.labels)} classes, {info.projection.height} x {info.projection.width} "
-        f"pixels, KNN {info.knn.mode}, {info.weights_dtype}, {size:.2f} MB"
+        f"pixels, KNN {info.knn.mode}, {info.weights_dtype}, {results['bytes'] / 1e6:.2f} MB"
     )
+    print_results(args, text, results)
     return 0
 
 

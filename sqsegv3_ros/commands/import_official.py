@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqsegv3_ros.commands.options import add_output
+from sqsegv3_ros.commands.options import add_json, add_output, model_results, print_results
 from sqsegv3_ros.files import refuse_existing
 
 KITTI_SENSOR_HEIGHT_M = 1.73  # height above ground of the Velodyne on KITTI's car
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
     parity = "reproduce the reference implementation, bugs in mask and KNN included, to compare labels"
     parser.add_argument("--parity", action="store_true", help=parity)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
     )
     info = export_model(checkpoint.model, args.output, info=info, half=args.half)
     blocks = "-".join(map(str, checkpoint.config.blocks))
-    print(
+    text = (
         f"{args.output}: {name}, blocks {blocks}, {len(checkpoint.labels)} classes, "
         f"{info.projection.height} x {info.projection.width} pixels, KNN {info.knn.mode}, {info.weights_dtype}"
     )
+    print_results(args, text, {**model_results(args.output, info), "blocks": checkpoint.config.blocks})
     return 0

@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ". Its intensity settings apply to bags only: files hold 0..1 unless --intensity-scale and "
         "--intensity-exponent are given"
     )
+    add_json(parser)
     add_params(parser, note)
     add_cloud_options(parser)
     add_model_options(parser)
@@ -72,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     summary = parser.add_argument_group("summary")
     text = "print what the manifests of a run say, and label nothing"
     summary.add_argument("--summary", nargs="+", metavar="MANIFEST", help=text)
-    add_json(summary)
 
 
 def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -129,26 +129,36 @@ def _label(
 ) -> int:
     """Run the jobs and record what becomes of them."""
     from sqsegv3_ros.labelling.job import failure
-    from sqsegv3_ros.labelling.manifest import DONE, FAILED
+    from sqsegv3_ros.labelling.manifest import DONE, FAILED, QUARANTINED
     from sqsegv3_ros.labelling.progress import Progress
 
     before = planned - len(jobs)
     earlier = f" ({_count(before, 'input')} finished before)" if before else ""
+    counts = dict.fromkeys((DONE, QUARANTINED, FAILED, "clouds", "skipped_clouds"), 0)
+    warnings: dict[str, str] = {}
+    results = {
+        "output": args.output,
+        "manifest": manifest.location,
+        "model": settings.model_name,
+        "runtime": settings.runtime(),
+        "inputs": planned,
+        "finished_before": before,
+    }
     if not jobs:
-        print(f"nothing to label{earlier}: {args.output}")
+        print_results(args, f"nothing to label{earlier}: {args.output}", {**results, **counts, "warnings": warnings})
         return 0
     progress = Progress(jobs)
     records = _records(jobs, settings, workspace, progress, args)
-    clouds, unlabelled, failed = 0, 0, 0
-    warnings: dict[str, str] = {}
+    unlabelled = 0
     with manifest, closing(records):
         for record in records:
             manifest.add(record)
             if record.status == FAILED and args.on_error == "fail":
                 raise failure(record)
             progress.finish(record)
-            clouds += record.clouds
-            failed += record.status == FAILED
+            counts[record.status] += 1
+            counts["clouds"] += record.clouds
+            counts["skipped_clouds"] += record.skipped_clouds
             unlabelled += record.status != DONE or record.skipped_clouds > 0
             if record.warning:
                 warnings.setdefault(record.input, record.warning)
@@ -160,11 +170,11 @@ def _label(
     if unlabelled:
         where = f"`sqsegv3 label --summary {manifest.location}` lists them"
         print(f"sqsegv3 label: {_count(unlabelled, 'input')} not or not fully labelled; {where}", file=sys.stderr)
-    print(
-        f"labelled {_count(clouds, 'scan')}{earlier} with {settings.model_name} ({settings.runtime()}): {args.output}"
-    )
-    if failed:
-        raise OperationError(f"{_count(failed, 'input')} failed for reasons that may pass; the same call tries again")
+    text = f"labelled {_count(counts['clouds'], 'scan')}{earlier} with {settings.model_name} ({settings.runtime()})"
+    print_results(args, f"{text}: {args.output}", {**results, **counts, "warnings": warnings})
+    if counts[FAILED]:
+        failed = _count(counts[FAILED], "input")
+        raise OperationError(f"{failed} failed for reasons that may pass; the same call tries again")
     return 0
 
 

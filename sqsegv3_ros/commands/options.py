@@ -8,12 +8,15 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.data.point_files import READERS
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import refuse_existing, write_atomically
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.inference.model_file import ModelInfo
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
@@ -23,7 +26,7 @@ def add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
 
 
 def check_output(path: Path, suffix: str, force: bool) -> None:
-    """Raise UserError if an output has the wrong suffix, or exists already and may not be overwritten."""
+    """Raise UserError if an output has the wrong suffix, or already exists and may not be overwritten."""
     if path.suffix.lower() != suffix:
         raise UserError(f"--output {path} must end in {suffix}")
     refuse_existing(path, force)
@@ -51,6 +54,20 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nan(item) for key, item in value.items()}
     return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def model_results(path: Path, info: ModelInfo) -> dict[str, Any]:
+    """Return what --json says of an exported model file."""
+    return {
+        "output": str(path),
+        "name": info.name,
+        "classes": len(info.labels),
+        "image_height": info.projection.height,
+        "image_width": info.projection.width,
+        "knn_mode": info.knn.mode,
+        "weights_dtype": info.weights_dtype,
+        "bytes": path.stat().st_size,
+    }
 
 
 def add_format(parser: argparse._ActionsContainer) -> None:

@@ -84,7 +84,7 @@ def _files(source: Path, name: str | None, file_format: str | None) -> Iterator[
 
 
 def _read_labels(scan: FileCloud, option: str | None, label_set: LabelSet) -> tuple[str, npt.NDArray[Any]] | None:
-    """The labels to show and where they are from; without an option, the ground truth or None."""
+    """The labels to show and their source; without an option, the ground truth or None."""
     path = scan.labels_path
     if option is not None:
         path = scan.prediction_path(option) if Path(option).is_dir() else Path(option)

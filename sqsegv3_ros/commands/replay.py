@@ -39,10 +39,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from sqsegv3_ros.ros.replay_node import ReplaySettings, replay
     except ImportError as error:
-        raise UserError(
-            f"replay needs rclpy and ROS messages ({error}): source a ROS 2 installation, or "
-            "pip install 'sqsegv3_ros[ros]'"
-        ) from error
+        raise UserError(f"replay needs ROS 2: {error}") from error
     from sqsegv3_ros.evaluation.replay import open_source
 
     settings = ReplaySettings(

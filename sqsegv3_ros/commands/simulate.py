@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+
+from sqsegv3_ros.commands.options import add_json, print_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequence", default="00", metavar="NN", help="sequence below ROOT (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="overwrite scans of other settings")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel processes (default: 1)")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,5 +42,6 @@ def run(args: argparse.Namespace) -> int:
     for _ in progress(scans, args.scans, "scan"):
         pass
     outputs = [str(path) for path in (args.output, args.bag) if path is not None]
-    print(f"{args.scans} scans of a simulated {args.sensor} in {' and '.join(outputs)}")
+    text = f"{args.scans} scans of a simulated {args.sensor} in {' and '.join(outputs)}"
+    print_results(args, text, {**asdict(settings), "outputs": outputs})
     return 0

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
+from sqsegv3_ros.data.sequences import Contents
 from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.files import atomic_output, progress, refuse_existing
 
@@ -48,7 +49,7 @@ class CompressedImport:
 
 def compressed_to_sequence(
     files: Sequence[Path], root: Path, name: str, settings: CompressedImport, *, force: bool = False
-) -> str:
+) -> Contents:
     """Write compressed scans as a sequence.
 
     Args:
@@ -59,7 +60,7 @@ def compressed_to_sequence(
         force: Overwrite an existing sequence.
 
     Returns:
-        A line that describes the sequence.
+        What the sequence holds.
 
     Raises:
         UserError: A file cannot be used, or the sequence exists or cannot be written. It is left as it was then.
@@ -71,7 +72,7 @@ def compressed_to_sequence(
             points, raw = read_compressed(file, settings)
             write_scan(draft / "velodyne" / f"{number:06d}.bin", points)
             write_labels(draft / "labels" / f"{number:06d}.label", raw)
-    return f"{len(files)} scans with labels"
+    return Contents(len(files), labels=True, poses=False)
 
 
 def read_compressed(path: Path, settings: CompressedImport) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32]]:
@@ -97,7 +98,7 @@ def read_compressed(path: Path, settings: CompressedImport) -> tuple[npt.NDArray
         points = np.concatenate((xyz, remission[:, None]), axis=1).astype(np.float32)
         valid = np.any(xyz != 0, axis=1) & (raw >= 0)
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no compressed scan (dxyz, rem, labels): {error}") from error
+        raise UserError(f"{path} is not a compressed scan (dxyz, rem, labels): {error}") from error
     points, raw = points[valid], raw[valid]
     return points, (raw | instances(points, raw, settings.objects) << 16).astype(np.uint32)
 

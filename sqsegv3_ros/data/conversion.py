@@ -16,7 +16,14 @@ from sqsegv3_ros.data.rosbag_reader import CLOUD_TYPE, BagReader
 from sqsegv3_ros.data.rosbag_writer import BagWriter
 from sqsegv3_ros.data.rotations import transform_from_quaternion
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
-from sqsegv3_ros.data.sequences import NOMINAL_TR, Matrices, read_sequence, read_structured_points, write_trajectory
+from sqsegv3_ros.data.sequences import (
+    NOMINAL_TR,
+    Contents,
+    Matrices,
+    read_sequence,
+    read_structured_points,
+    write_trajectory,
+)
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import atomic_output, progress, refuse_existing
 from sqsegv3_ros.pointcloud2 import CloudSettings, decode, read_field, read_layout
@@ -27,7 +34,7 @@ _CLOUD_SETTINGS = CloudSettings(ring_field="")
 
 def sequence_to_bag(
     root: Path, name: str | None, bag: Path, storage: str, *, topic: str = TOPIC, force: bool = False
-) -> str:
+) -> Contents:
     """Write a sequence as a ROS 2 bag.
 
     If every scan has labels, the clouds have the fields ground_truth (class) and raw_label (the data set's value). If
@@ -42,7 +49,7 @@ def sequence_to_bag(
         force: Overwrite an existing bag.
 
     Returns:
-        A line that describes the bag.
+        What the bag holds.
 
     Raises:
         UserError: A file is missing or does not fit the scans, or the bag cannot be written. No bag is left then.
@@ -63,7 +70,7 @@ def sequence_to_bag(
                 writer.write(tf, stamp_ns, messages.tf([pose], stamp_ns))
             points = read_structured_points(scan, ground_truth=sequence.labelled, raw_label=True)
             writer.write(clouds, stamp_ns, messages.cloud(points, stamp_ns))
-    return f"{len(sequence.scans)} clouds on {topic}, {_contents(sequence.labelled, poses)}"
+    return Contents(len(sequence.scans), sequence.labelled, poses is not None)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class BagImport:
     labels: LabelSet = SEMANTIC_KITTI
 
 
-def bag_to_sequence(bag: Path, root: Path, name: str, settings: BagImport, *, force: bool = False) -> str:
+def bag_to_sequence(bag: Path, root: Path, name: str, settings: BagImport, *, force: bool = False) -> Contents:
     """Write the clouds of a bag as a sequence.
 
     Labels are written if the clouds have them, poses if /tf has the sensor's pose at the stamp of every cloud.
@@ -97,7 +104,7 @@ def bag_to_sequence(bag: Path, root: Path, name: str, settings: BagImport, *, fo
         force: Overwrite an existing sequence.
 
     Returns:
-        A line that describes the sequence.
+        What the sequence holds.
 
     Raises:
         UserError: A cloud cannot be used, or the sequence exists or cannot be written. It is left as it was then.
@@ -122,11 +129,7 @@ def bag_to_sequence(bag: Path, root: Path, name: str, settings: BagImport, *, fo
             frame = frame or str(cloud.header.frame_id)
         poses, to_camera = _read_poses(reader, frame, stamps)
         write_trajectory(draft, np.array(stamps, np.int64), poses, to_camera)
-    return f"{len(stamps)} scans {_contents(labelled, poses)}"
-
-
-def _contents(labelled: bool, poses: Matrices | None) -> str:
-    return f"{'with' if labelled else 'without'} labels, {'without' if poses is None else 'with'} poses"
+    return Contents(len(stamps), labelled, poses is not None)
 
 
 def _write_cloud(draft: Path, number: int, cloud: Any, settings: BagImport, labelled: bool) -> bool:

@@ -106,7 +106,7 @@ class LabelMap:
         missing = [name for name, new in zip(names, table, strict=True) if new < 0]
         if missing:
             raise UserError(
-                f"{where}: nothing is said about {', '.join(missing)}; add each to the `from` of a class or to `drop`"
+                f"{where}: unmapped classes {', '.join(missing)}; add each to the `from` of a class or to `drop`"
             )
         if table[0] != 0:
             raise UserError(

@@ -74,7 +74,7 @@ def read_npy(path: Path) -> Iterator[Fields]:
         return
     if points.ndim < 2 or points.shape[-1] < 3 or points.dtype.kind not in "fiu":
         raise ValueError(
-            f"it holds {points.dtype} of shape {points.shape}; expected structured points, or numbers of shape (N, 4): "
+            f"it has {points.dtype} of shape {points.shape}; expected structured points, or numbers of shape (N, 4): "
             "x, y, z, intensity"
         )
     yield _by_column(points.reshape(-1, points.shape[-1]), KITTI_FIELDS)
@@ -136,4 +136,4 @@ def _by_name(points: npt.NDArray[Any]) -> Fields:
 
 def _require_points(announced: int, found: int) -> None:
     if announced != found:
-        raise ValueError(f"its header announces {announced} points, but it has {found}")
+        raise ValueError(f"its header declares {announced} points, but it has {found}")

@@ -50,10 +50,10 @@ class PoseTrack:
             UserError: There are no poses around that time; the message says when there are.
         """
         if not self._stamps:
-            raise UserError("there is no pose")
+            raise UserError("there are no poses")
         if not self._stamps[0] <= stamp_ns <= self._stamps[-1]:
             first_ms, last_ms = ((stamp - stamp_ns) / 1e6 for stamp in (self._stamps[0], self._stamps[-1]))
-            raise UserError(f"poses are known from {first_ms:+.0f} to {last_ms:+.0f} ms relative to the cloud")
+            raise UserError(f"poses cover {first_ms:+.0f} to {last_ms:+.0f} ms relative to the cloud")
         after = bisect_left(self._stamps, stamp_ns)
         before = after if self._stamps[after] == stamp_ns else after - 1
         (position, a), (next_position, b) = self._poses[before], self._poses[after]

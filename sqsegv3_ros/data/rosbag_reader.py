@@ -98,7 +98,7 @@ class BagReader:
                 return requested
             kinds = sorted({c.msgtype for c in self.connections if c.topic == requested})
             if requested in counts:
-                found = f"topic {requested} of bag {self.path} holds no clouds"
+                found = f"topic {requested} of bag {self.path} has no clouds"
             elif kinds:
                 found = f"topic {requested} of bag {self.path} holds {', '.join(kinds)}; expected {CLOUD_TYPE}"
             else:
@@ -106,7 +106,7 @@ class BagReader:
             raise UserError(f"{found} (topics with clouds: {available or 'none'})")
         if not filled:
             topics = ", ".join(sorted({f"{c.topic} ({c.msgtype})" for c in self.connections}))
-            raise UserError(f"bag {self.path} holds no clouds ({CLOUD_TYPE}); topics: {topics or 'none'}")
+            raise UserError(f"bag {self.path} has no clouds ({CLOUD_TYPE}); topics: {topics or 'none'}")
         if len(filled) > 1:
             raise UserError(f"bag {self.path} has clouds on several topics: {available}; choose one with {option}")
         return next(iter(filled))

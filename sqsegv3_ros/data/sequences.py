@@ -49,6 +49,24 @@ class Sequence:
         return all(scan.labels_path.is_file() for scan in self.scans)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a converted sequence or bag holds.
+
+    Attributes:
+        scans: Number of scans, or of clouds.
+        labels: Whether all of them have labels.
+        poses: Whether all of them have poses.
+    """
+
+    scans: int
+    labels: bool
+    poses: bool
+
+    def __str__(self) -> str:
+        return f"{'with' if self.labels else 'without'} labels, {'with' if self.poses else 'without'} poses"
+
+
 def read_sequence(root: str | Path, name: str | None = None) -> Sequence:
     """Read the stamps, poses and calibration of a sequence.
 

@@ -101,21 +101,19 @@ def evaluate_bags(
 
 
 def _is_folded(bag: Path, original: LabelSet, folded: LabelSet) -> bool:
-    """Whether a bag's labels are those of the label map. Raises UserError if it does not say what they are."""
+    """Whether a bag's labels are those of the label map. Raises UserError if the bag does not record its label set."""
     name = _label_set_of(bag)
     if name not in (original.name, folded.name):
-        found = (
-            f"is labelled with the classes of '{name}'" if name else "does not say with which classes it is labelled"
-        )
+        found = f"is labelled with the classes of '{name}'" if name else "does not record its label set"
         raise UserError(
-            f"bag {bag} {found}; expected '{original.name}' or '{folded.name}'. The folder of a ROS 2 bag written by "
-            "`sqsegv3 label` says it, and a recording of the node with its topic ~/output/label_set"
+            f"bag {bag} {found}; expected '{original.name}' or '{folded.name}'. A ROS 2 bag written by `sqsegv3 label` "
+            "records it, as does a recording of the node that includes ~/output/label_set"
         )
     return name == folded.name
 
 
 def _label_set_of(bag: Path) -> str:
-    """The name of the label set that a bag is labelled with, by its notes or a recorded label_set; '' if unknown."""
+    """The name of a bag's label set, from its metadata or a recorded label_set; '' if unknown."""
     with BagReader(bag) as reader:
         if LABEL_SET_NOTE in reader.notes:
             return reader.notes[LABEL_SET_NOTE]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import os
 import sys
@@ -31,7 +32,7 @@ _NATIVE_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs the network. Equal runtimes give equal labels.
+    """Runtime of the network. Equal runtimes give equal labels.
 
     Attributes:
         backend: 'torch' or 'openvino'.
@@ -39,7 +40,7 @@ class Runtime:
         precision: 'fp32', 'fp16' or 'bf16', what the network computes in.
         threads: CPU threads that share a scan.
         cuda_graph: Whether the network's kernels are recorded once and replayed.
-        hint: What would make it faster, for the log; empty if nothing is known.
+        hint: What would make it faster, for the log; empty if there is none.
     """
 
     backend: str
@@ -142,7 +143,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def has_native_bf16() -> bool:
-    """Whether the CPU has bf16 instructions by its own flags; OpenVINO also reports bf16 where it emulates it."""
+    """Whether the CPU has bf16 instructions by its own flags; OpenVINO also reports bf16 if it emulates it."""
     try:
         flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
@@ -202,7 +203,7 @@ class TorchBackend:
 
 
 class GraphedBackend:
-    """A network on a CUDA device whose kernels are recorded once and replayed, which spares the launch of each."""
+    """A network on a CUDA device whose kernels are captured once and replayed, which saves launching each."""
 
     def __init__(self, network: TorchBackend) -> None:
         self._network = network
@@ -233,12 +234,11 @@ class OpenVinoBackend:
     """The network compiled by OpenVINO for the CPU and one image size."""
 
     def __init__(self, model: ModelFile, runtime: Runtime, shape: tuple[int, int, int, int]) -> None:
-        openvino = import_openvino()
         self.shape = shape
         graph = _convert(model, shape)
         settings = openvino_settings(runtime.threads, runtime.precision)
         try:
-            compiled = openvino.Core().compile_model(graph, "CPU", settings)
+            compiled = _openvino_core().compile_model(graph, "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"OpenVINO cannot compile model {model.path}: {last_line(error)}") from error
         found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -280,6 +280,17 @@ def import_openvino() -> ModuleType:
         if hidden:
             del sys.modules[name]
     return openvino
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """The one Core of this process, kept until it ends.
+
+    OpenVINO 2026.4 gives the thread that compiles a Core's first network a signal stack of the Core's, and unmaps it
+    with the Core even if it is in use: after two Cores, or one that another thread deletes, the next signal to be
+    handled on that stack (SIGINT in Python) kills the process.
+    """
+    return import_openvino().Core()
 
 
 def _convert(model: ModelFile, shape: tuple[int, int, int, int]) -> Any:

@@ -35,7 +35,7 @@ class Extrinsics:
     ) -> Extrinsics:
         """Extrinsics from angles (REP 103: fixed axes x, y, z; positive pitch looks down).
 
-        Raises UserError where no package turns the angles into a rotation.
+        Raises UserError if no package that converts angles is installed.
         """
         if not (roll_deg or pitch_deg or yaw_deg):
             return cls(height_m=height_m)

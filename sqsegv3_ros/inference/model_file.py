@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model file: a TorchScript network together with everything that is needed to run it right and to train it on.
+"""The model file: a TorchScript network with everything needed to run it correctly and to continue its training.
 
 One zip archive as `torch.jit.save` writes it, with two extra files. `sqsegv3.json` holds the classes, the projection,
 the normalisation, the KNN settings, the architecture and where the weights come from; `training_state.pt` holds the
@@ -48,7 +48,7 @@ _DAMAGED = (RuntimeError, ValueError, EOFError, struct.error, zlib.error)
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says about itself.
+    """Metadata of a model file.
 
     Attributes:
         name: What the model is called.
@@ -90,7 +90,7 @@ class ModelInfo:
 
     @property
     def licence(self) -> str:
-        """The licence of the weights, as stated by whoever trained them; 'unknown' if not stated."""
+        """The licence of the weights, as stated by their author; 'unknown' if not stated."""
         return str(self.provenance.get("licence") or "unknown")
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class ModelFile:
 def save_model(
     path: str | Path, network: torch.jit.ScriptModule, info: ModelInfo, state: Mapping[str, torch.Tensor]
 ) -> ModelInfo:
-    """Write a model file, whole or not at all.
+    """Write a model file atomically.
 
     Args:
         path: File to write.
@@ -198,7 +198,7 @@ def save_model(
 
 
 def read_info(path: str | Path) -> ModelInfo:
-    """Read what a model file says about itself; neither the network is loaded nor anything in the file run.
+    """Read the metadata of a model file, without loading the network or running anything in the file.
 
     Raises:
         UserError: The file is missing, truncated, of another kind or of another format version.
@@ -237,7 +237,9 @@ def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
         raise UserError(f"model {path} is damaged, its network cannot be loaded: {last_line(error)}") from None
     found = weights_sha256(network)
     if found != info.weights_sha256:
-        raise UserError(f"model {path} is damaged: its weights have sha256 {found}, it says {info.weights_sha256}")
+        raise UserError(
+            f"model {path} is damaged: its weights have sha256 {found}, its metadata says {info.weights_sha256}"
+        )
     return ModelFile(info, network.float().eval(), path, digest)
 
 
@@ -256,7 +258,7 @@ def read_training_state(path: str | Path) -> dict[str, torch.Tensor]:
             with zipfile.ZipFile(file) as archive:
                 name = next((n for n in archive.namelist() if n.endswith(f"/extra/{STATE_FILE}")), None)
                 if name is None:
-                    raise UserError(f"model {path} holds no {STATE_FILE}; export it again with `sqsegv3 export`")
+                    raise UserError(f"model {path} has no {STATE_FILE}; export it again with `sqsegv3 export`")
                 state: dict[str, torch.Tensor] = torch.load(io.BytesIO(archive.read(name)), weights_only=True)
         except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, LookupError, *_DAMAGED) as error:
             raise UserError(
@@ -266,7 +268,7 @@ def read_training_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def is_model_file(path: str | Path) -> bool:
-    """Whether a file is a model file, whole or not, rather than a checkpoint of training."""
+    """Whether a file is a model file, complete or not, rather than a training checkpoint."""
     try:
         with zipfile.ZipFile(Path(path).expanduser()) as archive:
             return any(name.endswith(f"/extra/{INFO_FILE}") for name in archive.namelist())
@@ -324,7 +326,7 @@ def find_model(given: str | Path | None) -> Path:
     if name in shipped:
         return shipped[name]
     if not given:
-        raise UserError("no model was given and this installation has none; name a model file")
+        raise UserError("no model was given and none is installed; pass a model file")
     path = Path(given).expanduser()  # no shell expands a ROS parameter
     if path.is_file() or path.suffix or "/" in str(given):
         return path
@@ -338,7 +340,7 @@ def _open(path: Path) -> BinaryIO:
             raise UserError(f"model {path} is not a file")
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise UserError(f"model {path} has {size} bytes, more than the {MAX_FILE_BYTES} that are accepted")
+            raise UserError(f"model {path} has {size} bytes; the limit is {MAX_FILE_BYTES}")
         return path.open("rb")
     except FileNotFoundError:
         raise UserError(f"model file {path} not found") from None
@@ -352,7 +354,7 @@ def _read_info(path: Path, file: BinaryIO) -> ModelInfo:
             # torch stores weights as they are; what is packed could become a thousand times as large in memory
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > MAX_FILE_BYTES:
-                raise UserError(f"it unpacks to {unpacked} bytes, more than the {MAX_FILE_BYTES} that are accepted")
+                raise UserError(f"it unpacks to {unpacked} bytes; the limit is {MAX_FILE_BYTES}")
             return ModelInfo.from_dict(_read_description(archive))
     except zipfile.BadZipFile:
         size = file.seek(0, 2)
@@ -371,9 +373,7 @@ def _read_info(path: Path, file: BinaryIO) -> ModelInfo:
 def _read_description(archive: zipfile.ZipFile) -> Any:
     names = [n for n in archive.namelist() if n.endswith(f"/extra/{INFO_FILE}")]
     if len(names) != 1:
-        raise UserError(
-            f"it holds no {INFO_FILE}: it was not made by this package (`sqsegv3 export` makes model files)"
-        )
+        raise UserError(f"it has no {INFO_FILE}: it was not made by this package (`sqsegv3 export` makes model files)")
     if archive.getinfo(names[0]).file_size > MAX_INFO_BYTES:
         raise UserError(f"its {INFO_FILE} is larger than {MAX_INFO_BYTES} bytes")
     try:

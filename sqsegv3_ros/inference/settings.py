@@ -122,15 +122,15 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         "backend",
         "auto",
-        "What runs the network. auto: torch on a GPU, else OpenVINO if it is installed, else torch.",
+        "Runtime of the network. auto: torch on a GPU, else OpenVINO if it is installed, else torch.",
         choices=("auto", "torch", "openvino"),
         at_configure=True,
     ),
-    Spec("device", "auto", "Where the model runs.", rule="auto, cuda, cuda:N or cpu", at_configure=True),
+    Spec("device", "auto", "Device that runs the model.", rule="auto, cuda, cuda:N or cpu", at_configure=True),
     Spec(
         "precision",
         "auto",
-        "What the network computes in. auto: fp16 on a GPU, bf16 with OpenVINO on a CPU that has it, else fp32.",
+        "Precision of the network. auto: fp16 on a GPU, bf16 with OpenVINO on a CPU that has it, else fp32.",
         choices=("auto", "fp32", "fp16", "bf16"),
         at_configure=True,
     ),
@@ -151,17 +151,17 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         "intensity_fields",
         list(INTENSITY_FIELDS),
-        "Names of the intensity's field; the first that a cloud has is read.",
+        "Names of the intensity field; the first that a cloud has is read.",
         rule="['']: the cloud has none, use 0",
     ),
     Spec(
         "intensity_scale",
         1.0,
-        "Factor from the cloud's intensity, to the power below, to the model's remission.",
+        "Remission = this * intensity ** intensity_exponent.",
         1e-9,
         1e9,
     ),
-    Spec("intensity_exponent", 1.0, "Remission = intensity_scale * intensity ** this; 0.5: root.", 0.01, 10.0),
+    Spec("intensity_exponent", 1.0, "Remission = intensity_scale * intensity ** this; 0.5: square root.", 0.01, 10.0),
     Spec("ring_field", "ring", "Field that holds the laser's number.", rule="empty: the cloud has none"),
     Spec("max_points", 10_000_000, "Clouds that declare more points are refused.", 1, 2**31 - 1),
     Spec("projection.fov_up_deg", float, "Elevation of the image's upper edge, degrees.", -90.0, 90.0),
@@ -180,7 +180,7 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         "projection.rows",
         str,
-        "What a point's row comes from.",
+        "Source of a point's row.",
         choices=("elevation", "ring_from_bottom", "ring_from_top"),
     ),
     Spec("projection.ring_count", int, "Rings of the sensor; 0 = one per row.", 0, 1024),
@@ -239,8 +239,10 @@ SPECS: tuple[Spec, ...] = (
         at_configure=True,
     ),
     Spec("latency_budget_ms", 100.0, "Time from receipt to publication, above which diagnostics warn.", 0.1, 600000.0),
-    Spec("late_error_after_s", 5.0, "Over budget for so long without a break is an error.", 0.0, 86400.0),
-    Spec("stale_after_s", 1.0, "No cloud for so long is an error in diagnostics.", 0.01, 86400.0),
+    Spec(
+        "late_error_after_s", 5.0, "Continuous time over budget, after which diagnostics report an error.", 0.0, 86400.0
+    ),
+    Spec("stale_after_s", 1.0, "Time without a cloud, after which diagnostics report an error.", 0.01, 86400.0),
 )
 FILTERS = ("filtered", "obstacles")
 """Groups of parameters, and names of topics, of the filtered clouds."""

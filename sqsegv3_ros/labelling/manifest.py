@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a labelling run: what became of every job, so that a later run goes on from there.
+"""The manifest of a labelling run: the outcome of every job, from which a later run resumes.
 
 JSON lines in the output folder, one file per shard. The first line holds the settings, every other line a `Record`.
 Only the driver writes it.

@@ -39,7 +39,7 @@ class Progress:
         )
 
     def advance(self, size: float) -> None:
-        """A cloud is labelled, which stands for this many bytes of the input."""
+        """Count a labelled cloud, which accounts for this many bytes of the input."""
         self._clouds_within += 1
         self._bytes_within += size
         self._show()

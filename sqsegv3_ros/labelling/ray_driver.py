@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqsegv3_ros import process
 from sqsegv3_ros.errors import OperationError, UserError, missing_package, require
@@ -20,10 +22,11 @@ from sqsegv3_ros.labelling.plan import Job
 from sqsegv3_ros.labelling.run_settings import FAIL, RunSettings
 from sqsegv3_ros.labelling.workspace import Workspace
 
-LOCAL = "local"
+LOCAL, AUTO = "local", "auto"
 MAX_ATTEMPTS = 3
 WORKER_DIED = "worker died"
 OBJECT_STORE_BYTES = 100 * 1024**2  # only the model and the records pass through it
+PROBE_S = 5.0
 _PATIENCE_S = 60.0
 _REASON_LENGTH = 300
 
@@ -98,7 +101,7 @@ def label_on_ray(
 ) -> Generator[Record]:
     """Label jobs on a Ray cluster, the largest first.
 
-    A job whose worker or node died, or whose inference failed, is taken again, by at most `MAX_ATTEMPTS` workers in
+    A job whose worker or node died, or whose inference failed, is retried, by at most `MAX_ATTEMPTS` workers in
     all. A worker that cannot comply with the settings gets no job.
 
     Args:
@@ -192,7 +195,7 @@ class _Pool:
         return replace(result, attempts=self._attempts.pop(job.name, 0) + 1)
 
     def _refuse(self, actor: Any, reason: str) -> None:
-        """Let a worker go that cannot comply. It is not replaced: the next one would start on the same machine."""
+        """Dismiss a worker that cannot comply. It is not replaced: the next one would start on the same machine."""
         if reason not in self._refusals:
             self._say(f"worker refused: {reason}")
         self._refusals[reason] = None
@@ -208,7 +211,7 @@ class _Pool:
             return None
         attempts = self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
         if attempts < MAX_ATTEMPTS:
-            self._say(f"{job.name}: {reason}; it is taken again")
+            self._say(f"{job.name}: {reason}; retrying")
             self._waiting.appendleft(job)
             return None
         return Record(
@@ -245,10 +248,37 @@ def _connect(cluster: Cluster) -> tuple[Any, str]:
         if cluster.address == LOCAL:
             context = ray.init(LOCAL, num_cpus=usable_cores(), object_store_memory=OBJECT_STORE_BYTES, **quiet)
         else:
+            _probe(cluster.address)
             context = ray.init(cluster.address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if cluster.address == AUTO and isinstance(error, ConnectionError):
+            raise UserError(
+                "no Ray cluster on this machine: start one with `ray start --head`, pass --ray HOST:PORT, or --ray "
+                "without an address"
+            ) from error
         raise UserError(f"Ray cannot be reached at '{cluster.address}': {error}") from error
     return ray, f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def _probe(address: str) -> None:
+    """Raise UserError if nothing listens at an address, as Ray would go on trying for more than a minute."""
+    address = (os.environ.get("RAY_ADDRESS") or AUTO) if address == AUTO else address
+    if address == AUTO:
+        return
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None:
+        raise UserError(f"--ray must be HOST:PORT, such as head:6379, or auto, found '{address}'")
+    try:
+        socket.create_connection((host, port), PROBE_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster at {address} (TCP connection, {PROBE_S:g} s: {error.strerror or error}): start it there "
+            "with `ray start --head`, or pass the address that it printed"
+        ) from error
 
 
 def _capacity(ray: Any, cluster: Cluster) -> int:

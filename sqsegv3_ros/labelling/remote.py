@@ -78,7 +78,7 @@ def upload_file(source: Path, url: str) -> None:
             storage.put_file(str(source), draft)
             with source.open("rb") as before, storage.open(draft, "rb") as after:
                 if _sha256(before) != _sha256(after):
-                    raise UserError(f"{url} cannot be written: what was read back differs from what was sent")
+                    raise UserError(f"{url} cannot be written: the uploaded file differs from the local one")
             storage.mv(draft, path)
         except BaseException:
             with suppress(Exception):

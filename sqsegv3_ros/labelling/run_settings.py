@@ -24,7 +24,7 @@ _RUNTIME = ("backend", "device", "precision", "threads")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All that determines the labels of a run.
+    """Everything that determines the labels of a run.
 
     Attributes:
         parameters: Values of the node's parameters, those of the model only if they are set; model digest, backend,

@@ -60,7 +60,7 @@ class Workspace:
             return Path(job.source)
         if job.size > self._limit:
             raise UserError(
-                f"{job.input} has {job.size / 1e9:.1f} GB, more than the cache takes ({self._limit / 1e9:.1f} GB); "
+                f"{job.input} has {job.size / 1e9:.1f} GB, more than the cache holds ({self._limit / 1e9:.1f} GB); "
                 "raise --cache-gb"
             )
         local = self.folder / "in" / job.source.rpartition("/")[2]

@@ -294,7 +294,7 @@ def quote_name(name: str) -> str:
 
 
 def _list_names(names: Iterable[str]) -> str:
-    """Format names for an error message: quoted only if necessary, and not more than some twenty."""
+    """Format names for an error message: quoted only if necessary, at most about twenty."""
     texts = [name if name.isidentifier() and name.isascii() and len(name) < 40 else quote_name(name) for name in names]
     more = len(texts) - _LISTED_NAMES
     return ", ".join(texts[:_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")

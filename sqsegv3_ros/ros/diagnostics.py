@@ -166,6 +166,20 @@ class NodeDiagnostics:
             _remove_old(self._received, now)
             return [self._input_status(now), self._processing_status(now)]
 
+    def pace(self, now: float) -> tuple[float, float] | None:
+        """Return the median time to label a cloud and the mean time between clouds, milliseconds.
+
+        Returns:
+            The two times over the last `WINDOW_S`; None before clouds have arrived for half of that.
+        """
+        with self._lock:
+            _remove_old(self._received, now)
+            times_ms = [sum(stages.values()) for time, _, stages in self._labelled if time >= now - WINDOW_S]
+            if len(times_ms) < 3 or len(self._received) < 3 or self._received[-1] - self._received[0] < WINDOW_S / 2:
+                return None
+            period_s = (self._received[-1] - self._received[0]) / (len(self._received) - 1)
+            return float(np.median(times_ms)), 1e3 * period_s
+
     def _input_status(self, now: float) -> Status:
         status = Status("input")
         silent_s = now - (self._activated if self._last_received is None else self._last_received)

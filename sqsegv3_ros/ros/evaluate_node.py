@@ -178,7 +178,7 @@ class EvaluateNode(Node):
                 try:
                     self._pairs.put_nowait(pair)
                 except queue.Full:
-                    self.get_logger().warning("the evaluation is slower than the labelling: a scan is not evaluated")
+                    self.get_logger().warning("the evaluation is slower than the labelling: one scan skipped")
 
     def _on_label_set(self, message: String) -> None:
         with self._fatal_errors(f"the label set on {self._topics['input/label_set']}"):

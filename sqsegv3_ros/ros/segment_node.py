@@ -34,6 +34,7 @@ from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status, to_message
 from sqsegv3_ros.ros.distributions import answer_invalid_transitions
 from sqsegv3_ros.ros.latest_worker import LatestWorker
+from sqsegv3_ros.ros.model_advice import advise_smaller_model
 from sqsegv3_ros.ros.parameters import declare, explain_fixed, overrides, undeclare_of_model
 
 if TYPE_CHECKING:  # these import torch, which needs `process.prepare` first
@@ -294,6 +295,7 @@ class SegmentNode(LifecycleNode):
         statuses = [self._model_status()]
         if self._input is not None:
             self._check_publishers(self._input)
+            advise_smaller_model(self.get_logger(), self._cloud_segmenter, self._diagnostics)
             statuses += self._diagnostics.statuses(time.monotonic())
             received = next(status for status in statuses if status.name == "input")
             received.values["publishers"] = str(self.count_publishers(self._input.topic_name))

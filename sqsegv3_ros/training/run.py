@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, capture_parser
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -31,6 +32,16 @@ from sqsegv3_ros.training.data import ScanData
 from sqsegv3_ros.training.module import BEST_METRIC, SegmentationModule
 
 CONFIG_NAME = "config.yaml"
+
+
+class _NoSetting(argparse.Action):
+    """An option that is no setting: neither in the configuration nor in the files that it is written to."""
+
+    def __init__(self, option_strings: Sequence[str], **kwargs: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=kwargs["help"])
+
+    def __call__(self, *_: Any) -> None:
+        """Do nothing: whoever calls `train` has the option."""
 
 
 class TrainCLI(LightningCLI):
@@ -62,6 +73,7 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's settings and link the data's projection, labels and seed to the model's."""
         parser.add_argument("--run", type=RunSettings, default=RunSettings())
+        parser.add_argument("--debug", action=_NoSetting, help="Print the traceback of an error.")
         parser.link_arguments("model.projection", "data.projection", apply_on="instantiate")
         parser.link_arguments("model.labels", "data.labels")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -89,6 +101,12 @@ class TrainCLI(LightningCLI):
     def last(self) -> LastCheckpoint:
         """Callback that writes last.ckpt and handles Ctrl-C."""
         return next(c for c in self.trainer.callbacks if isinstance(c, LastCheckpoint))  # type: ignore[attr-defined]
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Return the parser of `sqsegv3 train`, with every setting as an option."""
+    _silence_library_warnings()
+    return capture_parser(lambda: TrainCLI([]))
 
 
 def train(options: Sequence[str]) -> int:

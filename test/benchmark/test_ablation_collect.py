@@ -75,7 +75,7 @@ def test_a_folder_without_runs_and_a_broken_history_are_refused(
     assert main(["ablate", "--collect", "--runs", str(tmp_path / "nowhere")]) == 2
     assert "nowhere is not a folder" in capsys.readouterr().err
     assert main(["ablate", "--collect", "--runs", str(tmp_path)]) == 2
-    assert "holds no run with a validation" in capsys.readouterr().err
+    assert "has no run with a validation" in capsys.readouterr().err
     write_run(tmp_path, "conv-seed0", [])
     assert main(["ablate", "--collect", "--runs", str(tmp_path)]) == 2
     assert "conv-seed0/history.jsonl: its last line is not the validation of a run" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def test_the_command_plots_and_writes_the_numbers(tmp_path: Path, capsys: pytest
     for name in ("coordinates", "locations", "activation"):
         assert (tmp_path / f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert main([*options, str(tmp_path / "out")]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main([*options, str(tmp_path / "b"), "--checkpoint", str(tmp_path / "data")]) == 2
     assert not (tmp_path / "b").exists()
 

@@ -349,7 +349,7 @@ def test_a_child_that_fails_says_why() -> None:
     ("arguments", "message"),
     [
         (["--repeat", "0"], "repeat must be at least 1"),
-        (["--threads", "0"], "threads must lie in 1..1024"),
+        (["--threads", "0"], "threads must be in 1..1024"),
         (["--network", "99"], "21, 53, 3/16, 1/4"),
         (["--model", "/no/such.pt"], "model file /no/such.pt not found"),
         (["--scan", "/no/such.bin"], "/no/such.bin"),
@@ -369,7 +369,7 @@ def test_wrong_arguments_are_named(arguments: list[str], message: str, capsys: p
 def test_an_empty_scan_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scan(tmp_path / "empty.bin", np.zeros((0, 4), np.float32))
     assert main(["benchmark", "--network", "1/8", "--scan", str(tmp_path / "empty.bin")]) == 2
-    assert "holds no point" in capsys.readouterr().err
+    assert "has no points" in capsys.readouterr().err
 
 
 def test_a_model_file_is_measured_with_its_own_settings(

@@ -162,7 +162,7 @@ def test_without_a_model_the_shipped_one_is_used_and_a_missing_one_is_reported(
 ) -> None:
     monkeypatch.setattr("sqsegv3_ros.inference.model_file.shipped_models", dict)
     assert call("label", root, "--output", tmp_path / "out") == 2
-    assert "this installation has none" in capsys.readouterr().err
+    assert "none is installed" in capsys.readouterr().err
 
 
 def test_inspect_prints_the_metadata_of_the_model(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +183,7 @@ def test_inspect_draws_a_legend_of_the_models_classes(
     drawn = {color for _, color in Image.open(picture).getcolors(1 << 16)}
     assert {tuple(color) for color in SEMANTIC_KITTI.colors.tolist()} <= drawn
     assert call("inspect", small_model, "--legend", picture) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert call("inspect", small_model, "--legend", picture, "--force") == 0
 
 

@@ -34,6 +34,7 @@ def test_the_demo_evaluates_every_scan_and_writes_numbers_report_and_picture(
     assert "label map traversability (IoU: drivable " in report and "obstacles: " in report
 
 
+@pytest.mark.long
 def test_a_machine_that_loses_scans_at_the_recorded_rate_evaluates_all_of_them_at_its_own_rate(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

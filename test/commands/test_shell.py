@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -72,10 +73,24 @@ def test_bash_completes_verbs_options_choices_and_files(scripts: dict[str, Path]
     assert bash(script, tmp_path, "label", "--debu") == {"--debug"}
 
 
+def test_bash_completes_the_settings_of_training(scripts: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="needs lightning: pip install 'sqsegv3_ros[train]'")
+    (tmp_path / "drive.yaml").write_text("")
+    script = scripts["bash"]
+    assert {"--data.root", "--run.output", "--trainer.max_epochs", "--config"} < bash(script, tmp_path, "train", "--")
+    assert bash(script, tmp_path, "train", "--run.re") == {"--run.resume"}
+    assert bash(script, tmp_path, "train", "--debug", "--run.resume", "") == {"true", "false"}
+    assert bash(script, tmp_path, "train", "--config", "d") == {"drive.yaml"}
+    assert "--data.root" in bash(script, tmp_path, "train", "--print_config", "--data.ro")
+    assert bash(script, tmp_path, "train", "--debu") == {"--debug"}
+
+
 @needs_zsh
 def test_zsh_completes_verbs_and_options(scripts: dict[str, Path], tmp_path: Path) -> None:
     shown = zsh(scripts["zsh"], tmp_path, "sqsegv3 re", "report")
     assert all(verb in shown for verb in ("render", "report", "replay")), shown
+    shown = zsh(scripts["zsh"], tmp_path, "sqsegv3 train --run.re", "--run.resume")
+    assert "--run.resume" in shown or importlib.util.find_spec("lightning") is None, shown
     shown = zsh(scripts["zsh"], tmp_path, "sqsegv3 render --fo", "--fov")
     assert all(option in shown for option in ("--format", "--fov", "--force")), shown
 
@@ -86,6 +101,17 @@ def test_without_shtab_the_command_that_installs_it_is_named(
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["--print-completion", "bash"]) == 2
     assert "sqsegv3: shell completion needs the Python package 'shtab': pip install" in capsys.readouterr().err
+
+
+def test_without_lightning_only_the_options_of_train_are_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("shtab", reason="needs shtab: pip install 'sqsegv3_ros[tools]'")
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    assert main(["--print-completion", "bash"]) == 0
+    said = capsys.readouterr()
+    assert "--fov" in said.out and "--run.output" not in said.out
+    assert "no completion of the options of train: training needs the Python package 'lightning" in said.err
 
 
 def test_json_goes_to_a_file_beside_the_text_or_to_standard_output_instead(
@@ -99,7 +125,7 @@ def test_json_goes_to_a_file_beside_the_text_or_to_standard_output_instead(
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == printed
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "inspect", "benchmark", "ablate", "replay", "view"])
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"demo", "render", "report", "train"}))
 def test_every_verb_that_measures_or_counts_has_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     assert "--json FILE|-" in capsys.readouterr().out
@@ -115,3 +141,16 @@ def test_debug_shows_the_traceback_and_keeps_message_and_exit_code(
     assert main([*arguments, "--debug"]) == 2
     long = capsys.readouterr().err
     assert long.startswith("Traceback") and "find_point_files" in long and long.endswith(short)
+
+
+def test_debug_shows_the_traceback_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lightning", reason="needs lightning: pip install 'sqsegv3_ros[train]'")
+    output = tmp_path / "run"
+    arguments = ["train", "--data.root", str(tmp_path / "nowhere"), "--run.output", str(output)]
+    assert main(arguments) == 2
+    short = capsys.readouterr().err
+    assert "Traceback" not in short and "nowhere" in short.splitlines()[-1]
+    assert main([*arguments, "--debug"]) == 2
+    long = capsys.readouterr().err
+    assert "Traceback" in long and "UserError" in long and long.splitlines()[-1] == short.splitlines()[-1]
+    assert "\ndebug:" not in (output / "config.yaml").read_text()  # no setting of the run

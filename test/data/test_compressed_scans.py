@@ -53,7 +53,7 @@ def test_files_that_are_no_compressed_scans_are_refused(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", other=np.zeros(3))
     command = ["convert", str(tmp_path), "--output", str(tmp_path / "root")]
     assert main(command) == 2
-    assert "a.npz is no compressed scan" in capsys.readouterr().err
+    assert "a.npz is not a compressed scan" in capsys.readouterr().err
     assert main([*command, "--match", "b*"]) == 2
     assert "no file that matches --match 'b*'" in capsys.readouterr().err
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04")

@@ -174,7 +174,7 @@ def test_unusable_input_is_refused_and_leaves_no_output(
     refused("cloud 2 of /lidar", partly, "--output", back)
     refused("lacks labels", partly, "--output", back)
     refused("'reflectivity'", bag, "--output", back, "--intensity-field", "reflectivity")
-    refused("exists already", bag, "--output", there)
+    refused("already exists", bag, "--output", there)
     write_labels(folder / "labels" / "000001.label", np.full(7, 40))
     refused(str(folder / "labels" / "000001.label"), root, "--sequence", "04", "--bag", out)
     write_labels(folder / "labels" / "000001.label", np.full(101, 77))

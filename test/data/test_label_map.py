@@ -117,7 +117,7 @@ def test_a_malformed_map_is_refused_with_the_entry(data: Any, message: str) -> N
         ([{"name": "vehicle", "from": ["car", "buss", "road"]}], [], "unknown class 'buss'; did you mean 'bus'"),
         ([{"name": "a", "from": ["car"]}, {"name": "car"}], [], "'car' is folded twice, into 'a' and 'car'"),
         ([{"name": "a", "from": ["car", "bus"]}], ["bus"], "'bus' is folded twice, into 'a' and 'drop'"),
-        ([{"name": "car"}], ["bus"], "nothing is said about road; add each"),
+        ([{"name": "car"}], ["bus"], "unmapped classes road; add each"),
     ],
 )  # fmt: skip
 def test_a_map_that_does_not_fit_the_classes_is_refused(classes: Any, drop: list[str], message: str) -> None:

@@ -81,14 +81,14 @@ def test_an_unusable_topic_is_refused_with_a_list_of_the_usable_ones(tmp_path: P
             (None, ("/front (3 clouds), /rear (2 clouds)", "--topic")),
             ("/side", ("no topic /side", "/front (3 clouds)")),
             ("/text", ("/text", "std_msgs/msg/String", CLOUD, "/rear")),
-            ("/never", ("/never", "holds no clouds", "/front")),
+            ("/never", ("/never", "has no clouds", "/front")),
         ):
             with pytest.raises(UserError) as error:
                 reader.cloud_topic(wanted)
             assert all(word in str(error.value) for word in (*words, str(two))), error.value
     with (
         BagReader(none) as reader,
-        pytest.raises(UserError, match=r"holds no clouds.*topics: /silent .*String.*/tally"),
+        pytest.raises(UserError, match=r"has no clouds.*topics: /silent .*String.*/tally"),
     ):
         reader.cloud_topic()
 

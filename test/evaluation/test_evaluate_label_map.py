@@ -72,7 +72,7 @@ def test_a_bag_that_does_not_say_what_its_labels_are_is_refused(
     scan = np.zeros(6, layout(20, x=(0, "f4"), y=(4, "f4"), z=(8, "f4"), ground_truth=(16, "u1"), label=(17, "u1")))
     bag = record(tmp_path / "bag", "mcap", {"/lidar": [scan]})
     assert main(["evaluate", "--predictions", str(bag), "--label-map", MAP]) == 2
-    assert "does not say with which classes it is labelled" in capsys.readouterr().err
+    assert "does not record its label set" in capsys.readouterr().err
 
 
 def test_label_files_of_folded_and_of_unfolded_labels_give_the_same_numbers(tmp_path: Path, small_model: Path) -> None:

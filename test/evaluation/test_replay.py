@@ -174,7 +174,7 @@ def test_an_unusable_source_is_refused(
         ((bag,), "/front (1 clouds), /rear (1 clouds)"),
         ((bag, "--topic", "/text"), "std_msgs/msg/String"),
         ((bag, "--topic", "/front", "--sequence", "00"), "SemanticKITTI roots"),
-        ((without,), "holds no clouds"),
+        ((without,), "has no clouds"),
         ((root, "--topic", "/front"), "topic of a bag"),
         ((root, "--sequence", "42"), "no sequence '42'"),
     ):

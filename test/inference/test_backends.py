@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, make_model, needs_openvino, needs_shared
+from conftest import GOLDEN, ROOT, make_model, needs_openvino, needs_shared
 
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.errors import UserError, install_command
@@ -213,6 +213,22 @@ def test_torch_runs_the_network_with_the_threads_asked_for_and_leaves_torch_as_i
     segmenter._network._network = lambda image: used.append(torch.get_num_threads()) or network(image)
     segmenter.segment(points())
     assert used == [1] and torch.get_num_threads() == before
+
+
+@needs_openvino
+def test_signals_are_handled_after_networks_were_compiled_and_deleted(small_model: Path) -> None:
+    """OpenVINO gives the compiling thread a signal stack, which must not be unmapped while the thread has it."""
+    program = f"""if True:
+        import signal
+        from sqsegv3_ros.inference.segmenter import Segmenter
+
+        first, second = (Segmenter({str(small_model)!r}, backend="openvino", precision="fp32") for _ in range(2))
+        del first, second
+        signal.signal(signal.SIGINT, lambda *_: print("handled"))
+        signal.raise_signal(signal.SIGINT)
+    """
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
 def test_two_segmenters_of_one_model_file_do_not_disturb_each_other(small_model: Path) -> None:

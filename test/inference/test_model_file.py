@@ -92,7 +92,7 @@ def test_the_training_state_comes_back_and_nothing_in_the_file_is_run_for_it(mod
     damaged = rewrite(model, tmp_path / "damaged.pt", {STATE_FILE: b"garbage"})
     with pytest.raises(UserError, match=rf"damaged\.pt is damaged: its {STATE_FILE}"):
         read_training_state(damaged)
-    with pytest.raises(UserError, match=f"holds no {STATE_FILE}"):
+    with pytest.raises(UserError, match=f"has no {STATE_FILE}"):
         read_training_state(rewrite(model, tmp_path / "without.pt", {STATE_FILE: None}))
 
 
@@ -118,7 +118,7 @@ def test_a_foreign_torchscript_file_and_a_foreign_zip_are_explained(tmp_path: Pa
     with zipfile.ZipFile(tmp_path / "foreign.zip", "w") as archive:
         archive.writestr("a.txt", "hello")
     for name in ("foreign.pt", "foreign.zip"):
-        with pytest.raises(UserError, match=r"foreign\..* holds no sqsegv3\.json"):
+        with pytest.raises(UserError, match=r"foreign\..* has no sqsegv3\.json"):
             load_model(tmp_path / name)
 
 

@@ -167,7 +167,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
         ((many,), "/front (1 clouds), /rear (1 clouds)"),
         ((many, "--topic", "/side"), "no topic /side"),
         ((many, "--topic", "/front", "--output-topic", "/rear"), "already has a topic /rear"),
-        ((without,), "holds no clouds"),
+        ((without,), "has no clouds"),
         ((bag, tmp_path / "cut"), str(tmp_path / "cut")),
         ((tmp_path / "hollow",), "is empty"),
         ((tmp_path / "misc",), "has no bags and no point-cloud files"),

@@ -75,7 +75,7 @@ def test_every_good_bag_is_labelled_once_whatever_happens_to_bags_workers_and_no
         ):
             assert call(*on_ray) == 0
         assert len(started.worker_nodes) == 1
-        assert "worker died; it is taken again" in capsys.readouterr().err
+        assert "worker died; retrying" in capsys.readouterr().err
         before = manifest.read_bytes()
         assert call(*on_ray) == 0
         assert f"nothing to label ({BAGS} inputs finished before)" in capsys.readouterr().out

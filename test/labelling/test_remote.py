@@ -136,7 +136,7 @@ def test_an_output_that_the_server_damages_ends_the_run(
         assert call("label", archive / "bags" / "b.mcap", "--output", f"{server.url}/damaged", *options) == 2
     finally:
         server.damages_writes = False
-    assert "cannot be written: what was read back differs from what was sent" in capsys.readouterr().err
+    assert "cannot be written: the uploaded file differs from the local one" in capsys.readouterr().err
     assert not [name for name in server.files() if name.startswith("damaged/")]
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 
 import rclpy
 from live import BEST_EFFORT, RELIABLE
-from programs import wait_until
+from programs import depends_on_discovery, wait_until
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -20,6 +20,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
+
+pytestmark = depends_on_discovery
 
 TOPIC = "/follow/points"
 

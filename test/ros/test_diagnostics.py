@@ -146,3 +146,13 @@ def test_input_warnings_are_shown_until_they_are_cleared() -> None:
     assert statuses(diagnostics, now)[0].level == WARN
     diagnostics.set_input_warnings(())
     assert statuses(diagnostics, now)[0].level == OK
+
+
+def test_the_pace_is_known_after_half_a_window() -> None:
+    diagnostics = NodeDiagnostics(LIMITS, 0.0)
+    assert diagnostics.pace(0.0) is None
+    now = feed(diagnostics, 0.0, 4, 150.0)  # stages of 75 and 1 ms
+    assert diagnostics.pace(now) is None
+    now = feed(diagnostics, now, 2, 150.0)
+    assert diagnostics.pace(now) == pytest.approx((76.0, 100.0))
+    assert diagnostics.pace(now + 20) is None

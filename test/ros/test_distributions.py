@@ -18,8 +18,9 @@ from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.pointcloud2 import read_field
 
+pytestmark = depends_on_discovery
 
-@depends_on_discovery
+
 def test_the_node_labels_with_the_names_that_humble_has(small_model: Path) -> None:
     client = Client()
     try:

@@ -18,11 +18,13 @@ import sensor_msgs.msg as ros
 from clouds import layout
 from conftest import ROOT
 from live import LATCHED, RELIABLE, Client
-from programs import PythonProcess, module, parameters, running, running_node, wait_until
+from programs import PythonProcess, depends_on_discovery, module, parameters, running, running_node, wait_until
 from rclpy.serialization import serialize_message
 from std_msgs.msg import String
 
 from sqsegv3_ros.pointcloud2 import make_cloud
+
+pytestmark = depends_on_discovery
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,14 @@ import itertools
 from clouds import layout
 from conftest import ROOT
 from live import LATCHED, NODE, Client, message, street
-from programs import module, running, running_node, wait_until
+from programs import depends_on_discovery, module, running, running_node, wait_until
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import String
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.pointcloud2 import make_cloud, read_field
+
+pytestmark = depends_on_discovery
 
 COUNTER = module("ros.example_class_counter")
 BANDS_M = (0, 10, 20, 30, 50)

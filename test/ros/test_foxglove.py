@@ -15,8 +15,10 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 
 from conftest import ROOT
 from live import NODE, Client, message, publish_until_labelled, street
-from programs import running_node, wait_until
+from programs import depends_on_discovery, running_node, wait_until
 from sensor_msgs.msg import PointCloud2
+
+pytestmark = depends_on_discovery
 
 LAYOUT = json.loads((ROOT / "config/foxglove.json").read_text())
 PANELS = LAYOUT["configById"]

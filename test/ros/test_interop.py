@@ -16,6 +16,8 @@ import pytest
 from conftest import ROOT
 from programs import depends_on_discovery, running_node
 
+pytestmark = depends_on_discovery
+
 # a network of its own, as the RTPS client multicasts and must not reach other hosts
 NAMESPACE = """
 ip link set lo up && ip link add inside0 type veth peer name inside1 && ip addr add 10.213.0.1/24 dev inside0 &&
@@ -39,7 +41,6 @@ def needs_namespace() -> None:
         pytest.skip(f"no network namespace can be made here: {made.stderr.strip()}")
 
 
-@depends_on_discovery
 @pytest.mark.parametrize("points", [1000, pytest.param(130_000, marks=pytest.mark.long)])
 def test_a_client_without_ros_gets_its_clouds_labelled(points: int, tmp_path: Path) -> None:
     for package, hint in (("rosless", "pip install rosless"), ("rclpy", "pip install 'sqsegv3_ros[ros]'")):
@@ -62,7 +63,6 @@ def test_a_client_without_ros_gets_its_clouds_labelled(points: int, tmp_path: Pa
     assert done.stdout.splitlines()[-1:] == ["20 of 20"], (done.stdout, done.stderr[-3000:])
 
 
-@depends_on_discovery
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_client_of_another_distribution_gets_its_clouds_labelled(tmp_path: Path) -> None:

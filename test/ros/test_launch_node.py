@@ -22,6 +22,8 @@ from programs import depends_on_discovery, running_node, wait_until
 from rclpy.node import NodeNameNonExistentError
 from sensor_msgs.msg import PointCloud2
 
+pytestmark = depends_on_discovery
+
 CONFIG = ROOT / "config"
 # declared by rclpy for every node
 OF_EVERY_NODE = ("use_sim_time", "start_type_description_service", "qos_overrides.")
@@ -55,7 +57,6 @@ def displays_of_rviz() -> list[dict[str, Any]]:
     return [display for display in tree["Displays"] if "Topic" in display]
 
 
-@depends_on_discovery  # reads the ROS graph
 def test_rviz_displays_fit_the_topics_and_types_that_the_node_publishes(client: Client, small_model: Path) -> None:
     shown = {d["Topic"]["Value"]: d["Class"].rpartition("/")[2] for d in displays_of_rviz()}
     with running_node(model=small_model) as node:

@@ -150,6 +150,36 @@ def test_two_lidars_are_labelled_by_a_node_each_with_its_own_preset(
         assert launched.stop(signal.SIGINT, 60) == 0, launched.log
 
 
+def test_labelled_clouds_are_recorded_for_rerun(client: Any, launch: Launch, small_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rerun", reason="needs rerun-sdk: pip install 'sqsegv3_ros[view]'")
+    from recordings import read_recording
+    from sensor_msgs.msg import PointCloud2
+
+    from sqsegv3_ros.pointcloud2 import CloudSettings, decode, read_field
+
+    file = tmp_path / "new" / "live.rrd"
+    arguments = [f"model:={small_model}", "device:=cpu", "namespace:=roof", "input_topic:=/top/points"]
+    arguments += ["output_topic:=labelled", "rerun:=true", f"rerun_recording:={file}"]
+    with launch("segment.launch.py", *arguments) as launched:
+        wait_until(lambda: f"showing /roof/sqsegv3 in {file}" in launched.log, START_S, lambda: launched.log)
+        wait_until(lambda: client.node.count_subscribers("/roof/labelled"), START_S, lambda: launched.log)
+        check_labels(client, launched, "/top/points", "/roof/labelled")
+        labelled = client.collect(PointCloud2, "/roof/labelled")
+        check_labels(client, launched, "/top/points", "/roof/labelled")
+        wait_until(lambda: labelled, 30)
+        assert launched.stop(signal.SIGINT, 60) == 0, launched.log
+    assert launched.log.count("process has finished cleanly") == 2, launched.log
+
+    found = read_recording(file)
+    recorded = {row["time"]: row for row in found["/lidar/points"]}
+    for cloud in labelled:
+        row = recorded[cloud.header.stamp.sec * 10**9 + cloud.header.stamp.nanosec]
+        points = decode(cloud, CloudSettings(intensity_fields=(), ring_field="")).points
+        assert row["Points3D:positions"].tolist() == points[:, :3].ravel().tolist()
+        assert row["Points3D:class_ids"].tolist() == read_field(cloud, "label").tolist()
+    assert {"/range_image", "/label_image", "/lidar/confidence"} <= found.keys()
+
+
 INCLUDING = """
 from launch import LaunchDescription
 from launch.actions import GroupAction, IncludeLaunchDescription

@@ -12,13 +12,15 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 
 from conftest import DATA, ROOT, SHARED, needs_shared
 from live import NODE, Client, street
-from programs import running, running_node, wait_until
+from programs import depends_on_discovery, running, running_node, wait_until
 from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.semantic_kitti import find_scans, read_labels, read_scan, write_scan
 from sqsegv3_ros.inference.model_file import read_info
 from sqsegv3_ros.pointcloud2 import read_field
+
+pytestmark = depends_on_discovery
 
 PUBLISHER = ROOT / "test" / "publish_scans.py"
 

@@ -35,6 +35,8 @@ from sensor_msgs.msg import PointCloud2
 from sqsegv3_ros.inference.settings import SPECS
 from sqsegv3_ros.pointcloud2 import read_field
 
+pytestmark = depends_on_discovery
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -58,7 +60,6 @@ def test_stale_input_recovers_without_a_restart(rig: Rig) -> None:
     rig.recovers()
 
 
-@depends_on_discovery
 def test_a_publisher_may_restart_with_another_layout_frame_size_and_reliability(rig: Rig) -> None:
     sizes = [20_000, 1, 17, 20_000, 0]
     for i, name in enumerate(LAYOUTS):

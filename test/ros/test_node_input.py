@@ -25,6 +25,8 @@ from std_msgs.msg import String
 from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
 from sqsegv3_ros.ros.segment_node import SegmentNode
 
+pytestmark = depends_on_discovery
+
 RELIABLY, BEST = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 # rviz_common's QosProfileProperty and rosbag2_transport's Rosbag2QoS: both reliable and volatile, with these depths
 RVIZ = QoSProfile(depth=5, reliability=RELIABLY, durability=DurabilityPolicy.VOLATILE)
@@ -40,7 +42,6 @@ def client() -> Iterator[Client]:
     client.close()
 
 
-@depends_on_discovery
 def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model: Path) -> None:
     topic = "/adapt/sqsegv3/input/points"
 
@@ -113,7 +114,6 @@ def test_diagnostics_continue_while_the_input_cannot_be_subscribed_again(
         rclpy.shutdown(context=context)
 
 
-@depends_on_discovery
 @pytest.mark.parametrize(
     ("player", "viewer"),
     [
@@ -141,7 +141,6 @@ def test_clouds_and_images_pass_with_the_default_qos_of_rviz_and_rosbag2(
         client.close_publisher(f"{name}/input/points", player)
 
 
-@depends_on_discovery
 def test_without_a_publisher_log_and_diagnostics_name_the_clouds_that_there_are(
     client: Client, small_model: Path
 ) -> None:

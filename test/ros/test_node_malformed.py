@@ -16,11 +16,13 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 from faults import Rig, good_points, memory_mib, rig_of, stamped, write_model
 from live import message
 from mutations import malformed_clouds, sound_clouds
-from programs import wait_until
+from programs import depends_on_discovery, wait_until
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import PointCloud2, PointField
 
 from sqsegv3_ros.pointcloud2 import REASONS, read_field
+
+pytestmark = depends_on_discovery
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,14 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 
 from clouds import points_of
 from live import LATCHED, Client, message, node_of, outputs_of, street
-from programs import wait_until
+from programs import depends_on_discovery, wait_until
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
 
 from sqsegv3_ros.data.label_map import load_label_map
 from sqsegv3_ros.inference.segmenter import Segmentation, Segmenter
+
+pytestmark = depends_on_discovery
 
 XYZ = ("x", "y", "z")
 SENSOR_HEIGHT_M = 1.73  # of the model's sensor, which holds if extrinsics.height_m is not set

@@ -29,6 +29,8 @@ from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
 
+pytestmark = depends_on_discovery
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -135,7 +137,6 @@ def label_all(client: Client, names: list[str], timeout_s: float = 60.0) -> None
         assert {r.header.frame_id for r in results[name]} == {clouds[name].header.frame_id}
 
 
-@depends_on_discovery
 def test_two_nodes_share_a_process_and_a_callback_that_raises_is_named(model: Path, client: Client) -> None:
     seen: set[str] = set()
     client.node.create_subscription(
@@ -158,7 +159,6 @@ def test_two_nodes_share_a_process_and_a_callback_that_raises_is_named(model: Pa
         assert process.is_running
 
 
-@depends_on_discovery
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_ten_nodes_share_a_machine(model: Path, client: Client) -> None:

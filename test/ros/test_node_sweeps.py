@@ -21,12 +21,15 @@ from clouds import points_of
 from geometry_msgs.msg import TransformStamped
 from live import RELIABLE, Client, message, node_of, outputs_of, street
 from nav_msgs.msg import Odometry
+from programs import depends_on_discovery
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import PointCloud2
 
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.segmenter import Segmenter
 from sqsegv3_ros.inference.sweeps import SweepVote
+
+pytestmark = depends_on_discovery
 
 SPEED_MPS, YAW_RATE = 2.0, 0.1
 STAMPS_S = (100, 101, 102)

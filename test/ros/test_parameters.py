@@ -14,11 +14,13 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from live import Client, node_of
-from programs import parameters, running, running_node
+from programs import depends_on_discovery, parameters, running, running_node
 from rcl_interfaces.msg import ParameterType
 
 from sqsegv3_ros.inference.model_file import load_model, save_model
 from sqsegv3_ros.inference.settings import SPEC_OF, SPECS
+
+pytestmark = depends_on_discovery
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
 
 from live import BEST_EFFORT, RELIABLE, Client
-from programs import module, running, wait_until
+from programs import depends_on_discovery, module, running, wait_until
 from recording import PERIOD_NS, STAMP_S, cloud, record, scans, stores
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
@@ -24,6 +24,8 @@ from sensor_msgs.msg import PointCloud2
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
 from sqsegv3_ros.pointcloud2 import read_field
 from sqsegv3_ros.process import PROFILE_VARIABLES, use_fastdds_profile
+
+pytestmark = depends_on_discovery
 
 REPLAY = (*module("cli"), "replay")
 FOUND = scans(4, 20_000)

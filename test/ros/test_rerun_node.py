@@ -14,13 +14,15 @@ import pytest
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from live import NODE, Client, message, street
-from programs import module, parameters, running, running_node, wait_until
+from live import NODE, Client, message, outputs_of, street
+from programs import depends_on_discovery, module, parameters, running, running_node, wait_until
 from recordings import read_recording
 from sensor_msgs.msg import Image, PointCloud2
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.pointcloud2 import read_field
+
+pytestmark = depends_on_discovery
 
 RERUN_NODE = module("ros.rerun_node")
 OUTPUTS = {"points": PointCloud2, "range_image": Image, "label_image": Image}
@@ -48,13 +50,12 @@ def test_outputs_of_the_node_are_recorded_by_scan(client: Client, small_model: P
     file = tmp_path / "new" / "live.rrd"
     with running_node(model=small_model), running(*RERUN_NODE, *parameters(recording=file)) as recorder:
         recorder.wait_for_log(f"showing {NODE} in {file}")
-        published = {name: client.collect(kind, f"{NODE}/output/{name}") for name, kind in OUTPUTS.items()}
         for name in OUTPUTS:
             topic = f"{NODE}/output/{name}"
-            wait_until(lambda topic=topic: client.node.count_subscribers(topic) == 2, 30, lambda: recorder.log)
-        for number in range(1, SCANS + 1):
-            client.publish(message(street(4000 + number, seed=number), stamp_s=100 + number))
-            wait_until(lambda n=number: all(len(m) == n for m in published.values()), 30, lambda: recorder.log)
+            wait_until(lambda topic=topic: client.node.count_subscribers(topic) == 1, 30, lambda: recorder.log)
+        clouds = [message(street(4000 + scan, seed=scan), stamp_s=100 + scan) for scan in range(SCANS + 1)]
+        outputs_of(client, NODE, clouds[0], **OUTPUTS)  # by now the node is connected to all
+        published = [outputs_of(client, NODE, cloud, **OUTPUTS) for cloud in clouds[1:]]
         client.status("processing", lambda status: "latency_p50_ms" in {pair.key for pair in status.values})
         publish_diagnostics(client, f"{NODE}: processing", latency_p50_ms="1.5", network_p50_ms="0.25", rate_hz="9")
         publish_diagnostics(client, "/other/sqsegv3: processing", latency_p50_ms="777")
@@ -64,16 +65,17 @@ def test_outputs_of_the_node_are_recorded_by_scan(client: Client, small_model: P
     found = read_recording(file)
     infos = [entry["class_description"]["info"] for entry in found["/"][-1]["AnnotationContext:context"]]
     assert [info["label"] for info in infos] == list(SEMANTIC_KITTI.names)
-    for scan in range(SCANS):
-        messages = {name: published[name][scan] for name in OUTPUTS}
-        rows = {name: found[f"/lidar/{name}" if name == "points" else f"/{name}"][scan] for name in OUTPUTS}
-        assert {(row["scan"], row["time"]) for row in rows.values()} == {(scan, (101 + scan) * 10**9)}
-        positions = rows["points"]["Points3D:positions"].reshape(-1, 3)
-        np.testing.assert_array_equal(positions, street(4001 + scan, seed=scan + 1)[:, :3])
-        np.testing.assert_array_equal(rows["points"]["Points3D:class_ids"], read_field(messages["points"], "label"))
-        assert len(found["/lidar/confidence"][scan]["Points3D:colors"]) == len(positions)
-        assert rows["range_image"]["DepthImage:buffer"].tobytes() == messages["range_image"].data.tobytes()
-        assert rows["label_image"]["Image:buffer"].tobytes() == messages["label_image"].data.tobytes()
+    for scan, messages in enumerate(published, 1):
+        points, stamp_ns = street(4000 + scan, seed=scan), (100 + scan) * 10**9
+        paths = {"/lidar/points", "/lidar/confidence", "/range_image", "/label_image"}
+        rows = {path: next(row for row in found[path] if row["time"] == stamp_ns) for path in paths}
+        assert len({row["scan"] for row in rows.values()}) == 1
+        np.testing.assert_array_equal(rows["/lidar/points"]["Points3D:positions"].reshape(-1, 3), points[:, :3])
+        labels = read_field(messages["points"], "label")
+        np.testing.assert_array_equal(rows["/lidar/points"]["Points3D:class_ids"], labels)
+        assert len(rows["/lidar/confidence"]["Points3D:colors"]) == len(points)
+        for image, column in (("range_image", "DepthImage:buffer"), ("label_image", "Image:buffer")):
+            assert rows[f"/{image}"][column].tobytes() == messages[image].data.tobytes()
     numbers = {e: {row["Scalars:scalars"][0] for row in rows} for e, rows in found.items() if "/latency/" in e}
     assert 1.5 in numbers["/latency/total"] and 777 not in numbers["/latency/total"]
     assert 0.25 in numbers["/latency/network"] and len(numbers["/latency/network"]) > 1  # and the node's own

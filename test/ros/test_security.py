@@ -20,6 +20,8 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference import model_file
 from sqsegv3_ros.inference.model_file import load_model, read_info
 
+pytestmark = depends_on_discovery
+
 POLICY = ROOT / "config" / "sros2_policy.xml"
 
 
@@ -35,7 +37,6 @@ def policy(group: str, access: str) -> set[str]:
     }
 
 
-@depends_on_discovery  # reads the ROS graph
 def test_the_policy_permits_exactly_what_the_running_node_uses(small_model: Path) -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
     from live import Client

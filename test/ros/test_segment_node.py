@@ -20,7 +20,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 from conftest import ROOT
 from diagnostic_msgs.msg import DiagnosticStatus
 from live import BEST_EFFORT, LATCHED, NODE, Client, message, street
-from programs import running_node, wait_until
+from programs import depends_on_discovery, running_node, wait_until
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Float64, String
 
@@ -28,6 +28,8 @@ from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.inference.segmenter import Segmenter
 from sqsegv3_ros.inference.stages import STAGES
 from sqsegv3_ros.pointcloud2 import read_field
+
+pytestmark = depends_on_discovery
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 

@@ -23,6 +23,7 @@ from clouds import message as message_of
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
 from live import LATCHED, Client, message, node_of
+from programs import depends_on_discovery
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -34,6 +35,8 @@ from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 from sqsegv3_ros.inference.segmenter import Segmenter
 from sqsegv3_ros.ros.segment_node import SegmentNode
 from sqsegv3_ros.simulation.sensors import SENSORS
+
+pytestmark = depends_on_discovery
 
 PRESETS = sorted((ROOT / "config" / "sensors").glob("*.yaml"))
 ERROR = DiagnosticStatus.ERROR

@@ -192,7 +192,7 @@ def test_the_bag_holds_the_same_points_with_rings_and_classes_and_a_clock(drive)
 def test_an_existing_bag_is_not_overwritten(drive, capsys):
     before = contents(drive / "bag")
     assert main(["simulate", "--scans", "1", "--bag", str(drive / "bag")]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert contents(drive / "bag") == before
 
 

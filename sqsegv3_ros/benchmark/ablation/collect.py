@@ -43,7 +43,7 @@ def read_scores(runs: Path) -> dict[str, dict[int, Score]]:
             scores.setdefault(found["name"], {})[int(found["seed"])] = _last(history)
     if not scores:
         names = ", ".join(f"{variant.name}-seed0" for variant in VARIANTS[:3])
-        raise UserError(f"{runs} holds no run with a validation (expected folders like {names}, ...)")
+        raise UserError(f"{runs} has no run with a validation (expected folders like {names}, ...)")
     return scores
 
 

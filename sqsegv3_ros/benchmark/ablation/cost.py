@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each of the paper's variants costs, beside what the paper says, as plain JSON types."""
+"""Cost of each of the paper's variants, beside the published numbers, as plain JSON types."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of those statistics, after the paper's figures 2 and 3."""
+"""Plots of the per-pixel statistics, after the paper's figures 2 and 3."""
 
 from __future__ import annotations
 

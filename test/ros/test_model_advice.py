@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node suggests the model `small` if clouds arrive faster than a CPU labels them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
+
+from live import Client, message, street
+from programs import PythonProcess, running_node, wait_until
+from sensor_msgs.msg import PointCloud2
+
+ADVICE = re.compile(
+    r"labelling takes (\d+) ms per cloud, but a cloud arrives every (\d+) ms: clouds are dropped\. "
+    r"The model 'small' is faster and less accurate: launch with model:=small or run with -p model:=small"
+)
+PERIOD_S = 0.02
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    client = Client("/slow/sqsegv3")
+    yield client
+    client.close()
+
+
+def publish_fast(client: Client, node: PythonProcess, seconds: float, until: str = "") -> None:
+    """Publish clouds at 50 Hz for a time, or until the log has a text."""
+    labelled = client.collect(PointCloud2, "/slow/sqsegv3/output/points")
+    cloud, end = message(street(60_000)), time.monotonic() + seconds
+    while time.monotonic() < end and not (until and until in node.log):
+        client.publish(cloud)
+        time.sleep(PERIOD_S)
+    assert labelled
+
+
+def test_a_model_that_is_too_slow_for_the_clouds_is_reported_once_with_both_times(client: Client) -> None:
+    with running_node("-r", "__ns:=/slow", model="default", device="cpu", precision="fp32", threads=1) as node:
+        publish_fast(client, node, 40, until="labelling takes")
+        publish_fast(client, node, 2.5)  # two more rounds of diagnostics
+        found = ADVICE.findall(node.log)
+        assert len(found) == 1, node.log
+        labelling_ms, period_ms = map(int, found[0])
+        stages = {pair.key: float(pair.value) for pair in client.diagnostics["processing"].values if "_p50" in pair.key}
+        del stages["latency_p50_ms"]
+        assert labelling_ms == pytest.approx(sum(stages.values()), rel=0.5)  # others use the CPU, too
+        assert 1e3 * PERIOD_S <= period_ms < labelling_ms
+        assert node.stop() == 0
+
+
+@pytest.mark.long
+def test_small_itself_and_a_model_that_keeps_up_are_not_reported(client: Client, small_model: Path) -> None:
+    with running_node("-r", "__ns:=/slow", model="small", device="cpu", precision="fp32", threads=1) as node:
+        publish_fast(client, node, 8)
+        dropped = next(p.value for p in client.diagnostics["input"].values if p.key == "dropped_newer_available")
+        assert int(dropped) > 0  # it is too slow
+        assert "labelling takes" not in node.log
+    with running_node("-r", "__ns:=/slow", model=small_model, device="cpu", threads=1) as node:
+        labelled = client.collect(PointCloud2, "/slow/sqsegv3/output/points")
+        for number in range(8):
+            client.publish(message(street(500)))
+            wait_until(lambda n=number: len(labelled) > n, 30, lambda: node.log)
+            time.sleep(1)
+        assert "labelling takes" not in node.log
