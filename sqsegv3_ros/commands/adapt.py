@@ -6,15 +6,18 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.commands.options import (
     add_cloud_options,
     add_format,
+    add_json,
     add_output,
     check_output,
     intensity_settings,
+    print_results,
 )
 from sqsegv3_ros.errors import UserError, missing_package, require
 
@@ -43,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences of a root (default: all)")
     parser.add_argument("--topic", metavar="T", help="topic of a bag (default: the only topic with clouds)")
     add_cloud_options(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,11 +80,12 @@ def run(args: argparse.Namespace) -> int:
     settings = AdaptationSettings(args.model, parameters, _preset(args.params), args.minutes, args.seed)
     adaptation = Adaptation(recording, settings, workspace)
     labelled = [] if args.evaluate is None else labelled_scans(args.evaluate, adaptation)
-    outcome = adaptation.run()
+    with redirect_stdout(sys.stderr):  # progress; stdout has the results
+        outcome = adaptation.run()
     if outcome is None:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
-    finish(adaptation, outcome, args.output, labelled)
+    print_results(args, *finish(adaptation, outcome, args.output, labelled))
     return 0
 
 

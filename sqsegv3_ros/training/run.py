@@ -105,7 +105,7 @@ class TrainCLI(LightningCLI):
 
 def train_parser() -> argparse.ArgumentParser:
     """Return the parser of `sqsegv3 train`, with every setting as an option."""
-    _silence_library_warnings()
+    silence_library_warnings()
     return capture_parser(lambda: TrainCLI([]))
 
 

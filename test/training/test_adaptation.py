@@ -228,7 +228,7 @@ def test_an_interrupted_adaptation_continues_to_the_same_model(data, model, adap
     ours, whole = (read_trained(path)[1] for path in (output, adapted[0]))
     assert all(torch.equal(ours[name], value) for name, value in whole.items())
     assert adapt(monkeypatch, data, model, output) == 2
-    assert "exists already" in capfd.readouterr().err
+    assert "already exists" in capfd.readouterr().err
 
 
 def test_a_collapsed_model_is_not_written(data, model, tmp_path, monkeypatch, capfd):
@@ -240,7 +240,7 @@ def test_a_collapsed_model_is_not_written(data, model, tmp_path, monkeypatch, ca
     assert not output.exists()
     monkeypatch.undo()
     assert adapt(monkeypatch, data, model, output) == 0  # nothing was lost: no training again
-    assert "training: 3 rounds" not in capfd.readouterr().out
+    assert "training: 3 rounds" not in capfd.readouterr().err
 
 
 def record(**shares):

@@ -12,6 +12,7 @@ from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_known_lab
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.adaptation_report import ComparedScan, build_adaptation_report
 from sqsegv3_ros.evaluation.evaluator import Evaluator
+from sqsegv3_ros.evaluation.summary import percent
 from sqsegv3_ros.files import atomic_output, progress, write_atomically
 from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
 from sqsegv3_ros.pointcloud2 import to_remission
@@ -35,14 +36,19 @@ def labelled_scans(path: Path, adaptation: Adaptation) -> list[ScanFile]:
     return scans
 
 
-def finish(adaptation: Adaptation, outcome: Outcome, output: Path, labelled: Sequence[ScanFile]) -> None:
-    """Write model and report, delete the copies of the scans, and say what was found.
+def finish(
+    adaptation: Adaptation, outcome: Outcome, output: Path, labelled: Sequence[ScanFile]
+) -> tuple[str, dict[str, Any]]:
+    """Write model and report, and delete the copies of the scans.
 
     Args:
         adaptation: The adaptation.
         outcome: Its result.
         output: Model file to write.
         labelled: Scans to evaluate before and after.
+
+    Returns:
+        What was found, as text and in plain JSON types.
 
     Raises:
         UserError: A file cannot be read or written.
@@ -57,19 +63,27 @@ def finish(adaptation: Adaptation, outcome: Outcome, output: Path, labelled: Seq
         write_atomically(report, _report(adaptation, outcome, evaluations).encode())
     adaptation.clear()
     start, end = outcome.rounds[0], outcome.rounds[-1]
-    print(f"{100 * end['start_agreement']:.1f} % of the points kept their label; mean confidence "
-          f"{100 * start['confidence']:.1f} -> {100 * end['confidence']:.1f} %")  # fmt: skip
+    lines = [
+        f"{percent(end['start_agreement'])} % of the points kept their label; mean confidence "
+        f"{percent(start['confidence'])} -> {percent(end['confidence'])} %"
+    ]
     if evaluations:
         before, after = evaluations
-        print(
-            f"{len(labelled)} labelled scans: mIoU of the classes present {100 * before['miou_present']:.1f} -> "
-            f"{100 * after['miou_present']:.1f} %, accuracy {100 * before['accuracy']:.1f} -> "
-            f"{100 * after['accuracy']:.1f} %"
-        )
+        changes = (f"{percent(before[key])} -> {percent(after[key])} %" for key in ("miou_present", "accuracy"))
+        lines.append(f"{len(labelled)} labelled scans: mIoU of the classes present {', accuracy '.join(changes)}")
     height = outcome.recorded_height_m
     if height is not None and "extrinsics.height_m" not in adaptation.settings.parameters:
-        print(f"the sensor is {height:g} m above the ground: set extrinsics.height_m to it in your parameter file")
-    print(f"{output}: {outcome.info.name}, licence {outcome.info.licence}\nlook at {report} before you use it")
+        lines.append(f"the sensor is {height:g} m above the ground: set extrinsics.height_m in your parameter file")
+    lines.append(f"{output}: {outcome.info.name}, licence {outcome.info.licence}")
+    lines.append(f"look at {report} before you use it")
+    results = {
+        "model": str(output),
+        "report": str(report),
+        "recorded_height_m": height,
+        "rounds": outcome.rounds,
+        "evaluations": evaluations,
+    }
+    return "\n".join(lines), results
 
 
 def _evaluate(model: Path, scans: Sequence[ScanFile], adaptation: Adaptation, outcome: Outcome) -> dict[str, Any]:
