@@ -59,7 +59,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     source = write_data_set(folder / "source", scans=8)
     places = write_data_set(folder / "places", sequences=("03", "04"), scans=8)
-    return source, shifted_copy(places, folder / "target", 12)
+    return source, shifted_copy(places, folder / "target", 9)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def adapt(monkeypatch, data, model, output, *more, interrupt=None):
 
     with monkeypatch.context() as patch:
         patch.setattr(adaptation_run, "simulate_source", copied_source)
-        patch.setattr(adaptation_run, "plan_run", lambda *_: Plan(3, 6))
+        patch.setattr(adaptation_run, "plan_run", lambda *_: Plan(3, 4))
         if interrupt is not None:
             original = training_run.run_callbacks
             patch.setattr(training_run, "run_callbacks", lambda run: [Interrupt(interrupt), *original(run)])
@@ -217,30 +217,27 @@ def test_the_model_names_its_origin_and_the_report_compares(adapted):
     assert not (workspace / "recording").exists() and not (workspace / "simulated").exists()
 
 
-def test_an_interrupted_adaptation_continues_to_the_same_model(data, model, adapted, tmp_path, monkeypatch, capfd):
-    output = tmp_path / "mine.pt"
-    assert adapt(monkeypatch, data, model, output, "--evaluate", str(data[1]), interrupt=8) == 130
+def test_nothing_is_lost_by_an_interruption_or_a_collapse(data, model, adapted, tmp_path, monkeypatch, capfd):
+    """The same command continues, and comes to the model of an uninterrupted run."""
+    output, evaluate = tmp_path / "mine.pt", ("--evaluate", str(data[1]))
+    assert adapt(monkeypatch, data, model, output, *evaluate, interrupt=6) == 130
     assert "interrupted; the same command continues" in capfd.readouterr().err
-    assert not output.exists()
     assert adapt(monkeypatch, data, model, output, "--seed", "1") == 2
     assert "has an unfinished adaptation with another seed" in capfd.readouterr().err
-    assert adapt(monkeypatch, data, model, output, "--evaluate", str(data[1])) == 0
-    ours, whole = (read_trained(path)[1] for path in (output, adapted[0]))
-    assert all(torch.equal(ours[name], value) for name, value in whole.items())
-    assert adapt(monkeypatch, data, model, output) == 2
-    assert "already exists" in capfd.readouterr().err
-
-
-def test_a_collapsed_model_is_not_written(data, model, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(checks, "LEAST_AGREEMENT", 1.01)
-    output = tmp_path / "mine.pt"
-    assert adapt(monkeypatch, data, model, output) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "LEAST_AGREEMENT", 1.01)
+        assert adapt(monkeypatch, data, model, output, *evaluate) == 1
     said = capfd.readouterr().err
     assert "the adapted model collapsed and is not written: only" in said and f"kept in {tmp_path}/mine.adapt" in said
     assert not output.exists()
-    monkeypatch.undo()
-    assert adapt(monkeypatch, data, model, output) == 0  # nothing was lost: no training again
+    assert adapt(monkeypatch, data, model, output, *evaluate, "--json", str(tmp_path / "results.json")) == 0
     assert "training: 3 rounds" not in capfd.readouterr().err
+    ours, whole = (read_trained(path)[1] for path in (output, adapted[0]))
+    assert all(torch.equal(ours[name], value) for name, value in whole.items())
+    before, after = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    assert after["accuracy"] > before["accuracy"]
+    assert adapt(monkeypatch, data, model, output) == 2
+    assert "already exists" in capfd.readouterr().err
 
 
 def record(**shares):
