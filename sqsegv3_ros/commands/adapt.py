@@ -108,6 +108,7 @@ def _recording(args: argparse.Namespace, settings: Settings) -> Recording:
     jobs = plan_jobs(args.input, str(args.output.with_suffix(".adapt")), args.sequences, options, args.format)
     check_bags(jobs, options)
     return Recording(
+        args.input,
         jobs,
         options,
         settings.cloud_settings(rings_needed=False),

@@ -38,7 +38,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def recording(source: Path, tmp_path: Path, extrinsics: Extrinsics | None = None) -> Recording:
     jobs = plan_jobs([str(source)], str(tmp_path / "out"), None, BagOptions())
-    return Recording(jobs, BagOptions(), CloudSettings(), CloudSettings(), extrinsics or Extrinsics())
+    return Recording([str(source)], jobs, BagOptions(), CloudSettings(), CloudSettings(), extrinsics or Extrinsics())
 
 
 def scans_of(root: Path) -> list[np.ndarray]:

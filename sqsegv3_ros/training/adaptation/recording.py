@@ -42,6 +42,7 @@ class Recording:
     """Where the clouds of a recording are and how they become points.
 
     Attributes:
+        inputs: Paths as the user gave them.
         jobs: Bags and files, as `sqsegv3 label` plans them.
         bags: Which clouds of bags to read.
         bag_clouds: How clouds of bags are decoded.
@@ -49,6 +50,7 @@ class Recording:
         extrinsics: Rotation that levels the points.
     """
 
+    inputs: Sequence[str]
     jobs: Sequence[Job]
     bags: BagOptions
     bag_clouds: CloudSettings

@@ -314,7 +314,7 @@ class Adaptation:
     def _describe(self, facts: Mapping[str, Any], plan: Plan, result: Mapping[str, Any]) -> ModelInfo:
         """Describe the new model: what it started from, on what terms, and whose recording it was adapted to."""
         start, settings = self.start_info, self.node_settings()
-        names = sorted({Path(job.input).name for job in self.recording.jobs})
+        names = [Path(path).resolve().name for path in self.recording.inputs]
         provenance = {
             "source": "adapted with `sqsegv3 adapt`",
             "licence": start.licence,
