@@ -21,6 +21,7 @@ VERBS = {
     "inspect": "print the metadata of a model file",
     "import-official": "convert a checkpoint folder of the official release into a model file",
     "train": "train a network",
+    "adapt": "adapt a model to your sensor by a recording without labels",
     "export": "export a training checkpoint as a model file or as ONNX",
     "evaluate": "compare predictions with ground truth",
     "render": "draw a scan and its labels",
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name, verbs = "sqsegv3", [verb for verb in VERBS if verb != "train"]  # it adds its options itself
         else:
             verbs = [verb for verb in VERBS if verb == chosen_verb]
-            process.prepare(training=chosen_verb == "train")
+            process.prepare(training=chosen_verb in ("train", "adapt"))
         args = _make_parser(verbs).parse_args(arguments)
         return int(args.run(args) or 0)
     except SystemExit as stop:  # from argparse: 0 after --help, 2 after a wrong argument

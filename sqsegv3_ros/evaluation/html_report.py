@@ -132,7 +132,7 @@ def build_report(
     scans = [_scan(sample, label_set) for sample in samples]
     counts = np.array(summary["confusion"]["counts"], dtype=np.int64)
     return (
-        _environment()
+        environment()
         .get_template("html_report.html")
         .render(
             summary=summary,
@@ -158,20 +158,21 @@ def build_report(
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Make the environment that renders the pages. Raises UserError if Jinja2 is not installed."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
         raise missing_package("Jinja2", "the report", "tools") from error
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"percent": percent, "band_title": band_title, "thousands": "{:,}".format, "png": _png}
-    return environment
+    made.filters |= {"percent": percent, "band_title": band_title, "thousands": "{:,}".format, "png": _png}
+    return made
 
 
 def _about(summary: Mapping[str, Any], label_set: LabelSet) -> list[tuple[str, Any]]:

@@ -187,24 +187,37 @@ def _columns(mask: Tensor) -> str:
 
 
 def _height(xyz: npt.NDArray[np.float64], expected: Expected) -> str:
-    """The ground is the height at which most points below the sensor are."""
-    if not expected.model_height_m:
+    ground = ground_height(xyz) if expected.model_height_m else None
+    if ground is None or expected.model_height_m is None:
         return ""
-    distance = np.hypot(xyz[:, 0], xyz[:, 1])
-    # neither the vehicle itself nor what stands in the way of nearly level beams
-    below = xyz[(distance > 3) & (distance < 20) & (xyz[:, 2] < -0.1 * distance), 2]
-    if len(below) < _MIN_POINTS // 2:
-        return ""
-    count, edges = np.histogram(below, np.arange(-6.0, 0.0, 0.1))
-    in_three_bins = np.convolve(count, [1, 1, 1], "same")
-    fullest = int(in_three_bins.argmax())
-    ground = -float(np.median(below[np.abs(below - edges[fullest : fullest + 2].mean()) < 0.15]))
     height, source = expected.model_height_m, "the model was trained with"
     if expected.extrinsics.height_m not in (None, height):
         height, source = expected.extrinsics.height_m, "the extrinsics say"
-    if in_three_bins[fullest] < 0.3 * len(below) or abs(ground - height) <= _HEIGHT_M:
+    if abs(ground - height) <= _HEIGHT_M:
         return ""
     return (
         f"height does not fit: the ground appears {ground:.1f} m below the sensor, {source} {height:g} m; "
         "set extrinsics.height_m, or correct the transform to base_frame"
     )
+
+
+def ground_height(xyz: npt.NDArray[np.float64]) -> float | None:
+    """Estimate the height of a sensor above the ground, which is where most points below it are.
+
+    Args:
+        xyz: (N, 3) points of a sample of one scan, metres in a level frame.
+
+    Returns:
+        Metres; None if too few points are below, or at too many heights.
+    """
+    distance = np.hypot(xyz[:, 0], xyz[:, 1])
+    # neither the vehicle itself nor what stands in the way of nearly level beams
+    below = xyz[(distance > 3) & (distance < 20) & (xyz[:, 2] < -0.1 * distance), 2]
+    if len(below) < _MIN_POINTS // 2:
+        return None
+    count, edges = np.histogram(below, np.arange(-6.0, 0.0, 0.1))
+    in_three_bins = np.convolve(count, [1, 1, 1], "same")
+    fullest = int(in_three_bins.argmax())
+    if in_three_bins[fullest] < 0.3 * len(below):
+        return None
+    return -float(np.median(below[np.abs(below - edges[fullest : fullest + 2].mean()) < 0.15]))

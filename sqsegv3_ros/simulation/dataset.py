@@ -22,7 +22,7 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import write_atomically
 from sqsegv3_ros.simulation.drive import pose_matrix
 from sqsegv3_ros.simulation.plans import SCENES
-from sqsegv3_ros.simulation.sensors import describe, sensor_named
+from sqsegv3_ros.simulation.sensors import SensorModel, describe, sensor_named
 from sqsegv3_ros.simulation.simulator import SCANS_PER_STREET, Simulator, Sweep, scene_drive, street_drive
 from sqsegv3_ros.simulation.street import Street
 
@@ -36,7 +36,7 @@ class SimulationSettings:
 
     Attributes:
         scans: Number of scans.
-        sensor: Name of a sensor preset.
+        sensor: Name of a sensor preset, or a sensor.
         seed: The same seed gives the same bytes.
         scene: Kind of street, one of `SCENES`.
         drive: Consecutive sweeps of one drive instead of independent scenes.
@@ -45,7 +45,7 @@ class SimulationSettings:
     """
 
     scans: int
-    sensor: str = "hdl64e"
+    sensor: str | SensorModel = "hdl64e"
     seed: int = 0
     scene: str = "mixed"
     drive: bool = False
@@ -60,7 +60,12 @@ class SimulationSettings:
             raise UserError(f"no scene '{self.scene}' (scenes: {', '.join(SCENES)})")
         if self.motion not in ("compensated", "raw"):
             raise UserError(f"motion must be compensated or raw, found '{self.motion}'")
-        sensor_named(self.sensor)
+        _ = self.sensor_model
+
+    @property
+    def sensor_model(self) -> SensorModel:
+        """The sensor."""
+        return sensor_named(self.sensor) if isinstance(self.sensor, str) else self.sensor
 
     def chunks(self) -> Iterator[range]:
         """Yield the scan numbers in chunks that share a street."""
@@ -72,7 +77,7 @@ class SimulationSettings:
 @lru_cache(maxsize=1)
 def _simulator(settings: SimulationSettings, index: int) -> Simulator:
     """The simulator of a street: number `index` of the independent scenes, or the one of a drive."""
-    sensor, scene = sensor_named(settings.sensor), settings.scene
+    sensor, scene = settings.sensor_model, settings.scene
     seed: tuple[int, ...] = (settings.seed, 0) if settings.drive else (settings.seed, 1, index)
     # a drive is slower than 30 m/s; the plan takes a few numbers per metre
     length = (-50.0, 50.0 + 30.0 * settings.scans / sensor.rate_hz)
@@ -127,7 +132,7 @@ def simulate(
     folder = None if output is None else output / "sequences" / sequence
     from sqsegv3_ros.simulation.simulated_bag import simulated_bag
 
-    rate_hz = sensor_named(settings.sensor).rate_hz
+    rate_hz = settings.sensor_model.rate_hz
     with nullcontext() if bag is None else simulated_bag(bag, rate_hz, poses=settings.drive, force=force) as write:
         resume = folder is not None and _prepare_folder(folder, settings, force) and write is None
         for chunk, sweeps in _simulate_chunks(settings, folder, resume, write is not None, jobs):
@@ -187,8 +192,12 @@ def _simulate_chunks(
 
 
 def _description(settings: SimulationSettings) -> dict[str, Any]:
+    sensor = settings.sensor_model
     values = {key: value for key, value in asdict(settings).items() if key != "scans"}
-    return {"format": FORMAT, **values, "sensor_model": describe(sensor_named(settings.sensor))}
+    description = describe(sensor)
+    if not isinstance(settings.sensor, str):
+        description["elevations_deg"] = list(sensor.elevations_deg)
+    return {"format": FORMAT, **values, "sensor": sensor.name, "sensor_model": description}
 
 
 def _prepare_folder(folder: Path, settings: SimulationSettings, force: bool) -> bool:

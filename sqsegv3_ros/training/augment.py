@@ -56,6 +56,8 @@ class Augmentation:
 
     Attributes:
         mix_sector_deg: Replace a sector of this width by that of another scan, as in PolarMix.
+        mix_bands: Divide the field of view into this many bands of elevation (rounded) and replace every second one by
+            that of another scan, as in LaserMix; not applied to scans with a mixed sector.
         paste_objects: Paste this many objects of rare classes onto the ground (rounded).
         yaw_deg: Rotate about the vertical axis.
         flip_probability: Probability of a left-right flip.
@@ -78,6 +80,7 @@ class Augmentation:
     """
 
     mix_sector_deg: RandomMagnitude = field(default_factory=RandomMagnitude)
+    mix_bands: RandomMagnitude = field(default_factory=RandomMagnitude)
     paste_objects: RandomMagnitude = field(default_factory=RandomMagnitude)
     yaw_deg: RandomMagnitude = field(default_factory=RandomMagnitude)
     flip_probability: float = 0.0
@@ -192,20 +195,22 @@ def perturb_field_of_view(
     return replace(projection, fov_up_deg=projection.fov_up_deg + up, fov_down_deg=projection.fov_down_deg + down)
 
 
-def mix_sectors(
+def mix_scans(
     points: Points,
     labels: Labels,
     other: Callable[[], tuple[Points, Labels]],
     config: Augmentation,
+    projection: ProjectionConfig,
     rng: np.random.Generator,
 ) -> tuple[Points, Labels]:
-    """Replace a sector of a scan by the same sector of another one (PolarMix, Xiao et al. 2022).
+    """Replace a sector (PolarMix, Xiao et al. 2022) or bands (LaserMix, Kong et al. 2023) by those of another scan.
 
     Args:
         points: (N, 4).
         labels: (N,).
         other: Reads the other scan; called only if the scans are mixed.
         config: Augmentation settings.
+        projection: Projection whose field of view the bands divide.
         rng: Random generator.
 
     Returns:
@@ -213,15 +218,26 @@ def mix_sectors(
     """
     width = config.mix_sector_deg.draw(rng)
     start = rng.uniform(-math.pi, math.pi)
-    if width is None:
+    # draws nothing if it is off, so that older recipes give the same scans
+    bands = config.mix_bands.draw(rng) if config.mix_bands.probability and width is None else None
+    if width is None and bands is None:
         return points, labels
     other_points, other_labels = other()
-    inside = in_sector(points, start, math.radians(width))
-    other_inside = in_sector(other_points, start, math.radians(width))
+    if width is not None:
+        inside, other_inside = (in_sector(p, start, math.radians(width)) for p in (points, other_points))
+    else:
+        count, first = max(2, round(bands or 0)), int(rng.integers(2))
+        inside, other_inside = (in_bands(p, count, first, projection) for p in (points, other_points))
     return (
         np.concatenate((points[~inside], other_points[other_inside])),
         np.concatenate((labels[~inside], other_labels[other_inside])),
     )
+
+
+def in_bands(points: Points, count: int, first: int, projection: ProjectionConfig) -> npt.NDArray[np.bool_]:
+    """Find the points (N, 4) in every second of `count` bands of elevation, from band `first` down."""
+    distance = np.sqrt(np.einsum("ij,ij->i", points[:, :3], points[:, :3]))
+    return _rows(points, distance, projection) * count // projection.height % 2 == first
 
 
 def in_sector(points: Points, start: float, width: float) -> npt.NDArray[np.bool_]:

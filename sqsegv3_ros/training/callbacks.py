@@ -53,6 +53,12 @@ class WeightEma(WeightAveraging):
     def __init__(self, decay: float = 0.999):
         super().__init__(avg_fn=lambda mean, new, count: ema_update(mean, new, count, decay))
 
+    @property
+    def average(self) -> SegmentationModule:
+        """The module with the averaged weights, during training."""
+        assert self._average_model is not None and isinstance(self._average_model.module, SegmentationModule)
+        return self._average_model.module
+
 
 def ema_update(mean: Tensor, new: Tensor, count: Tensor | int, decay: float) -> Tensor:
     """Update an exponential moving average.

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN, LabelSet
 from sqsegv3_ros.data.partial_labels import ClassSet
 from sqsegv3_ros.errors import UserError, require
-from sqsegv3_ros.inference.range_image import ProjectionConfig, project
+from sqsegv3_ros.inference.range_image import ProjectionConfig, fill_gaps, project
 from sqsegv3_ros.training import augment
 from sqsegv3_ros.training.augment import Augmentation, Labels, Points
 from sqsegv3_ros.training.crop import check_crop, choose_window
@@ -132,8 +132,8 @@ class TrainingSet(Dataset[Batch]):
         config = self.augmentation
         window = choose_window(self.projection.width, self.crop_width, rng)
         points, labels = self._transformed(self._next_scan(item, rng), rng)
-        points, labels = augment.mix_sectors(
-            points, labels, lambda: self._transformed(self._random_scan(rng), rng), config, rng
+        points, labels = augment.mix_scans(
+            points, labels, lambda: self._transformed(self._random_scan(rng), rng), config, self.projection, rng
         )
         count = config.paste_objects.draw(rng)
         if count is not None and self.bank is not None:
@@ -141,7 +141,7 @@ class TrainingSet(Dataset[Batch]):
         points, labels = window.crop_points(points, labels)
         points, labels = augment.perturb_points(points, labels, config, self.projection, rng)
         image = project(torch.from_numpy(points), augment.perturb_field_of_view(self.projection, config, rng))
-        channels, mask, index = window.crop_image(image)
+        channels, mask, index = window.crop_image(fill_gaps(image, self.projection.fill_rows))
         return Batch(channels, mask, _label_image(labels, index))
 
     def _transformed(self, scan: Scan, rng: np.random.Generator) -> tuple[Points, Labels]:
@@ -178,7 +178,7 @@ class ValidationSet(Dataset[ValidationScan]):
         scan = self.store.read(index)
         points = scan.points if scan else np.zeros((0, 4), np.float32)
         labels = scan.labels if scan else np.zeros(0, np.uint8)
-        image = project(torch.from_numpy(points), self.projection)
+        image = fill_gaps(project(torch.from_numpy(points), self.projection), self.projection.fill_rows)
         label_image = _label_image(labels, image.index)
         truth = torch.from_numpy(labels)[image.usable]
         return ValidationScan(

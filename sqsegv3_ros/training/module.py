@@ -50,7 +50,10 @@ class SegmentationModule(LightningModule):
         start_from: Initial weights: a checkpoint, a model file, the name of a model that ships, or a checkpoint folder
             of the official release; random if not given.
         channels_last: Use the channels-last memory format, which is faster on some machines.
-        sensor_height_m: Height of the recording sensor above the ground in metres; the node warns of other heights.
+        sensor_height_m: Height above the ground, in metres, of the sensor that the model expects; the node warns of
+            other heights.
+        recorded_height_m: Height of the sensor that recorded the scans, if that is another one: the network gets the
+            coordinates that a sensor at the model's height would measure, as on a robot with `extrinsics.height_m`.
         seed: Taken from seed_everything.
     """
 
@@ -67,6 +70,7 @@ class SegmentationModule(LightningModule):
         start_from: str | None = None,
         channels_last: bool = False,
         sensor_height_m: float | None = None,
+        recorded_height_m: float | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -81,6 +85,7 @@ class SegmentationModule(LightningModule):
         self.start_from = start_from
         self.channels_last = channels_last
         self.sensor_height_m = sensor_height_m
+        self.recorded_height_m = recorded_height_m
         self.seed = seed
         self.network = SqueezeSegV3(self.network_config)
         if channels_last:
@@ -117,7 +122,11 @@ class SegmentationModule(LightningModule):
             self.criterion.weights.copy_(weights)
 
     def image(self, channels: Tensor, mask: Tensor) -> Tensor:
-        """Normalise channels (N, 5, H, W) in metres and apply the mask (N, H, W)."""
+        """Shift channels (N, 5, H, W) in metres to the model's height, normalise them and apply the mask (N, H, W)."""
+        if self.sensor_height_m is not None and self.recorded_height_m not in (None, self.sensor_height_m):
+            _, x, y, z, remission = channels.unbind(1)
+            z = z + (self.recorded_height_m - self.sensor_height_m)
+            channels = torch.stack([(x * x + y * y + z * z).sqrt(), x, y, z, remission], 1)
         means = channels.new_tensor(self.normalization.means).view(5, 1, 1)
         stds = channels.new_tensor(self.normalization.stds).view(5, 1, 1)
         return (channels - means) / stds * mask.unsqueeze(1)

@@ -105,7 +105,7 @@ class TrainCLI(LightningCLI):
 
 def train_parser() -> argparse.ArgumentParser:
     """Return the parser of `sqsegv3 train`, with every setting as an option."""
-    _silence_library_warnings()
+    silence_library_warnings()
     return capture_parser(lambda: TrainCLI([]))
 
 
@@ -122,7 +122,38 @@ def train(options: Sequence[str]) -> int:
         UserError: Settings or data cannot be used.
         OperationError: Training failed.
     """
-    _silence_library_warnings()
+    cli = fit(options)
+    last = cli.last
+    if last.stopped_at is not None:
+        print(
+            f"stopped after step {last.stopped_at}; saved {last.path}. Resume with: --run.resume true", file=sys.stderr
+        )
+        return 130
+    best = cli.settings.folder / f"{BEST_NAME}.ckpt"
+    if best.is_file():
+        metrics = read_checkpoint(best)[0]["training"]["metrics"]
+        print(f"done; best mIoU {100 * metrics.get(BEST_METRIC, 0.0):.2f} % in {best}")
+    elif last.path.is_file():
+        print(f"done; no validation selected a {best.name}; the weights are in {last.path}")
+    else:
+        print("done; nothing was trained")
+    return 0
+
+
+def fit(options: Sequence[str]) -> TrainCLI:
+    """Train until the run is finished, or stopped by Ctrl-C or SIGTERM.
+
+    Args:
+        options: Command line of `sqsegv3 train`.
+
+    Returns:
+        The run; `last.stopped_at` is the step after which it was stopped.
+
+    Raises:
+        UserError: Settings or data cannot be used.
+        OperationError: Training failed.
+    """
+    silence_library_warnings()
     try:
         cli = TrainCLI(options)
         checkpoint = _prepare_output(cli)
@@ -131,26 +162,13 @@ def train(options: Sequence[str]) -> int:
     except ArgumentError as error:  # without the usage, which has 200 lines
         raise UserError(f"{error}\n(sqsegv3 train --help lists every setting)") from error
     except SystemExit:
-        last = cli.last if "cli" in locals() else None
-        if last is None or last.stopped_at is None:
+        if "cli" not in locals() or cli.last.stopped_at is None:
             raise
-        print(
-            f"stopped after step {last.stopped_at}; saved {last.path}. Resume with: --run.resume true", file=sys.stderr
-        )
-        return 130
     except MisconfigurationException as error:
         raise UserError(f"invalid trainer settings: {error}") from error
     except (OSError, RuntimeError, UserError) as error:
         raise _as_user_error(error) from error
-    best = cli.settings.folder / f"{BEST_NAME}.ckpt"
-    if best.is_file():
-        metrics = read_checkpoint(best)[0]["training"]["metrics"]
-        print(f"done; best mIoU {100 * metrics.get(BEST_METRIC, 0.0):.2f} % in {best}")
-    elif cli.last.path.is_file():
-        print(f"done; no validation selected a {best.name}; the weights are in {cli.last.path}")
-    else:
-        print("done; nothing was trained")
-    return 0
+    return cli
 
 
 def _prepare_output(cli: TrainCLI) -> Path | None:
@@ -189,7 +207,7 @@ def _as_user_error(error: Exception) -> Exception:
     return error
 
 
-def _silence_library_warnings() -> None:
+def silence_library_warnings() -> None:
     """Suppress library messages that a user of this command cannot act on."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +176,11 @@ class ScanStore:
             if scan is not None:
                 return scan
         raise UserError(f"data: none of the {len(self)} training scans can be read; {self._unreadable[index]}")
+
+    def replace_labels(self, index: int, labels: npt.NDArray[np.uint8]) -> None:
+        """Replace the (N,) labels of a scan that is in memory; the file is written by the caller."""
+        if index in self._cache:
+            self._cache[index] = replace(self._cache[index], labels=labels)
 
     def cached(self) -> list[Scan]:
         """The scans in memory."""

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from sqsegv3_ros.network.blocks import make_block
 from sqsegv3_ros.network.config import BLOCKS, NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.network.sac import unfold3x3
 from sqsegv3_ros.training.crop import set_azimuth_padding
 
 CHANNELS, HEIGHT, WIDTH = 5, 4, 9
@@ -285,3 +287,20 @@ def test_rangenet_shape_refuses_a_width_that_cannot_be_halved_five_times():
         network(torch.zeros(1, 5, 4, 48))
     with pytest.raises(UserError, match="halvings must be one of 3, 5, found 4"):
         NetworkConfig(halvings=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("circular", [False, True])
+def test_windows_and_their_gradient_equal_those_of_torch(dtype, circular):
+    feature = torch.randn(2, 3, 6, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    feature.requires_grad_()
+    windows = unfold3x3(feature, circular)
+    around = torch.cat((feature[..., -1:], feature, feature[..., :1]), 3) if circular else feature
+    expected = functional.unfold(around, (3, 3), padding=(1, 0 if circular else 1)).view(2, 27, 6, 16)
+    assert torch.equal(windows, expected)
+    weights = torch.randn(windows.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    (found,) = torch.autograd.grad(windows, feature, weights)
+    (exact,) = torch.autograd.grad(expected.double(), feature, weights.double())
+    torch.testing.assert_close(
+        found, exact, rtol=0.01 if dtype == torch.bfloat16 else 1e-12, atol=1e-2 if dtype == torch.bfloat16 else 1e-12
+    )

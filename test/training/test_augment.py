@@ -18,7 +18,7 @@ from sqsegv3_ros.training.augment import (
     Augmentation,
     RandomMagnitude,
     in_sector,
-    mix_sectors,
+    mix_scans,
     perturb_field_of_view,
     perturb_points,
     transform_scene,
@@ -193,7 +193,7 @@ def test_every_point_keeps_its_own_label(seed):
     }
     config, random = Augmentation(**settings), rng(seed)
     points, labels = transform_scene(*cloud(), config, random)
-    points, labels = mix_sectors(points, labels, lambda: cloud(seed=2), config, random)
+    points, labels = mix_scans(points, labels, lambda: cloud(seed=2), config, IMAGE, random)
     points, labels = CropWindow(100, 128, 512).crop_points(points, labels)
     points, labels = perturb_points(points, labels, config, IMAGE, random)
     assert len(points)
@@ -204,14 +204,27 @@ def test_mixing_takes_one_sector_from_the_other_scan():
     points, labels = cloud()
     other, other_labels = cloud(seed=7)
     other[:, 3], other_labels = -1.0, np.full_like(other_labels, 33)
-    mixed, mixed_labels = mix_sectors(
-        points, labels, lambda: (other, other_labels), Augmentation(mix_sector_deg=always(90)), rng()
+    mixed, mixed_labels = mix_scans(
+        points, labels, lambda: (other, other_labels), Augmentation(mix_sector_deg=always(90)), IMAGE, rng()
     )
     foreign = mixed[:, 3] == -1
     np.testing.assert_array_equal(mixed_labels[foreign], 33)
     assert foreign.mean() == pytest.approx(0.25, abs=0.02)
     bins = [np.histogram(azimuths(p), 120, (-math.pi, math.pi))[0] > 0 for p in (mixed[foreign], mixed[~foreign])]
     assert (bins[0] & bins[1]).sum() <= 2  # no azimuth has points of both, but for the sector's two edges
+
+
+def test_mixing_takes_every_second_band_of_elevation_from_the_other_scan():
+    (points, labels), (other, other_labels) = cloud(), cloud(seed=7)
+    other[:, 3], other_labels = -1.0, np.full_like(other_labels, 33)
+    settings = Augmentation(mix_bands=always(4))
+    mixed, mixed_labels = mix_scans(points, labels, lambda: (other, other_labels), settings, IMAGE, rng())
+    foreign = mixed[:, 3] == -1
+    np.testing.assert_array_equal(mixed_labels[foreign], 33)
+    elevation = np.degrees(np.arcsin(mixed[:, 2] / np.linalg.norm(mixed[:, :3], axis=1)))
+    band = np.floor((3.0 - elevation) / 7.0)  # of 28 degrees
+    shares = [foreign[band == number].mean() for number in range(4)]
+    assert shares in (pytest.approx([0, 1, 0, 1], abs=0.02), pytest.approx([1, 0, 1, 0], abs=0.02))
 
 
 def street():

@@ -12,9 +12,11 @@ import torch
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.inference.range_image import ProjectionConfig, project
+from sqsegv3_ros.inference.extrinsics import Extrinsics
+from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig, fill_gaps, normalize, project
 from sqsegv3_ros.training.augment import Augmentation, RandomMagnitude
-from sqsegv3_ros.training.data import EpochSampler, ScanData, load_label_set
+from sqsegv3_ros.training.data import EpochSampler, ScanData, TrainingSet, load_label_set
+from sqsegv3_ros.training.module import SegmentationModule
 from sqsegv3_ros.training.scans import Root, describe
 
 IMAGE = ProjectionConfig(height=16, width=128)
@@ -354,3 +356,19 @@ def test_objects_are_pasted_onto_sets_that_are_ground(root, tmp_path):
     data = make_data(root, train=["00"], extra=[Root(str(root), ["01"], labels=str(partial))], augmentation=paste)
     bank = data.train_dataloader().dataset.bank
     assert {20} == {label for label in bank.ground.tolist() if label >= 20}
+
+
+def test_training_images_have_the_filled_gaps_and_the_height_of_the_live_path(root):
+    """As the segmenter makes its image: few beams leave rows empty, and the sensor is lower than the model's."""
+    image = ProjectionConfig(height=64, width=128, fill_rows=2)
+    data = make_data(root, projection=image)
+    scan = data.val_store.cached()[0]
+    live = Extrinsics(height_m=1.2).compensate_height(fill_gaps(project(torch.from_numpy(scan.points), image), 2), 1.73)
+    expected = normalize(live, Normalization())
+    module = SegmentationModule(projection=image, sensor_height_m=1.73, recorded_height_m=1.2)
+    validation = data.val_dataloader().dataset[0]
+    torch.testing.assert_close(module.image(validation.channels, validation.mask), expected, rtol=1e-5, atol=1e-5)
+    crop = TrainingSet(data.val_store, image, Augmentation(), crop_width=None, bank=None, seed=0)[0]
+    assert float(crop.mask.float().mean()) > 1.5 * float(
+        (crop.labels > 0).float().mean()
+    )  # filled pixels have no label

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sqsegv3 adapt`: adapt a model to a sensor by a recording without labels."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqsegv3_ros.commands.options import (
+    add_cloud_options,
+    add_format,
+    add_json,
+    add_output,
+    check_output,
+    intensity_settings,
+    print_results,
+)
+from sqsegv3_ros.errors import UserError, missing_package, require
+
+if TYPE_CHECKING:
+    from sqsegv3_ros.inference.settings import Settings
+    from sqsegv3_ros.training.adaptation.recording import Recording
+
+_IGNORED_PARAMETERS = ("label_map", "model", "model_sha256")  # the network learns its own classes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    inputs = "recording: bag, folder of bags, SemanticKITTI root, or point-cloud files; it is not changed"
+    parser.add_argument("input", nargs="+", metavar="INPUT", help=inputs)
+    add_output(parser, "MODEL")
+    model = "model to start from: model file, or the name of a shipped model (default: %(default)s)"
+    parser.add_argument("--model", default="default", help=model)
+    minutes = "time to spend, all in all (default: %(default)s)"
+    parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help=minutes)
+    params = "parameter file of the node for the sensor (YAML); repeatable, later files take precedence"
+    parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=params)
+    evaluate = "labelled scans (SemanticKITTI root or labelled bag): mIoU before and after"
+    parser.add_argument("--evaluate", type=Path, metavar="ROOT", help=evaluate)
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all random choices (default: 0)")
+    add_format(parser)
+    parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences of a root (default: all)")
+    parser.add_argument("--topic", metavar="T", help="topic of a bag (default: the only topic with clouds)")
+    add_cloud_options(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Adapt, or go on with it. Returns the exit code."""
+    try:
+        import jsonargparse  # noqa: F401
+        import lightning.pytorch  # noqa: F401
+        import torchmetrics  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing_package(error.name or "lightning", "adaptation", "train") from error
+    from sqsegv3_ros.evaluation.pictures import require_pillow
+    from sqsegv3_ros.inference.parameter_file import read_parameters
+    from sqsegv3_ros.inference.settings import DEFAULTS, Settings
+    from sqsegv3_ros.training.adaptation.report import finish, labelled_scans
+    from sqsegv3_ros.training.adaptation.run import Adaptation, AdaptationSettings
+
+    check_output(args.output, ".pt", args.force)
+    require(0 < args.minutes < 1e5, "--minutes", "above 0", args.minutes)
+    require_pillow()  # fail before the adaptation, not after it
+    parameters: dict[str, Any] = {}
+    for file in args.params:
+        parameters |= read_parameters(file)
+    parameters |= intensity_settings(args)
+    if "intensity_fields" in parameters:
+        parameters["intensity_fields"] = list(parameters["intensity_fields"]) or [""]
+    parameters = {name: value for name, value in parameters.items() if name not in _IGNORED_PARAMETERS}
+    recording = _recording(args, Settings({**DEFAULTS, **parameters}))
+    workspace = args.output.with_suffix(".adapt")
+    if args.force:
+        shutil.rmtree(workspace, ignore_errors=True)
+    settings = AdaptationSettings(args.model, parameters, _preset(args.params), args.minutes, args.seed)
+    adaptation = Adaptation(recording, settings, workspace)
+    labelled = [] if args.evaluate is None else labelled_scans(args.evaluate, adaptation)
+    with redirect_stdout(sys.stderr):  # progress; stdout has the results
+        outcome = adaptation.run()
+    if outcome is None:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    print_results(args, *finish(adaptation, outcome, args.output, labelled))
+    return 0
+
+
+def _recording(args: argparse.Namespace, settings: Settings) -> Recording:
+    from sqsegv3_ros.inference.extrinsics import Extrinsics
+    from sqsegv3_ros.labelling.plan import BagOptions, check_bags, plan_jobs
+    from sqsegv3_ros.labelling.remote import is_remote
+    from sqsegv3_ros.pointcloud2 import CloudSettings
+    from sqsegv3_ros.training.adaptation.recording import Recording
+
+    remote = next((path for path in args.input if is_remote(path)), None)
+    if remote is not None:
+        raise UserError(f"{remote}: adapt reads local recordings; fetch it first")
+    if settings["base_frame"]:
+        raise UserError(
+            f"base_frame is '{settings['base_frame']}', but only the node has TF; set base_frame to '' and "
+            "extrinsics.* to the sensor's angles and height"
+        )
+    options = BagOptions(topic=args.topic)
+    jobs = plan_jobs(args.input, str(args.output.with_suffix(".adapt")), args.sequences, options, args.format)
+    check_bags(jobs, options)
+    return Recording(
+        args.input,
+        jobs,
+        options,
+        settings.cloud_settings(rings_needed=False),
+        CloudSettings(**intensity_settings(args)),
+        Extrinsics.from_angles(*settings.angles_deg),
+    )
+
+
+def _preset(files: list[Path]) -> str | None:
+    """The simulated sensor that has the name of a parameter file, as those of `config/sensors` have."""
+    from sqsegv3_ros.simulation.sensors import SENSORS
+
+    names = [file.stem for file in files if file.stem in SENSORS]
+    return names[-1] if names else None

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pseudo-labels: what a network says about unlabelled scans, and which of it is kept for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sqsegv3_ros.inference.knn import refine
+from sqsegv3_ros.inference.range_image import RangeImage, fill_gaps, project
+from sqsegv3_ros.training.augment import Points, rotated
+from sqsegv3_ros.training.crop import set_azimuth_padding
+from sqsegv3_ros.training.module import SegmentationModule
+
+VIEWS = ((0.0, False), (2.2, True), (4.0, False), (0.9, True))
+"""Yaw in radians and left-right flip of the turned clouds whose probabilities are averaged."""
+
+SURE = 0.95
+"""Labels of this confidence are kept whatever the others of their class are."""
+
+_BINS = 1000
+
+
+@dataclass(frozen=True)
+class ScanLabels:
+    """Labels of one scan.
+
+    Attributes:
+        labels: (N,) uint8, 0 for points that could not be used.
+        confidences: (N,) float16, mean probability of the label.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    confidences: npt.NDArray[np.float16]
+
+
+def label_scan(module: SegmentationModule, points: Points, views: Sequence[tuple[float, bool]] = VIEWS) -> ScanLabels:
+    """Label a scan by the mean of several views of it, refined as the exported model does.
+
+    Args:
+        module: The network with its settings, in eval mode.
+        points: (N, 4).
+        views: Yaw and flip of each view.
+
+    Returns:
+        The labels.
+    """
+    total = torch.zeros((len(module.label_set), len(points)))
+    for yaw, flipped in views:
+        turned = points.copy()
+        turned[:, :2] = rotated(turned[:, :2], yaw)
+        if flipped:
+            turned[:, 1] *= -1.0
+        image, network_image = _images(module, turned)
+        total += _probabilities(module, network_image).flatten(1)[:, image.pixel]
+    mean = total / len(views)
+    image, _ = _images(module, points)
+    label_image = mean.argmax(0).to(torch.uint8)[image.index.clamp_min(0)].masked_fill_(image.index < 0, 0)
+    labels = refine(label_image, image, module.knn, len(module.label_set)).long()
+    confidences = mean.gather(0, labels[None])[0].masked_fill_(~image.usable, 0.0)
+    return ScanLabels(labels.to(torch.uint8).numpy(), confidences.half().numpy())
+
+
+def _images(module: SegmentationModule, points: Points) -> tuple[RangeImage, RangeImage]:
+    """The image of a scan, and that with filled gaps, which the network sees."""
+    image = project(torch.from_numpy(points), module.projection)
+    return image, fill_gaps(image, module.projection.fill_rows)
+
+
+def _probabilities(module: SegmentationModule, image: RangeImage) -> Tensor:
+    """(C, H, W) probabilities, on the CPU."""
+    with torch.no_grad():
+        logits = module(image.channels[None].to(module.device), image.mask[None].to(module.device))[0][0]
+    return logits.float().softmax(0).cpu()
+
+
+def thresholds(scans: Sequence[ScanLabels], classes: int, share: float) -> npt.NDArray[np.float64]:
+    """Compute the confidence from which the labels of each class are kept (Zou et al. 2018, class-balanced).
+
+    One threshold for all classes would keep roads and cars only: a network is less sure of rare classes.
+
+    Args:
+        scans: Labels of all scans.
+        classes: Number of classes.
+        share: Share of each class's points to keep, 0..1.
+
+    Returns:
+        (C,) thresholds; that of class 0 is infinite.
+    """
+    counts = np.zeros((classes, _BINS))
+    for scan in scans:
+        bins = np.minimum((scan.confidences.astype(np.float32) * _BINS).astype(np.int64), _BINS - 1)
+        counts += np.bincount(scan.labels.astype(np.int64) * _BINS + bins, minlength=classes * _BINS).reshape(
+            counts.shape
+        )
+    from_top = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+    kept = from_top >= share * np.maximum(from_top[:, :1], 1)  # at these bins and above there are enough points
+    lowest = kept.sum(axis=1) - 1
+    result = np.minimum(np.maximum(lowest, 0) / _BINS, SURE)
+    result[0] = np.inf
+    return result
+
+
+def keep_confident(scan: ScanLabels, least: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Return the (N,) labels of a scan, 0 below the (C,) thresholds."""
+    return np.where(scan.confidences >= least[scan.labels], scan.labels, 0).astype(np.uint8)
+
+
+def estimate_statistics(module: SegmentationModule, scans: Sequence[Points]) -> None:
+    """Replace the BatchNorm statistics by those of scans (Li et al. 2016, AdaBN); the weights stay.
+
+    Args:
+        module: The network; it is left in eval mode.
+        scans: (N, 4) points of each scan.
+    """
+    module.eval()
+    norms = [layer for layer in module.network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    set_azimuth_padding(module.network, module.network_config.circular)
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all scans
+        norm.train()
+    for points in scans:
+        _probabilities(module, _images(module, points)[1])
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptation of a model to a recording without labels: what `sqsegv3 adapt` does, in stages that resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN
+from sqsegv3_ros.data.semantic_kitti import find_scans, read_scan
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import progress, write_atomically
+from sqsegv3_ros.inference.backends import usable_cores
+from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
+from sqsegv3_ros.inference.settings import DEFAULTS, Settings
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.export import export_model
+from sqsegv3_ros.network.model import SqueezeSegV3
+from sqsegv3_ros.simulation.measured_sensor import measure_sensor
+from sqsegv3_ros.simulation.sensors import SensorModel, sensor_named
+from sqsegv3_ros.training.adaptation.checks import require_sound
+from sqsegv3_ros.training.adaptation.pseudo_labels import ScanLabels, estimate_statistics, label_scan
+from sqsegv3_ros.training.adaptation.recipe import (
+    Plan,
+    Trained,
+    mixed_precision,
+    plan_dict,
+    plan_run,
+    write_settings,
+)
+from sqsegv3_ros.training.adaptation.recording import CopiedScans, Recording, copy_scans
+from sqsegv3_ros.training.adaptation.source import simulate_source
+from sqsegv3_ros.training.adaptation.teacher import (
+    START_NAME,
+    STATISTICS_SCANS,
+    agreement,
+    load_labels,
+    read_rounds,
+    save_labels,
+    spread,
+    statistics,
+)
+from sqsegv3_ros.training.callbacks import LAST_NAME
+from sqsegv3_ros.training.checkpoint import read_checkpoint, read_trained
+from sqsegv3_ros.training.module import SegmentationModule
+from sqsegv3_ros.training.run import fit
+
+END_NAME = "end.npz"
+HEIGHT_TOLERANCE_M = 0.35  # as the input checks: the ground of streets rarely deviates more
+
+
+@dataclass(frozen=True)
+class AdaptationSettings:
+    """What determines an adaptation, beside the recording.
+
+    Attributes:
+        model: Model file or name of a model that ships.
+        parameters: Values of the node's parameters for the sensor.
+        sensor: Name of the simulated sensor; None to measure it in the recording.
+        minutes: Time to spend.
+        seed: Seed of simulation and training.
+    """
+
+    model: str
+    parameters: Mapping[str, Any]
+    sensor: str | None
+    minutes: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an adaptation found.
+
+    Attributes:
+        network: The new network.
+        info: Its description.
+        rounds: Record of every round, and of the result.
+        start: Labels of the recording's scans before.
+        end: Labels after.
+        recorded_height_m: Height of the sensor that the new model must be told (`extrinsics.height_m`); None if it is
+            that of the model.
+    """
+
+    network: SqueezeSegV3
+    info: ModelInfo
+    rounds: list[dict[str, Any]]
+    start: list[ScanLabels]
+    end: list[ScanLabels]
+    recorded_height_m: float | None
+
+
+class Adaptation:
+    """An adaptation with its workspace, a folder in which an interrupted one continues.
+
+    Args:
+        recording: The recording.
+        settings: Settings.
+        workspace: Folder for the copy of the scans, the simulated ones and the run.
+
+    Raises:
+        UserError: The model cannot be adapted, or the workspace has an adaptation with other settings.
+    """
+
+    def __init__(self, recording: Recording, settings: AdaptationSettings, workspace: Path) -> None:
+        self.recording, self.settings, self.workspace = recording, settings, workspace
+        self.model = find_model(settings.model)
+        self.start_info = read_info(self.model)
+        self.model_sha256 = hashlib.sha256(self.model.read_bytes()).hexdigest()
+        self._require_adaptable()
+        copied = self._read("recording.json")
+        if copied is not None:
+            self._require_own(copied["settings"], self._identity())
+
+    @property
+    def scans(self) -> Path:
+        """SemanticKITTI root with the chosen scans of the recording."""
+        return self.workspace / "recording"
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of the training run."""
+        return self.workspace / "run"
+
+    def run(self) -> Outcome | None:
+        """Copy, simulate, train and compare.
+
+        Returns:
+            The result, not yet written; None if it was interrupted.
+
+        Raises:
+            UserError: The recording cannot be used, or the time is too short.
+            OperationError: The result is worse than the start, as far as can be seen without labels.
+        """
+        began = time.monotonic()
+        facts = self._copy()
+        sensor, height = _sensor_of(facts), facts["height_m"]
+        print(
+            f"{facts['scans']} scans of the recording; simulating a {sensor.name} sensor: {sensor.beams} beams, "
+            f"{sensor.columns} columns, {height:.2f} m above the ground",
+            flush=True,
+        )
+        simulate_source(
+            self.workspace / "simulated", self.scans, sensor, height, seed=self.settings.seed, jobs=usable_cores()
+        )
+        trained = Trained(
+            self._model_settings(facts), self.scans, self.workspace / "simulated", self.run_folder, self.settings.seed
+        )
+        plan = self._plan(trained, facts["scans"], began)
+        if not self._train(trained, plan):
+            return None
+        return self._compare(facts, plan)
+
+    def write(self, outcome: Outcome, output: Path) -> None:
+        """Write the model file of a result."""
+        half = self.start_info.weights_dtype == "float16"
+        export_model(outcome.network, output, info=outcome.info, half=half)
+
+    def clear(self) -> None:
+        """Delete the copies of the scans; the record of the run stays."""
+        for folder in (self.scans, self.workspace / "simulated"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def node_settings(self) -> Settings:
+        """Values of the node's parameters, with the model's own for those that are not set."""
+        return Settings({**DEFAULTS, **self.settings.parameters}).for_model(self.start_info)
+
+    def _require_adaptable(self) -> None:
+        labels = self.start_info.labels
+        if labels not in (SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN):
+            raise UserError(
+                f"model {self.model} has the label set '{labels.name}'; expected the classes of SemanticKITTI, which "
+                "simulated scans have"
+            )
+        projection = self.node_settings().projection(self.start_info)
+        if projection.needs_rings:
+            raise UserError(
+                f"projection.rows is '{projection.rows}'; adapt needs 'elevation', because mixed and simulated clouds "
+                "have no ring numbers"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for an adaptation to continue, in plain JSON types."""
+        recording = self.recording
+        identity = {
+            "model": [self.start_info.name, self.model_sha256],
+            "inputs": [job.input for job in recording.jobs],
+            "parameters": dict(self.settings.parameters),
+            "clouds": repr((recording.bags, recording.bag_clouds, recording.file_clouds)),
+            "sensor": self.settings.sensor,
+            "seed": self.settings.seed,
+        }
+        return dict(json.loads(json.dumps(identity)))
+
+    def _require_own(self, found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Refuse a workspace with other settings."""
+        different = ", ".join(key for key in own if found.get(key) != own[key])
+        if different:
+            raise UserError(
+                f"{self.workspace} has an unfinished adaptation with another {different}: choose another --output, or "
+                "start anew with --force"
+            )
+
+    def _copy(self) -> dict[str, Any]:
+        """Copy the scans, once. Returns their number, the sensor and its height."""
+        facts = self._read("recording.json")
+        if facts is None:
+            shutil.rmtree(self.scans, ignore_errors=True)
+            copied = copy_scans(self.recording, self.scans / "sequences" / "00")
+            height, source = self._height(copied)
+            name = self.settings.sensor
+            sensor = measure_sensor(copied.clouds, height) if name is None else sensor_named(name)
+            facts = {
+                "settings": self._identity(),
+                "scans": copied.scans,
+                "read": copied.read,
+                "standing": copied.standing,
+                "unusable": copied.unusable,
+                "height_m": height,
+                "height": source,
+                "sensor": None if name else _sensor_dict(sensor),
+                "sensor_name": sensor.name,
+            }
+            self._write("recording.json", facts)
+        return facts
+
+    def _height(self, copied: CopiedScans) -> tuple[float, str]:
+        """Height of the sensor, and whether it is 'given', the model's ('model') or 'measured'."""
+        given, of_model = self.settings.parameters.get("extrinsics.height_m"), self.start_info.sensor_height_m
+        if given:
+            return float(given), "given"
+        measured = copied.height_m
+        if of_model and (measured is None or abs(measured - of_model) <= HEIGHT_TOLERANCE_M):
+            return float(of_model), "model"
+        return (1.73, "model") if measured is None else (round(measured, 2), "measured")
+
+    def _model_settings(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        info, settings = self.start_info, self.node_settings()
+        values = {
+            "name": f"{info.name}-adapted",
+            "network": dict(info.architecture),
+            "labels": info.labels.name,
+            "projection": settings.projection(info).to_dict(),
+            "normalization": info.normalization.to_dict(),
+            "knn": settings.knn(info).to_dict(),
+            "sensor_height_m": info.sensor_height_m,
+            "recorded_height_m": _recorded_height(facts),
+            "start_from": str(self.model.resolve()),
+        }
+        return dict(json.loads(json.dumps(values)))
+
+    def _plan(self, trained: Trained, scans: int, began: float) -> Plan:
+        own, found = {"minutes": self.settings.minutes}, self._read("plan.json")
+        if found is not None:
+            self._require_own(found, own)
+            return Plan(found["rounds"], found["steps"])
+        probe = write_settings(self.workspace / "train.yaml", trained, Plan(1, 10))
+        plan = plan_run(probe, scans, 60.0 * self.settings.minutes - (time.monotonic() - began))
+        self._write("plan.json", {**own, **plan_dict(plan)})
+        return plan
+
+    def _train(self, trained: Trained, plan: Plan) -> bool:
+        """Train, or go on with it. Returns whether all steps are done."""
+        options = write_settings(self.workspace / "train.yaml", trained, plan)
+        last = self.run_folder / f"{LAST_NAME}.ckpt"
+        if last.is_file():
+            if read_checkpoint(last)[0]["training"]["steps"] >= plan.rounds * plan.steps:
+                return True
+            options += ["--run.resume", "true"]
+        print(f"training: {plan.rounds} rounds of {plan.steps} steps", flush=True)
+        return fit(options).last.stopped_at is None
+
+    def _trained_module(self, recorded_height_m: float | None) -> SegmentationModule:
+        """The module with the averaged weights of the run."""
+        info, weights = read_trained(self.run_folder / f"{LAST_NAME}.ckpt")
+        module = SegmentationModule(
+            name=info.name,
+            network=NetworkConfig.from_dict(info.architecture),
+            labels=info.labels.name,
+            projection=info.projection,
+            normalization=info.normalization,
+            knn=info.knn,
+            sensor_height_m=info.sensor_height_m,
+            recorded_height_m=recorded_height_m,
+        )
+        module.network.load_state_dict(weights)
+        return module.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _compare(self, facts: Mapping[str, Any], plan: Plan) -> Outcome:
+        """Label the recording with the result and compare it with the start."""
+        height = _recorded_height(facts)
+        module = self._trained_module(height)
+        _with_statistics(module, self.scans)
+        end_path, names = self.run_folder / END_NAME, self.start_info.labels.names
+        if not end_path.is_file():
+            files = find_scans(self.scans)
+            with mixed_precision(module.device):
+                end = [label_scan(module, read_scan(file.path)) for file in progress(files, len(files), "scan")]
+            save_labels(end_path, end)
+        start, end = load_labels(self.run_folder / START_NAME), load_labels(end_path)
+        result = {"round": plan.rounds, "start_agreement": agreement(start, end), **statistics(end, names)}
+        rounds = [*read_rounds(self.run_folder), result]
+        require_sound(rounds, self.workspace)
+        return Outcome(module.network.cpu(), self._describe(facts, plan, result), rounds, start, end, height)
+
+    def _describe(self, facts: Mapping[str, Any], plan: Plan, result: Mapping[str, Any]) -> ModelInfo:
+        """Describe the new model: what it started from, on what terms, and whose recording it was adapted to."""
+        start, settings = self.start_info, self.node_settings()
+        names = [Path(path).resolve().name for path in self.recording.inputs]
+        provenance = {
+            "source": "adapted with `sqsegv3 adapt`",
+            "licence": start.licence,
+            "note": (
+                f"adapted without labels to {facts['scans']} scans of the user's own recording, whose terms apply too; "
+                f"started from {start.name}, whose licence it keeps"
+            ),
+            "adapted": time.strftime("%Y-%m-%d", time.gmtime()),
+            "recording": names[:20] + (["..."] if len(names) > 20 else []),
+            "sensor": {
+                "simulated": facts["sensor_name"], "height_m": facts["height_m"], "height": facts["height"]
+            },
+            "training": {
+                **plan_dict(plan), "scans": facts["scans"], "agreement_with_start": round(result["start_agreement"], 4)
+            },
+            "started_from": {
+                "name": start.name,
+                "sha256": self.model_sha256,
+                "provenance": dict(start.provenance),
+            },
+        }  # fmt: skip
+        return replace(
+            start,
+            name=f"{start.name}-adapted",
+            projection=settings.projection(start),
+            knn=settings.knn(start),
+            provenance=provenance,
+        )
+
+    def _read(self, name: str) -> Any:
+        path = self.workspace / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _write(self, name: str, value: Any) -> None:
+        write_atomically(self.workspace / name, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _with_statistics(module: SegmentationModule, root: Path) -> None:
+    """Give a module the BatchNorm statistics of the recording."""
+    files: Sequence[Any] = find_scans(root)
+    chosen = [files[i] for i in spread(range(len(files)), STATISTICS_SCANS)]
+    with mixed_precision(module.device):
+        estimate_statistics(module, [read_scan(file.path) for file in chosen])
+
+
+def _recorded_height(facts: Mapping[str, Any]) -> float | None:
+    return None if facts["height"] == "model" else float(facts["height_m"])
+
+
+def _sensor_dict(sensor: SensorModel) -> dict[str, Any]:
+    """The measured values of a sensor."""
+    return {
+        "elevations_deg": list(sensor.elevations_deg),
+        "columns": sensor.columns,
+        "min_range_m": sensor.min_range_m,
+        "max_range_m": sensor.max_range_m,
+        "range_noise_m": sensor.range_noise_m,
+        "reach_m": sensor.reach_m,
+    }
+
+
+def _sensor_of(facts: Mapping[str, Any]) -> SensorModel:
+    values = facts["sensor"]
+    if values is None:
+        return sensor_named(facts["sensor_name"])
+    return SensorModel(
+        "measured", tuple(values["elevations_deg"]), **{k: v for k, v in values.items() if k != "elevations_deg"}
+    )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The labelled half of adaptation: streets simulated for the recording's sensor, with its remissions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_scan, write_scan
+from sqsegv3_ros.files import progress
+from sqsegv3_ros.simulation.dataset import SimulationSettings, simulate
+from sqsegv3_ros.simulation.sensors import SensorModel
+
+TRAINING, VALIDATION = "00", "01"
+"""Sequences of the simulated scans."""
+
+SCANS = 160
+VALIDATION_SCANS = 8
+_QUANTILES = np.linspace(0.0, 1.0, 257)
+_SAMPLED_SCANS = 40
+_EVERY = 7  # points that quantiles are computed from
+
+
+def simulate_source(
+    root: Path, recording: Path, sensor: SensorModel, height_m: float, *, seed: int, jobs: int, scans: int = SCANS
+) -> None:
+    """Simulate labelled scans; an interrupted call starts anew.
+
+    Args:
+        root: SemanticKITTI root to write, complete if it exists.
+        recording: SemanticKITTI root of the recording.
+        sensor: The sensor.
+        height_m: Its height above the ground, metres.
+        seed: The same seed gives the same scans.
+        jobs: Parallel processes.
+        scans: Number of training scans.
+
+    Raises:
+        UserError: The scans cannot be written.
+    """
+    if root.is_dir():
+        return
+    draft = root.with_name(f"{root.name}.draft")
+    sensor = replace(sensor, mount_height_m=height_m)
+    for sequence, count, offset in ((TRAINING, scans, 0), (VALIDATION, VALIDATION_SCANS, 1)):
+        settings = SimulationSettings(count, sensor, seed=2 * seed + offset)
+        steps = simulate(settings, draft, sequence=sequence, force=True, jobs=jobs)
+        for _ in progress(steps, count, "scan"):
+            pass
+    match_remission(draft, recording)
+    draft.rename(root)
+
+
+def match_remission(source: Path, target: Path) -> None:
+    """Write the scans of a root anew, their remission mapped so that its quantiles are those of another root."""
+    files = find_scans(source)
+    from_quantiles, to_quantiles = (_quantiles(scans) for scans in (files, find_scans(target)))
+    for file in files:
+        points = read_scan(file.path)
+        points[:, 3] = map_quantiles(points[:, 3], from_quantiles, to_quantiles)
+        write_scan(file.path, points)
+
+
+def map_quantiles(
+    values: npt.NDArray[np.float32], found: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    """Map (N,) values with quantiles `found` to values with quantiles `wanted`, both (Q,) ascending.
+
+    A value that fills several quantiles, such as 0, becomes the middle one of theirs.
+    """
+    unique, first, counts = np.unique(found, return_index=True, return_counts=True)
+    return np.interp(values, unique, wanted[first + (counts - 1) // 2]).astype(np.float32)
+
+
+def _quantiles(files: list[ScanFile]) -> npt.NDArray[np.float64]:
+    step = max(1, len(files) // _SAMPLED_SCANS)
+    return np.quantile(np.concatenate([read_scan(file.path)[::_EVERY, 3] for file in files[::step]]), _QUANTILES)

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-training without labels: pseudo-labels, what they gain on a shifted sensor, resuming, collapse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from test_training_data import IMAGE, write_data_set
+from test_training_run import options
+
+from sqsegv3_ros.cli import main
+from sqsegv3_ros.data.semantic_kitti import find_scans, read_labels, read_scan, write_labels, write_scan
+from sqsegv3_ros.inference.model_file import read_info
+from sqsegv3_ros.inference.range_image import project
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.training import run as training_run
+from sqsegv3_ros.training.adaptation import checks
+from sqsegv3_ros.training.adaptation import run as adaptation_run
+from sqsegv3_ros.training.adaptation.checks import require_sound
+from sqsegv3_ros.training.adaptation.pseudo_labels import (
+    SURE,
+    ScanLabels,
+    estimate_statistics,
+    keep_confident,
+    label_scan,
+    thresholds,
+)
+from sqsegv3_ros.training.adaptation.recipe import Plan
+from sqsegv3_ros.training.adaptation.source import map_quantiles
+from sqsegv3_ros.training.checkpoint import read_trained
+from sqsegv3_ros.training.module import SegmentationModule
+
+ROAD, CAR, BUILDING = 9, 1, 13
+
+
+def shifted_copy(source, target, scans):
+    """The scans of a data set as another sensor measures them: other remission, fewer points, noise. No labels."""
+    for number, file in enumerate(find_scans(source)[:scans]):
+        rng = np.random.default_rng(number)
+        points = read_scan(file.path)
+        keep = rng.random(len(points)) < 0.7
+        points[:, 3] = 0.55 - 0.5 * points[:, 3]
+        points[:, :3] *= 1.0 + 0.02 * rng.standard_normal((len(points), 1)).astype(np.float32)
+        folder = target / "sequences" / "00"
+        write_scan(folder / "velodyne" / f"{number:06d}.bin", points[keep])
+        write_labels(folder / "labels" / f"{number:06d}.label", read_labels(file.labels_path)[keep])
+    return target
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Labelled scans, and scans of the same kind of places by another sensor."""
+    folder = tmp_path_factory.mktemp("data")
+    source = write_data_set(folder / "source", scans=8)
+    places = write_data_set(folder / "places", sequences=("03", "04"), scans=8)
+    return source, shifted_copy(places, folder / "target", 9)
+
+
+@pytest.fixture(scope="module")
+def model(data, tmp_path_factory):
+    """A model that learned the labelled scans."""
+    folder = tmp_path_factory.mktemp("model")
+    assert main(options(data[0], folder / "run", trainer__max_epochs=6)) == 0
+    export = [
+        "export",
+        str(folder / "run" / "last.ckpt"),
+        "--output",
+        str(folder / "tiny.pt"),
+        "--licence",
+        "for tests",
+    ]
+    assert main(export) == 0
+    return folder / "tiny.pt"
+
+
+def module_of(path):
+    info, weights = read_trained(path)
+    module = SegmentationModule(network=NetworkConfig.from_dict(info.architecture), projection=IMAGE, knn=info.knn)
+    module.network.load_state_dict(weights)
+    return module.eval()
+
+
+def accuracy(module, root):
+    """Share of the points with the right label: of a network's pixels, with nothing of the adaptation."""
+    right = []
+    for file in find_scans(root):
+        points = read_scan(file.path)
+        image = project(torch.from_numpy(points), IMAGE)
+        with torch.no_grad():
+            labels = module(image.channels[None], image.mask[None])[0][0].argmax(0).flatten()[image.pixel].numpy()
+        truth = module.label_set.to_labels(read_labels(file.labels_path))
+        right.append(labels == truth)
+    return float(np.concatenate(right).mean())
+
+
+def test_each_class_keeps_its_most_confident_share():
+    rng = np.random.default_rng(0)
+    road = ScanLabels(np.full(1000, ROAD, np.uint8), rng.uniform(0.6, 0.9, 1000).astype(np.float16))
+    car = ScanLabels(np.full(200, CAR, np.uint8), rng.uniform(0.1, 0.4, 200).astype(np.float16))
+    none = ScanLabels(np.zeros(50, np.uint8), np.zeros(50, np.float16))
+    least = thresholds([road, car, none], 20, 0.4)
+    for scan, count in ((road, 400), (car, 80), (none, 0)):
+        kept = keep_confident(scan, least)
+        assert np.count_nonzero(kept) == pytest.approx(count, rel=0.02)
+        assert set(kept.tolist()) <= {0, int(scan.labels[0])}
+        if count:
+            assert scan.confidences[kept > 0].min() >= scan.confidences[kept == 0].max()
+    sure = ScanLabels(np.full(1000, ROAD, np.uint8), np.linspace(SURE, 1, 1000).astype(np.float16))
+    assert np.count_nonzero(keep_confident(sure, thresholds([sure], 20, 0.4))) > 990
+
+
+def test_views_are_turned_back(model, data):
+    """The views of a network that knows only the azimuth would disagree if labels were not turned back."""
+    module = module_of(model)
+    points = read_scan(find_scans(data[0])[0].path)
+    quarter = label_scan(module, points, [(np.pi / 2, True)])
+    turned = points.copy()
+    turned[:, 0], turned[:, 1] = -points[:, 1].copy(), -points[:, 0].copy()  # by 90 degrees, then flipped
+    image = project(torch.from_numpy(turned), IMAGE)
+    with torch.no_grad():
+        own = module(image.channels[None], image.mask[None])[0][0].softmax(0).flatten(1)[:, image.pixel]
+    expected = own[torch.from_numpy(quarter.labels).long(), torch.arange(len(points))].numpy()
+    assert np.median(np.abs(quarter.confidences - expected)) < 1e-3
+
+
+def test_statistics_are_those_of_the_scans(model, data):
+    module = module_of(model)
+    weights = [p.clone() for p in module.parameters()]
+    points = [read_scan(file.path) for file in find_scans(data[1])[:3]]
+    estimate_statistics(module, points)
+    images = [project(torch.from_numpy(p), IMAGE) for p in points]
+    stem = module.network.stem
+    with torch.no_grad():
+        features = torch.cat([stem.conv(module.image(i.channels[None], i.mask[None])) for i in images])
+    torch.testing.assert_close(stem.norm.running_mean, features.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(weights, module.parameters(), strict=True))
+    assert not any(layer.training for layer in module.modules())
+
+
+def test_quantiles_are_mapped():
+    rng = np.random.default_rng(0)
+    source, target = rng.beta(2, 5, 20000).astype(np.float32), (0.2 + 0.3 * rng.random(20000)).astype(np.float32)
+    source[:4000] = 0.0  # as dark surfaces
+    at = np.linspace(0, 1, 257)
+    mapped = map_quantiles(source, np.quantile(source, at), np.quantile(target, at))
+    wanted = [0.5, 0.75, 0.95]
+    np.testing.assert_allclose(np.quantile(mapped, wanted), np.quantile(target, wanted), atol=0.01)
+    assert len(np.unique(mapped[:4000])) == 1
+
+
+class Interrupt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def adapt(monkeypatch, data, model, output, *more, interrupt=None):
+    """Run the command with few simulated scans, or rather those of the data set, and a short plan."""
+    source, target = data
+
+    def copied_source(root, *_, **__):
+        for sequence, original in (("00", "00"), ("01", "02")):
+            for file in find_scans(source, [original]):
+                folder = root / "sequences" / sequence
+                write_scan(folder / "velodyne" / file.path.name, read_scan(file.path))
+                write_labels(folder / "labels" / file.labels_path.name, read_labels(file.labels_path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptation_run, "simulate_source", copied_source)
+        patch.setattr(adaptation_run, "plan_run", lambda *_: Plan(3, 4))
+        if interrupt is not None:
+            original = training_run.run_callbacks
+            patch.setattr(training_run, "run_callbacks", lambda run: [Interrupt(interrupt), *original(run)])
+        return main(["adapt", str(target), "--model", str(model), "--output", str(output), *more])
+
+
+@pytest.fixture(scope="module")
+def adapted(data, model, tmp_path_factory):
+    """An adapted model, what the command said, and the files of the recording before."""
+    output = tmp_path_factory.mktemp("adapted") / "mine.pt"
+    before = {path: path.read_bytes() for path in sorted(data[1].rglob("*.*"))}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert adapt(monkeypatch, data, model, output, "--evaluate", str(data[1])) == 0
+    return output, before
+
+
+def test_adaptation_gains_on_a_sensor_without_labels(data, model, adapted):
+    before, after = accuracy(module_of(model), data[1]), accuracy(module_of(adapted[0]), data[1])
+    assert after > before + 0.05
+
+
+def test_the_recording_is_not_changed(data, adapted):
+    assert adapted[1] == {path: path.read_bytes() for path in sorted(data[1].rglob("*.*"))}
+
+
+def test_the_model_names_its_origin_and_the_report_compares(adapted):
+    info = read_info(adapted[0])
+    assert info.licence == "for tests"
+    provenance = info.provenance
+    assert provenance["started_from"]["name"] == "sqsegv3"
+    assert "user's own recording" in provenance["note"]
+    workspace = adapted[0].with_suffix(".adapt")
+    rounds = [json.loads(line) for line in (workspace / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert [entry["round"] for entry in rounds] == [0, 1, 2]
+    assert rounds[0]["start_agreement"] == 1.0
+    page = (workspace / "report.html").read_text()
+    assert page.count("<img") == 20 and "IoU before" in page and ">nan<" not in page
+    assert not (workspace / "recording").exists() and not (workspace / "simulated").exists()
+
+
+def test_nothing_is_lost_by_an_interruption_or_a_collapse(data, model, adapted, tmp_path, monkeypatch, capfd):
+    """The same command continues, and comes to the model of an uninterrupted run."""
+    output, evaluate = tmp_path / "mine.pt", ("--evaluate", str(data[1]))
+    assert adapt(monkeypatch, data, model, output, *evaluate, interrupt=6) == 130
+    assert "interrupted; the same command continues" in capfd.readouterr().err
+    assert adapt(monkeypatch, data, model, output, "--seed", "1") == 2
+    assert "has an unfinished adaptation with another seed" in capfd.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "LEAST_AGREEMENT", 1.01)
+        assert adapt(monkeypatch, data, model, output, *evaluate) == 1
+    said = capfd.readouterr().err
+    assert "the adapted model collapsed and is not written: only" in said and f"kept in {tmp_path}/mine.adapt" in said
+    assert not output.exists()
+    assert adapt(monkeypatch, data, model, output, *evaluate, "--json", str(tmp_path / "results.json")) == 0
+    assert "training: 3 rounds" not in capfd.readouterr().err
+    ours, whole = (read_trained(path)[1] for path in (output, adapted[0]))
+    assert all(torch.equal(ours[name], value) for name, value in whole.items())
+    before, after = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    assert after["accuracy"] > before["accuracy"]
+    assert adapt(monkeypatch, data, model, output) == 2
+    assert "already exists" in capfd.readouterr().err
+
+
+def record(**shares):
+    return {"start_agreement": 0.8, "confidence": 0.7, "shares": {"road": 0.3, "car": 0.05, "person": 0.001, **shares}}
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (record() | {"start_agreement": 0.2}, "only 20 % of the points kept their label"),
+        (record(car=0.001), r"car fell from 5\.0 to 0\.10 % of the points"),
+        (record(road=0.9), "road rose from 30 to 90 % of the points"),
+        (record() | {"confidence": float("nan")}, "the probabilities are not finite"),
+    ],
+)
+def test_what_a_collapse_looks_like(tmp_path, end, message):
+    from sqsegv3_ros.errors import OperationError
+
+    with pytest.raises(OperationError, match=message):
+        require_sound([record(), end], tmp_path)
+    require_sound([record(), record(person=0.0)], tmp_path)  # a rare class may go
