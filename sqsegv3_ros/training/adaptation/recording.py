@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sqsegv3_ros.data.point_files import FileCloud, PointFile, file_stem, read_cloud, read_clouds
+from sqsegv3_ros.data.point_files import FileCloud, PointFile, file_stem, read_clouds
 from sqsegv3_ros.data.rosbag_reader import BagReader
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
 from sqsegv3_ros.errors import UserError
@@ -200,7 +200,7 @@ def _clouds_of_bag(job: Job, recording: Recording) -> Iterator[Callable[[], Clou
 
 
 def _read_file(file: PointFile, settings: CloudSettings) -> Cloud:
-    return _with_remission(read_cloud(file, settings.intensity_fields), settings)
+    return _with_remission(next(read_clouds(file, settings.intensity_fields)), settings)
 
 
 def _with_remission(cloud: FileCloud, settings: CloudSettings) -> Cloud:
