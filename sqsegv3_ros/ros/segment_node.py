@@ -8,8 +8,6 @@ cloud, so that inference delays nothing but its own result.
 from __future__ import annotations
 
 import importlib
-import os
-import signal
 import sys
 import time
 import traceback
@@ -36,6 +34,7 @@ from sqsegv3_ros.ros.distributions import answer_invalid_transitions
 from sqsegv3_ros.ros.latest_worker import LatestWorker
 from sqsegv3_ros.ros.model_advice import advise_smaller_model
 from sqsegv3_ros.ros.parameters import declare, explain_fixed, overrides, undeclare_of_model
+from sqsegv3_ros.ros.signals import ignore_signals, treat_sigint_as_sigterm
 
 if TYPE_CHECKING:  # these import torch, which needs `process.prepare` first
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
@@ -353,8 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     process.prepare()
     process.use_fastdds_profile()
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored by jobs in the background
-        signal.signal(signal.SIGINT, _send_sigterm)
+    treat_sigint_as_sigterm()
     node = None
     try:
         rclpy.init(args=arguments)
@@ -376,8 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         # otherwise a signal has interrupted the start, and rclpy's error is expected
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not interrupt the shutdown
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()  # a second Ctrl-C must not interrupt the shutdown
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
@@ -389,11 +386,6 @@ def _import_torch() -> None:
         importlib.import_module("sqsegv3_ros.inference.cloud_segmenter")
     except ModuleNotFoundError as error:
         raise missing_torch(error, "the node") from error
-
-
-def _send_sigterm(number: int, frame: Any) -> None:
-    """Treat Ctrl-C as SIGTERM: a KeyboardInterrupt inside C++ code of torch or rclpy may abort the process."""
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

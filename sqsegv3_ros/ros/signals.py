@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stop requests by SIGINT and SIGTERM."""
+"""Handling of SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,3 +25,19 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def treat_sigint_as_sigterm() -> None:
+    """Send SIGTERM on Ctrl-C: a KeyboardInterrupt inside C++ code of torch or rclpy may abort the process."""
+
+    def on_sigint(number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored by jobs in the background
+        signal.signal(signal.SIGINT, on_sigint)
+
+
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM from now on."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
