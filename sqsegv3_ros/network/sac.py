@@ -84,6 +84,8 @@ def unfold3x3(feature: Tensor, circular: bool) -> Tensor:
         (N, 9 C, H, W); channel c * 9 + ky * 3 + kx holds feature[c, y + ky - 1, x + kx - 1].
     """
     padded = F.pad(pad_azimuth(feature, 1), (0, 0, 1, 1)) if circular else F.pad(feature, (1, 1, 1, 1))
+    if torch.jit.is_tracing():  # which cannot record a function in Python
+        return F.unfold(padded, (3, 3)).view(len(feature), -1, *feature.shape[2:])
     windows: Tensor = _Windows.apply(padded)
     return windows
 
