@@ -40,12 +40,12 @@ ROAD, CAR, BUILDING = 9, 1, 13
 
 
 def shifted_copy(source, target, scans):
-    """The scans of a data set as another sensor measures them: other remission, fewer points, noise. No labels."""
+    """The scans of a data set as another sensor measures them: brighter, fewer points, noise. No labels."""
     for number, file in enumerate(find_scans(source)[:scans]):
         rng = np.random.default_rng(number)
         points = read_scan(file.path)
         keep = rng.random(len(points)) < 0.7
-        points[:, 3] = 0.55 - 0.5 * points[:, 3]
+        points[:, 3] += 0.6
         points[:, :3] *= 1.0 + 0.02 * rng.standard_normal((len(points), 1)).astype(np.float32)
         folder = target / "sequences" / "00"
         write_scan(folder / "velodyne" / f"{number:06d}.bin", points[keep])
@@ -195,7 +195,7 @@ def adapted(data, model, tmp_path_factory):
 
 def test_adaptation_gains_on_a_sensor_without_labels(data, model, adapted):
     before, after = accuracy(module_of(model), data[1]), accuracy(module_of(adapted[0]), data[1])
-    assert after > before + 0.05
+    assert after > before + 0.3
 
 
 def test_the_recording_is_not_changed(data, adapted):
