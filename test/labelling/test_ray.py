@@ -61,7 +61,6 @@ def test_ray_labels_as_the_loop_does(
     assert not list(out.rglob(".*"))
 
 
-@pytest.mark.long
 def test_the_bag_of_a_dead_worker_is_taken_again(
     small_model: Path, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
