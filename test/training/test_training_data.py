@@ -269,6 +269,17 @@ def test_processes_share_an_epoch_without_overlap():
     assert sorted(d for own in draws for d in own) == list(range(18, 27))
 
 
+def test_batches_of_all_processes_hold_the_same_crops_on_any_number_of_processes():
+    """So a run resumes on another number of processes if batch_size keeps their crops."""
+
+    def crops_until(batch, processes, batch_size):
+        samplers = [EpochSampler(12, rank, processes) for rank in range(processes)]
+        return sorted(item for s in samplers for item in list(s)[: batch * batch_size])
+
+    for batch in range(1, 4):
+        assert crops_until(batch, 1, 4) == crops_until(batch, 2, 2) == crops_until(batch, 4, 1)
+
+
 @pytest.mark.slow
 def test_workers_finish_their_batches_after_ctrl_c_and_sigterm(root):
     loader = make_data(root, workers=2, samples_per_epoch=12).train_dataloader()
