@@ -204,6 +204,11 @@ def _as_user_error(error: Exception) -> Exception:
         return OperationError(f"{text}. Earlier checkpoints are intact: free space, then resume with --run.resume true")
     if isinstance(error, UserError):  # a worker's error has its traceback before the message
         return UserError(text.rsplit("UserError: ", 1)[-1].strip())
+    if "gloo" in text or "NCCL" in text:
+        return OperationError(
+            "another training process ended, with its own message; remove the cause, then resume with --run.resume "
+            f"true ({text.splitlines()[0]})"
+        )
     if "DataLoader worker" in text or isinstance(error, ConnectionError):
         return OperationError(
             "a process that prepares training data was killed, probably out of memory; resume with --run.resume "

@@ -22,7 +22,7 @@ from sqsegv3_ros.inference.backends import has_native_bf16
 from sqsegv3_ros.inference.model_file import read_info
 
 STEPS = 3
-GIB_PER_PROCESS = {"21": 6.5, "53": 11.5}
+GIB_PER_PROCESS = {"21": 6.5, "53": 13.0}
 
 
 def available_gib() -> float:
@@ -85,7 +85,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_and_its_model_lab
             "trainer.sync_batchnorm": "false",
             "trainer.precision": "bf16-mixed" if has_native_bf16() else "32-true",
             "trainer.max_epochs": 1,
-            "trainer.limit_val_batches": 0.4,
+            "trainer.limit_val_batches": 0.5,
             "trainer.num_sanity_val_steps": 0,
             "trainer.enable_progress_bar": "false",
         }

@@ -12,6 +12,8 @@ from conftest import GOLDEN, needs_shared
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.training.loss import (
     LossConfig,
     MultiLayerLoss,
@@ -251,3 +253,22 @@ def test_adamw_decays_kernels_only_and_sgd_everything():
 def test_invalid_settings_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_scaled_gradients_in_fp16_agree_with_those_in_fp32():
+    """As with trainer.precision 16-mixed, with a scale that the gradient scaler reaches after a few steps."""
+
+    def gradients(dtype, scale):
+        torch.manual_seed(0)
+        config = NetworkConfig(channels=(8, 8, 8, 8, 8), dropout=0.0, decoder_dropout=0.0, head_dropout=0.0)
+        network, criterion = SqueezeSegV3(config), release_loss(lovasz=1.0)
+        images, labels = torch.randn(2, 5, 16, 64), torch.randint(0, 20, (2, 16, 64))
+        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+            loss = criterion(network(images), labels)
+        (loss * scale).backward()
+        return torch.cat([p.grad.flatten() / scale for p in network.parameters()])
+
+    expected, found = gradients(torch.float32, 1.0), gradients(torch.float16, 1024.0)
+    assert torch.isfinite(found).all()
+    assert float(torch.cosine_similarity(found, expected, dim=0)) > 0.98
+    assert float(found.norm()) == pytest.approx(float(expected.norm()), rel=0.05)

@@ -121,6 +121,19 @@ def test_two_processes_train_and_validate_on_uneven_shares(tmp_path):
 
 
 @pytest.mark.long
+def test_the_process_whose_peer_failed_says_so_without_a_traceback(tmp_path):
+    root = write_data_set(tmp_path / "data")
+    command = [sys.executable, "-m", "sqsegv3_ros.cli", *options(root, tmp_path / "run", data__batch_size=1)]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.limit_val_batches", "0.5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # half of one scan is none on the second process
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode != 0
+    assert "invalid trainer settings: You requested to check 0.5" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.long
 def test_a_run_of_two_processes_resumes_on_one_with_the_same_crops_in_a_batch(tmp_path):
     root, run = write_data_set(tmp_path / "data"), tmp_path / "run"
     given = {"model__optimizer": '{"method": "adamw", "schedule": "constant", "lr": 0.01}', "data__workers": 1}
