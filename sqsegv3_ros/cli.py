@@ -18,7 +18,7 @@ from sqsegv3_ros.errors import OperationError, UserError, missing_package, missi
 VERBS = {
     "demo": "run the whole system on a simulated drive: no data or robot needed",
     "label": "label scans and data sets",
-    "inspect": "print the metadata of a model file",
+    "inspect": "print the metadata of a model file, or check the files of a data set",
     "import-official": "convert a checkpoint folder of the official release into a model file",
     "train": "train a network",
     "adapt": "adapt a model to your sensor by a recording without labels",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sqsegv3 inspect`: print the metadata of a model file."""
+"""`sqsegv3 inspect`: print the metadata of a model file, or check the files of a data set."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from sqsegv3_ros.commands.options import add_json, add_runtime_options, print_results, runtime_settings
+from sqsegv3_ros.data.dataset_check import check_dataset, missing_scans
+from sqsegv3_ros.data.semantic_kitti import is_dataset
+from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import refuse_existing, write_atomically
 from sqsegv3_ros.inference.knn import KnnConfig
-from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
+from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info, shipped_models
 from sqsegv3_ros.inference.range_image import ProjectionConfig
 
 _NETWORK = ("blocks", "channels", "block", "attention_kernel", "azimuth_padding", "halvings")
+_SHOWN_PROBLEMS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    model = "model file, or name of a shipped model (default: default)"
-    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help=model)
+    model = "model file, name of a shipped model (default: default), or SemanticKITTI root"
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL|ROOT", help=model)
     add_json(parser)
+    complete = "the root must be the whole SemanticKITTI: every scan of sequences 00 to 10, with labels"
+    parser.add_argument("--complete", action="store_true", help=complete)
     runtime = (
         "load and compile the network, and print its backend, device and precision on this machine; implied by "
         "--backend, --device, --precision and --threads"
@@ -34,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the metadata. The network itself is loaded only for its runtime. Returns the exit code."""
+    """Print the metadata, loading the network only for its runtime, or check a data set. Returns the exit code."""
+    if args.model is not None and _is_folder_of_scans(args.model):
+        return _check_dataset(args)
+    if args.complete:
+        raise UserError(f"--complete is for a SemanticKITTI root, but {args.model or 'default'} is not a folder")
     path = find_model(args.model)
     info = read_info(path)
     if args.legend is not None:
@@ -44,11 +54,43 @@ def run(args: argparse.Namespace) -> int:
         refuse_existing(args.legend, args.force)
         write_atomically(args.legend, encode_png(draw_legend(info.labels)))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    runtime_given = any(value not in (None, "auto") for value in runtime_settings(args).values())
-    runtime = _runtime(path, args) if args.runtime or runtime_given else {}
+    runtime = _runtime(path, args) if _runtime_wanted(args) else {}
     everything = {**info.to_dict(), "file": str(path), "file_sha256": sha256, **runtime}
     print_results(args, _describe(info, path, sha256, runtime), everything)
     return 0
+
+
+def _is_folder_of_scans(path: Path) -> bool:
+    """Whether a folder is meant: one named as a shipped model only if it has scans."""
+    return path.is_dir() and (is_dataset(path) or str(path) not in shipped_models())
+
+
+def _check_dataset(args: argparse.Namespace) -> int:
+    """Print scans, labels and points of each sequence; UserError if training or evaluation would refuse a file."""
+    if args.legend is not None or _runtime_wanted(args):
+        raise UserError(f"{args.model} is a folder: --legend and the runtime options are for a model file")
+    checks = check_dataset(args.model)
+    problems = [message for check in checks for message in check.problems]
+    problems += missing_scans(checks) if args.complete else []
+    totals = {name: sum(getattr(check, name) for check in checks) for name in ("scans", "labelled", "points")}
+    lines = [f"{'sequence':<8}  {'scans':>6}  {'labelled':>8}  {'M points':>8}"]
+    for name, of in [*((check.sequence, vars(check)) for check in checks), ("all", totals)]:
+        lines.append(f"{name:<8}  {of['scans']:>6}  {of['labelled']:>8}  {of['points'] / 1e6:>8.1f}")
+    sequences = {c.sequence: {"scans": c.scans, "labelled": c.labelled, "points": c.points} for c in checks}
+    results = {"dataset": str(args.model), "sequences": sequences, **totals, "problems": problems}
+    print_results(args, "\n".join(lines), results)
+    if not problems:
+        return 0
+    listed = [f"  {message}" for message in problems[:_SHOWN_PROBLEMS]]
+    if len(problems) > _SHOWN_PROBLEMS:
+        listed.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more (all with --json)")
+    advice = "unpack the archives of these sequences again; `unzip -t` finds a damaged one"
+    raise UserError("\n".join([f"{args.model}: {len(problems)} problems; {advice}", *listed]))
+
+
+def _runtime_wanted(args: argparse.Namespace) -> bool:
+    given = any(value not in (None, "auto") for value in runtime_settings(args).values())
+    return bool(args.runtime or given)
 
 
 def _runtime(path: Path, args: argparse.Namespace) -> dict[str, Any]:

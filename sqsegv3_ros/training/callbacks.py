@@ -192,10 +192,12 @@ class History(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print and append the line of this validation."""
-        if trainer.sanity_checking or not isinstance(pl_module, SegmentationModule) or not trainer.is_global_zero:
+        if trainer.sanity_checking or not isinstance(pl_module, SegmentationModule):
             return
         loss = sum(self._losses) / max(len(self._losses), 1)
         self._losses = []
+        if not trainer.is_global_zero:
+            return
         scores = pl_module.scores
         entry = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": round(self._seconds(), 1)}
         entry |= {"train/loss": round(loss, 5), **{k: round(v, 5) for k, v in scores.items()}}

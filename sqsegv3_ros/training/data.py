@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN, LabelSet
 from sqsegv3_ros.data.partial_labels import ClassSet
@@ -22,6 +22,7 @@ from sqsegv3_ros.inference.range_image import ProjectionConfig, fill_gaps, proje
 from sqsegv3_ros.training import augment
 from sqsegv3_ros.training.augment import Augmentation, Labels, Points
 from sqsegv3_ros.training.crop import check_crop, choose_window
+from sqsegv3_ros.training.loader import EpochSampler, ResumableLoader, outlive_signals
 from sqsegv3_ros.training.objects import ObjectBank
 from sqsegv3_ros.training.scans import Root, Scan, ScanStore, describe
 
@@ -186,61 +187,6 @@ class ValidationSet(Dataset[ValidationScan]):
         )
 
 
-class EpochSampler(Sampler[int]):
-    """The item numbers of an epoch for one of several processes: every `world_size`-th from `rank` on.
-
-    Args:
-        per_epoch: Items of an epoch, over all processes.
-        rank: Number of this process.
-        world_size: Number of processes.
-    """
-
-    def __init__(self, per_epoch: int, rank: int = 0, world_size: int = 1):
-        self.per_epoch = per_epoch - per_epoch % world_size
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.skip = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration; Lightning calls this."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.per_epoch // self.world_size
-
-    def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.per_epoch + self.rank
-        items = range(first, (self.epoch + 1) * self.per_epoch, self.world_size)
-        skip, self.skip = self.skip, 0
-        return iter(items[skip:])
-
-
-class ResumableLoader(DataLoader):
-    """A loader that can resume in the middle of an epoch; its state is the number of batches delivered."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        assert isinstance(self.sampler, EpochSampler)
-        assert self.batch_size is not None
-        self._delivered = self._resume_at % len(self)
-        self._resume_at = 0
-        self.sampler.skip = self._delivered * self.batch_size
-        for batch in super().__iter__():
-            self._delivered += 1
-            yield batch
-
-    _delivered = 0
-    _resume_at = 0
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position in the epoch, for Lightning's checkpoint."""
-        return {"batches": self._delivered}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Set the batch at which the next iteration begins."""
-        self._resume_at = state["batches"]
-
-
 @dataclass(eq=False)
 class ScanData(LightningDataModule):
     """Training and validation scans.
@@ -256,8 +202,9 @@ class ScanData(LightningDataModule):
         batch_size: Crops per step and process.
         samples_per_epoch: Crops per epoch, over all processes; the number of scans if not given.
         crop_width: Columns of a crop; whole images if not given.
-        workers: Processes that prepare training batches; 0 prepares them in the training process.
-        cache_gb: Memory for scans in GiB; scans that do not fit are read every time.
+        workers: Processes that prepare batches for each training process; 0 prepares them in the training process.
+        cache_gb: Memory for scans in GiB, per training process, shared with its workers; scans that do not fit are read
+            every time.
         paste_classes: Classes of which augmentation pastes objects; needs instance ids.
         augmentation: Augmentation of training scans.
         projection: Taken from the model's settings.
@@ -349,6 +296,7 @@ class ScanData(LightningDataModule):
             drop_last=True,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=outlive_signals,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_stack,
         )
@@ -372,6 +320,11 @@ class ScanData(LightningDataModule):
         """Make the loader of whole validation scans, which yields `ValidationScan`."""
         assert self.val_store is not None
         rank, world_size = self._rank_and_world_size()
+        if len(self.val_store) < world_size:  # the others would wait forever for a process without scans
+            raise UserError(
+                f"data: {len(self.val_store)} validation scans for {world_size} processes; expected at least one each: "
+                "name more sequences with data.val or lower trainer.devices"
+            )
         return DataLoader(
             ValidationSet(self.val_store, self.projection),
             batch_size=None,

@@ -112,6 +112,8 @@ class SegmentationModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ScanData):
             self.criterion.sets = data.sets
+            if stage == "fit":
+                rank_zero_info(f"batches of {_describe_batches(self._batches(), self.trainer.world_size)}")
         if stage == "fit" and isinstance(data, ScanData) and any(c.frequency is None for c in classes):
             if not any(data.frequencies):
                 raise UserError(
@@ -207,6 +209,16 @@ class SegmentationModule(LightningModule):
         bounds += [trainer.max_steps] if trainer.max_steps >= 0 else []
         return per_epoch, min(bounds, default=math.inf)
 
+    def _batches(self) -> dict[str, int]:
+        """Size and number of batches, from which a resumed run finds its place in the data and in the schedule."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ScanData)
+        return {
+            "crops": data.batch_size * self.trainer.world_size,
+            "per_epoch": data.batches_per_epoch(),
+            "accumulated": self.trainer.accumulate_grad_batches,
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the description of the model to the checkpoint, in plain JSON types."""
         data = getattr(self.trainer, "datamodule", None)
@@ -226,6 +238,7 @@ class SegmentationModule(LightningModule):
                 "loss": dataclasses.asdict(self.loss_config),
                 "optimizer": dataclasses.asdict(self.optimizer_config),
                 "start_from": None if self.start_from is None else self.start_from.rstrip("/").rsplit("/", 1)[-1],
+                "batches": self._batches(),
                 "steps": self.global_step,
                 "planned_steps": steps if math.isfinite(steps) else None,
                 "metrics": {name: round(value, 6) for name, value in scores.items()},
@@ -234,7 +247,7 @@ class SegmentationModule(LightningModule):
         checkpoint[KEY] = json.loads(json.dumps(description))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint to resume has the same network, projection, labels and plan.
+        """Check that the checkpoint to resume has the same network, projection, labels, batches and plan.
 
         Raises:
             UserError: Something differs; the message names it.
@@ -256,6 +269,15 @@ class SegmentationModule(LightningModule):
                     f"the checkpoint to resume has another {key}: {', '.join(different)} differ; resume with the "
                     "configuration that it was trained with, or start a new run with model.start_from"
                 )
+        batches = self._batches()
+        before = stored["training"].get("batches", batches)
+        if before != batches:
+            raise UserError(
+                f"the run to resume had batches of {_describe_batches(before)}; now they would be of "
+                f"{_describe_batches(batches, self.trainer.world_size)}. Resume with the same data, and choose "
+                "data.batch_size so that the processes together have as many crops, or start a new run with "
+                "model.start_from"
+            )
         planned, now = stored["training"].get("planned_steps"), self._planned_steps()[1]
         if self.optimizer_config.schedule == "one-cycle" and planned not in (None, now):
             raise UserError(
@@ -264,3 +286,9 @@ class SegmentationModule(LightningModule):
                 "run with model.start_from"
             )
         self.scores = dict(stored["training"]["metrics"])
+
+
+def _describe_batches(batches: dict[str, int], processes: int | None = None) -> str:
+    """Such as '16 crops on 4 processes, 1195 an epoch, 1 a step'."""
+    on = "" if processes is None else " on 1 process" if processes == 1 else f" on {processes} processes"
+    return f"{batches['crops']} crops{on}, {batches['per_epoch']} an epoch, {batches['accumulated']} a step"

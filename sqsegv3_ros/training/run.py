@@ -88,7 +88,12 @@ class TrainCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(save_dir=run.folder, name="", version="tensorboard")
         kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
         kwargs["default_root_dir"] = run.folder
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if given.get("sync_batchnorm") and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+            raise UserError(
+                "trainer.sync_batchnorm needs GPUs, but the processes run on CPUs; add --trainer.sync_batchnorm false"
+            )
+        return trainer
 
     @property
     def settings(self) -> RunSettings:
@@ -123,6 +128,8 @@ def train(options: Sequence[str]) -> int:
         OperationError: Training failed.
     """
     cli = fit(options)
+    if not cli.trainer.is_global_zero:
+        return 0  # Lightning kills the first process, which reports, if another one fails
     last = cli.last
     if last.stopped_at is not None:
         print(

@@ -235,8 +235,9 @@ def describe(store: ScanStore, title: str) -> str:
     lines = [
         f"{title}: {len(store)} scans of {sequences} sequences, {total / 1e6:.1f} M points in memory "
         f"({cached} scans), {len(skipped)} files skipped",
-        f"  classes: {', '.join(shares)}",
     ]
+    if total:
+        lines.append(f"  classes: {', '.join(shares)}")
     absent = [names[c] for c in store.labels.evaluated if not points[c]]
     if absent and cached == len(store):
         lines.append(f"  absent: {', '.join(absent)}")

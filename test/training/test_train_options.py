@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from sqsegv3_ros.cli import main
+from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.training.run import TrainCLI
 
 CONFIGS = sorted((ROOT / "config" / "train").glob("*.yaml"))
@@ -49,3 +50,10 @@ def test_a_configuration_changes_single_values_of_its_base_from_any_folder(tmp_p
     assert own.model.optimizer.schedule == base.model.optimizer.schedule == "one-cycle"
     assert own.data.augmentation.scale.high == base.data.augmentation.scale.high == 1.05
     assert own.data.augmentation.yaw_deg == base.data.augmentation.yaw_deg
+
+
+def test_synchronised_batchnorm_on_cpus_is_refused(tmp_path):
+    options = ["--data.root", str(tmp_path), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    TrainCLI([*options, "--trainer.sync_batchnorm", "false"])
+    with pytest.raises(UserError, match=r"add --trainer\.sync_batchnorm false"):
+        TrainCLI([*options, "--trainer.sync_batchnorm", "true"])

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +18,8 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig, fill_gaps, normalize, project
 from sqsegv3_ros.training.augment import Augmentation, RandomMagnitude
-from sqsegv3_ros.training.data import EpochSampler, ScanData, TrainingSet, load_label_set
+from sqsegv3_ros.training.data import ScanData, TrainingSet, load_label_set
+from sqsegv3_ros.training.loader import EpochSampler
 from sqsegv3_ros.training.module import SegmentationModule
 from sqsegv3_ros.training.scans import Root, describe
 
@@ -263,6 +267,35 @@ def test_processes_share_an_epoch_without_overlap():
     draws = [list(s) for s in samplers]
     assert [len(d) for d in draws] == [3, 3, 3]
     assert sorted(d for own in draws for d in own) == list(range(18, 27))
+
+
+def test_batches_of_all_processes_hold_the_same_crops_on_any_number_of_processes():
+    """So a run resumes on another number of processes if batch_size keeps their crops."""
+
+    def crops_until(batch, processes, batch_size):
+        samplers = [EpochSampler(12, rank, processes) for rank in range(processes)]
+        return sorted(item for s in samplers for item in list(s)[: batch * batch_size])
+
+    for batch in range(1, 4):
+        assert crops_until(batch, 1, 4) == crops_until(batch, 2, 2) == crops_until(batch, 4, 1)
+
+
+@pytest.mark.slow
+def test_workers_finish_their_batches_after_ctrl_c_and_sigterm(root):
+    loader = make_data(root, workers=2, samples_per_epoch=12).train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    for worker in loader._iterator._workers:
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(batches)) == 5
+
+
+def test_more_processes_than_validation_scans_are_refused(root):
+    data = make_data(root)
+    data.trainer = SimpleNamespace(global_rank=3, world_size=4)
+    with pytest.raises(UserError, match=r"3 validation scans for 4 processes; .* lower trainer\.devices"):
+        data.val_dataloader()
 
 
 def test_roots_are_drawn_by_their_weights(root, tmp_path):

@@ -18,6 +18,7 @@ from test_training_run import options, scores_of
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.model import SqueezeSegV3
@@ -117,6 +118,21 @@ def test_two_processes_train_and_validate_on_uneven_shares(tmp_path):
     description, weights = read_checkpoint(tmp_path / "run" / "last.ckpt")
     scores = scores_of(load_network(description, weights), root)
     assert json.loads(line)["val/miou"] == pytest.approx(scores.miou_present, abs=1e-5)
+
+
+@pytest.mark.long
+def test_a_run_of_two_processes_resumes_on_one_with_the_same_crops_in_a_batch(tmp_path):
+    root, run = write_data_set(tmp_path / "data"), tmp_path / "run"
+    given = {"model__optimizer": '{"method": "adamw", "schedule": "constant", "lr": 0.01}', "data__workers": 1}
+    start = options(root, run, **given, data__batch_size=1, trainer__max_steps=2)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "sqsegv3_ros.cli", *start, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "batches of 2 crops on 2 processes, 3 an epoch, 1 a step" in done.stderr
+    resumed = [*options(root, run, **given, data__batch_size=2, trainer__max_steps=3), "--run.resume", "true"]
+    assert main(resumed) == 0
+    assert read_checkpoint(run / "last.ckpt")[0]["training"]["steps"] == 3
 
 
 @pytest.mark.cuda

@@ -350,6 +350,10 @@ def test_invalid_use_is_refused_with_one_message(finished, root, tmp_path, capsy
     assert "already holds a run (last.ckpt); resume it with --run.resume true" in refused(capsys, options(root, output))
     wrong = options(root, output, run__resume="true", model__network__attention_kernel=3)
     assert "has another network: attention_kernel differ" in refused(capsys, wrong)
+    smaller = refused(capsys, options(root, output, run__resume="true", data__batch_size=1))
+    assert "batches of 2 crops, 3 an epoch, 1 a step; now they would be of 1 crops on 1 process, 6 an epoch" in smaller
+    accumulated = options(root, output, run__resume="true", trainer__accumulate_grad_batches=3)
+    assert "3 an epoch, 3 a step. Resume with the same data" in refused(capsys, accumulated)
     longer = options(root, output, run__resume="true", trainer__max_epochs=4)
     assert "planned for 9 steps, now there would be 12, but one-cycle cannot be extended" in refused(capsys, longer)
     assert "nothing to resume: there is no" in refused(capsys, options(root, tmp_path, run__resume="true"))
