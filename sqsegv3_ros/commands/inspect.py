@@ -19,7 +19,7 @@ _NETWORK = ("blocks", "channels", "block", "attention_kernel", "azimuth_padding"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     model = "model file, or name of a shipped model (default: default)"
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help=model)
     add_json(parser)
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     path = find_model(args.model)
     info = read_info(path)
     if args.legend is not None:
-        from sqsegv3_ros.evaluation.pictures import encode_png
-        from sqsegv3_ros.evaluation.scan_picture import draw_legend
+        from sqsegv3_ros.viewing.pictures import encode_png
+        from sqsegv3_ros.viewing.scan_picture import draw_legend
 
         refuse_existing(args.legend, args.force)
         write_atomically(args.legend, encode_png(draw_legend(info.labels)))
