@@ -137,8 +137,9 @@ while True:
 
 
 def test_a_publisher_that_is_killed_while_publishing_does_not_affect_the_node(rig: Rig) -> None:
-    with running("-c", PUBLISHER, rig.name):
+    with running("-c", PUBLISHER, rig.name) as publisher:
         wait_until(lambda: any(r.header.frame_id == "killed" for r in list(rig.results)), 100)
+        publisher.kill()
     rig.recovers()
 
 
