@@ -22,7 +22,7 @@ from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.training import run as training_run
 from sqsegv3_ros.training.adaptation import checks
 from sqsegv3_ros.training.adaptation import run as adaptation_run
-from sqsegv3_ros.training.adaptation.checks import require_sound
+from sqsegv3_ros.training.adaptation.checks import require_sound, shrunk_classes
 from sqsegv3_ros.training.adaptation.pseudo_labels import (
     SURE,
     ScanLabels,
@@ -259,3 +259,6 @@ def test_what_a_collapse_looks_like(tmp_path, end, message):
     with pytest.raises(OperationError, match=message):
         require_sound([record(), end], tmp_path)
     require_sound([record(), record(person=0.0)], tmp_path)  # a rare class may go
+    require_sound([record(), record(car=0.004)], tmp_path)  # kept an eighth, which is named instead
+    assert shrunk_classes(record(), record(car=0.004, person=0.0)) == ["car 5.0 -> 0.40 %"]
+    assert shrunk_classes(record(), record(car=0.03)) == []
