@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def no_deprecation_warnings() -> Iterator[None]:
-    """Hide torch's warnings of the end of TorchScript."""
+    """Hide torch's deprecation warnings about TorchScript."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", message=r".*torch\.jit", category=category)

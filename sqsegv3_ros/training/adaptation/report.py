@@ -25,7 +25,7 @@ SHOWN_SCANS = 5
 
 
 def labelled_scans(path: Path, adaptation: Adaptation) -> list[ScanFile]:
-    """Find the labelled scans of a SemanticKITTI root or a labelled bag.
+    """Find the labelled scans of a SemanticKITTI data set or a labelled bag.
 
     Raises:
         UserError: There are none, or one has no labels.

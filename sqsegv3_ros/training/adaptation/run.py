@@ -125,7 +125,7 @@ class Adaptation:
 
     @property
     def scans(self) -> Path:
-        """SemanticKITTI root with the chosen scans of the recording."""
+        """SemanticKITTI data set with the chosen scans of the recording."""
         return self.workspace / "recording"
 
     @property

@@ -41,7 +41,7 @@ class TeacherLabels(Callback):
     The labels are written to the .label files of the recording's copy, so that a resumed run continues with them.
 
     Args:
-        root: SemanticKITTI root of the recording's copy, one of the roots of the training data.
+        root: SemanticKITTI data set of the recording's copy, one of the training data sets.
         output: Folder for `rounds.jsonl`, a line per round, and `start.npz`, the labels of the first one.
         rounds: Planned epochs.
     """
@@ -156,7 +156,7 @@ def spread(indices: Sequence[int], count: int) -> list[int]:
 
 
 def _indices_of(data: ScanData, root: str) -> list[int]:
-    """Numbers of the scans of a root in the training data."""
+    """Numbers of the scans of a data set in the training data."""
     number = next(i for i, given in enumerate(data.train_roots) if given.path == root)
     assert data.train_store is not None
     return data.train_store.indices_of_root[number]
