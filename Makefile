@@ -17,9 +17,10 @@ export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 
 .PHONY: test test-fast test-ros test-ouster test-long test-launch test-cuda demo model model-kitti model-small lint format parameters install clean
 
-# two at a time, as many tests wait for other processes; a worker keeps to its half, as the tests of a file share what they set up
+# three at a time on two cores, as many tests wait for other processes; a worker keeps to its part, as the tests of a file
+# share what they set up
 test: lint
-	$(RUN) pytest -n 2 --dist worksteal
+	$(RUN) pytest -n 3 --dist worksteal
 
 # quick check while editing: the tests without ROS and without processes, under a minute
 test-fast: $(INSTALLED)
@@ -27,7 +28,7 @@ test-fast: $(INSTALLED)
 
 # the node and its clients; `make ROS=kilted test-ros` runs them on Kilted
 test-ros: $(INSTALLED)
-	$(RUN) pytest -n 2 --dist worksteal test/ros
+	$(RUN) pytest -n 3 --dist worksteal test/ros
 
 # Ouster recordings, with ouster-sdk in an environment of its own
 test-ouster: .venv-ouster/installed

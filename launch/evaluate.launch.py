@@ -35,7 +35,7 @@ SEGMENT = PathJoinSubstitution([FindPackageShare(PACKAGE), "launch", "segment.la
 
 def count_scans(context: LaunchContext) -> list[Any]:
     """The number of scans to evaluate. An unusable bag raises here, before anything is started."""
-    from sqsegv3_ros.evaluation.replay import open_source
+    from sqsegv3_ros.data.replay import open_source
 
     bag, topic, sequence = (LaunchConfiguration(name).perform(context) for name in ("bag", "topic", "sequence"))
     with open_source(Path(bag), topic or None, sequence or None, None) as source:
@@ -107,11 +107,11 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument(
-                "bag", description="bag with the field ground_truth, or SemanticKITTI root with labels"
+                "bag", description="bag with the field ground_truth, or SemanticKITTI data set with labels"
             ),
             DeclareLaunchArgument("topic", default_value="", description="topic in the bag; empty: the only one"),
             DeclareLaunchArgument(
-                "sequence", default_value="", description="sequence of the root; empty: the only one"
+                "sequence", default_value="", description="sequence of the data set; empty: the only one"
             ),
             DeclareLaunchArgument("rate", default_value="1.0", description="factor on the recorded rate"),
             DeclareLaunchArgument(

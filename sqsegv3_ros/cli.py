@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line `sqsegv3 VERB ...`. Each verb is a module of `commands`, imported when it is called."""
+"""The command line `sqsegv3 COMMAND ...`. Each command is a module of `commands`, imported when it is called."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 from sqsegv3_ros import process
 from sqsegv3_ros.errors import OperationError, UserError, missing_package, missing_torch
 
-# help of each verb; its module in sqsegv3_ros.commands has add_arguments(parser) and run(args)
-VERBS = {
+# help of each command; its module in sqsegv3_ros.commands has add_arguments(parser) and run(args)
+COMMANDS = {
     "demo": "run the whole system on a simulated drive: no data or robot needed",
     "label": "label scans and data sets",
     "inspect": "print the metadata of a model file, or check the files of a data set",
     "import-official": "convert a checkpoint folder of the official release into a model file",
     "train": "train a network",
-    "adapt": "adapt a model to your sensor by a recording without labels",
+    "adapt": "adapt a model to your sensor from an unlabelled recording",
     "export": "export a training checkpoint as a model file or as ONNX",
     "evaluate": "compare predictions with ground truth",
     "render": "draw a scan and its labels",
@@ -36,17 +36,17 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0 success, 1 failure, 2 wrong use."""
+    """Run one command. Returns the exit code: 0 success, 1 failure, 2 wrong use."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    chosen_verb = next((a for a in arguments if not a.startswith("-")), None)
-    name = f"sqsegv3 {chosen_verb}"
+    chosen = next((a for a in arguments if not a.startswith("-")), None)
+    name = f"sqsegv3 {chosen}"
     try:
         if arguments[:1] == ["--print-completion"]:
-            name, verbs = "sqsegv3", [verb for verb in VERBS if verb != "train"]  # it adds its options itself
+            name, commands = "sqsegv3", COMMANDS.keys() - {"train"}  # it adds its options itself
         else:
-            verbs = [verb for verb in VERBS if verb == chosen_verb]
-            process.prepare(training=chosen_verb in ("train", "adapt"))
-        args = _make_parser(verbs).parse_args(arguments)
+            commands = COMMANDS.keys() & {chosen}
+            process.prepare(training=chosen in ("train", "adapt"))
+        args = _make_parser(commands).parse_args(arguments)
         return int(args.run(args) or 0)
     except SystemExit as stop:  # from argparse: 0 after --help, 2 after a wrong argument
         return int(stop.code or 0)
@@ -66,21 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_parser(complete: Collection[str]) -> argparse.ArgumentParser:
-    """The parser of all verbs; only these have their arguments, as that imports their modules."""
+    """The parser of all commands; only these have their arguments, as that imports their modules."""
     parser = argparse.ArgumentParser(prog="sqsegv3", description="Semantic segmentation of LiDAR scans, offline.")
     completion = "print the completion script of a shell"
     parser.add_argument("--print-completion", choices=("bash", "zsh"), action=_PrintCompletion, help=completion)
     debug = argparse.ArgumentParser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, summary in VERBS.items():
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command, summary in COMMANDS.items():
         # training passes all its arguments on
-        parents = [] if verb == "train" else [debug]
-        verb_parser = verbs.add_parser(verb, help=summary, description=summary, parents=parents)
-        if verb in complete:
-            module = importlib.import_module(f"sqsegv3_ros.commands.{verb.replace('-', '_')}")
-            module.add_arguments(verb_parser)
-            verb_parser.set_defaults(run=module.run)
+        parents = [] if command == "train" else [debug]
+        subparser = commands.add_parser(command, help=summary, description=summary, parents=parents)
+        if command in complete:
+            module = importlib.import_module(f"sqsegv3_ros.commands.{command.replace('-', '_')}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
     return parser
 
 
@@ -94,13 +94,13 @@ class _PrintCompletion(argparse.Action):
             raise missing_package("shtab", "shell completion", "tools") from error
         from sqsegv3_ros.commands import train
 
-        (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         try:
-            train.add_options(verbs.choices["train"])
+            train.add_options(commands.choices["train"])
         except UserError as error:
             print(f"sqsegv3: no completion of the options of train: {error}", file=sys.stderr)
-        for verb_parser in verbs.choices.values():
-            for action in verb_parser._actions:
+        for subparser in commands.choices.values():
+            for action in subparser._actions:
                 if action.type is Path:
                     action.complete = shtab.FILE
         print(shtab.complete(parser, shell))

@@ -74,8 +74,8 @@ def missing_torch(error: ModuleNotFoundError, purpose: str) -> UserError:
 
 def last_line(error: BaseException) -> str:
     """The last line of an error's message, which holds the reason in torch's and OpenVINO's long ones."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].replace("std::bad_alloc", "out of memory (std::bad_alloc)")
 
 
 def require(valid: bool, name: str, expected: str, found: object) -> None:

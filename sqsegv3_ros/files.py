@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: locations of the package's own, atomic writing, and progress over many files."""
+"""Files: locations of the package's own, YAML, atomic writing, and progress over many files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, missing_package
 
 T = TypeVar("T")
 
@@ -31,6 +31,28 @@ def expand_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def read_yaml(path: str | Path, kind: str) -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: The file; a leading ~ is expanded.
+        kind: What it is, for messages, such as 'label map'.
+
+    Raises:
+        UserError: PyYAML is not installed, or the file cannot be read or is not valid YAML.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise missing_package("PyYAML", f"reading a {kind}", "tools") from error
+    try:
+        return yaml.safe_load(expand_home(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {kind} {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{kind} {path} is not valid YAML: {error}") from error
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:

@@ -6,12 +6,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from live import Client
+
     from sqsegv3_ros.network.config import NetworkConfig
 
 # nothing of a test leaves the machine, and tests that run side by side do not hear each other
@@ -49,10 +52,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """A ROS node of the test, on the domain of its worker."""
+    from live import Client
+
+    client = Client()
+    yield client
+    client.close()
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file with random weights, quick enough for a test: channels by 1/4, 64 x 256 pixels."""
-    return make_model(tmp_path_factory.mktemp("model") / "small.pt")
+    """A model file with random weights, quick enough for a test: one block a stage, 1/4 of the channels, 64 x 256."""
+    return make_model(tmp_path_factory.mktemp("model") / "small.pt", seed=1)  # which gives every class to some points
 
 
 def make_model(
@@ -70,7 +83,7 @@ def make_model(
     from sqsegv3_ros.network.model import SqueezeSegV3
 
     torch.manual_seed(seed)
-    config = config or NetworkConfig.ssgv3_21().scaled(0.25)
+    config = config or NetworkConfig(blocks=(1, 1, 1, 1, 1)).scaled(0.25)
     info = ModelInfo(
         name=name,
         architecture={},

@@ -42,6 +42,7 @@ class Client:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self._publishers: dict[Any, Any] = {}
+        self._services: dict[tuple[type, str], Any] = {}
         self.diagnostics: dict[str, DiagnosticStatus] = {}
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._closing = threading.Event()
@@ -94,19 +95,18 @@ class Client:
 
         It is sent again after 3 s: an answer that comes before the server has discovered the client is lost.
         """
-        client = self.node.create_client(kind, service)
-        try:
-            assert client.wait_for_service(timeout_s), f"no service {service}"
-            futures = [client.call_async(kind.Request(**request))]
-            end = time.monotonic() + 3
-            while not futures[0].done() and time.monotonic() < end:
-                time.sleep(0.01)
-            if not futures[0].done() and kind is not ChangeState:  # a second transition would be another one
-                futures.append(client.call_async(kind.Request(**request)))
-            wait_until(lambda: any(f.done() for f in futures), timeout_s, lambda: f"no answer from {service}")
-            return next(f for f in futures if f.done()).result()
-        finally:
-            self.node.destroy_client(client)
+        if (kind, service) not in self._services:
+            self._services[kind, service] = self.node.create_client(kind, service)
+        client = self._services[kind, service]
+        assert client.wait_for_service(timeout_s), f"no service {service}"
+        futures = [client.call_async(kind.Request(**request))]
+        end = time.monotonic() + 3
+        while not futures[0].done() and time.monotonic() < end:
+            time.sleep(0.01)
+        if not futures[0].done() and kind is not ChangeState:  # a second transition would be another one
+            futures.append(client.call_async(kind.Request(**request)))
+        wait_until(lambda: any(f.done() for f in futures), timeout_s, lambda: f"no answer from {service}")
+        return next(f for f in futures if f.done()).result()
 
     @contextmanager
     def targeting(self, node: str) -> Iterator[None]:
@@ -156,13 +156,13 @@ class Client:
 
 @contextmanager
 def node_of(client: Client, *arguments: str, configures: bool = True, **parameters: Any) -> Iterator[Any]:
-    """The real node in this process, as a process for each sensor would import torch again."""
+    """The real node in this process, as a process for each sensor would import torch again. torch loads fastest."""
     from sqsegv3_ros.ros.segment_node import SUCCESS, SegmentNode
 
     context = rclpy.Context()
     # a namespace of its own: clouds published before it is discovered would go to the previous node
     arguments += ("-r", f"__ns:=/node{next(_COUNT)}")
-    for name, value in {"stale_after_s": 300.0, **parameters}.items():
+    for name, value in {"stale_after_s": 300.0, "backend": "torch", **parameters}.items():
         arguments += ("-p", f"{name.replace('__', '.')}:={value}")
     rclpy.init(args=["--ros-args", *arguments], context=context)
     node = SegmentNode(context=context)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publish every scan of a SemanticKITTI root, each after the previous one has been labelled."""
+"""Publish every scan of a SemanticKITTI data set, each after the previous one has been labelled."""
 
 from __future__ import annotations
 

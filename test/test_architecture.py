@@ -18,7 +18,7 @@ LAYERS = (
     {"data"},
     {"inference"},
     {"network"},
-    {"benchmark", "labelling", "evaluation", "training", "simulation"},
+    {"benchmark", "labelling", "viewing", "evaluation", "training", "simulation"},
     {"commands", "ros"},
     {"cli"},
 )

@@ -21,18 +21,15 @@ def test_without_a_gpu_nothing_passes_as_tested(tmp_path: Path) -> None:
     assert not table.exists()
 
 
-def test_the_table_has_a_row_for_each_case(tmp_path: Path) -> None:
+def test_the_table_has_a_row_for_a_case(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model.pt", width=64)
-    cases = [
-        {"model": model, "device": "cpu", "backend": "torch", "precision": precision} for precision in ("fp32", "bf16")
-    ]
-    lines = cuda.measured(cases, repeat=1).splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert [row[:4] for row in rows] == [["small-random", "64 x 64", precision, "no"] for precision in ("fp32", "bf16")]
-    for row in rows:
-        network, _, project, classify, knn, scan = (float(cell) for cell in row[4:])
-        assert network > 0 and scan > network
-        assert scan > max(project, classify, knn)
+    cases = [{"model": model, "device": "cpu", "backend": "torch", "precision": "bf16"}]
+    (line,) = cuda.measured(cases, repeat=1).splitlines()[2:]
+    row = [cell.strip() for cell in line.strip("|").split("|")]
+    assert row[:4] == ["small-random", "64 x 64", "bf16", "no"]
+    network, _, project, classify, knn, scan = (float(cell) for cell in row[4:])
+    assert network > 0 and scan > network
+    assert scan > max(project, classify, knn)
 
 
 def test_tests_that_need_a_gpu_are_marked() -> None:

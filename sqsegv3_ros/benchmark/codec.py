@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sqsegv3_ros import process
+from sqsegv3_ros.benchmark.layouts import LAYOUTS
 from sqsegv3_ros.benchmark.messages import PointCloud2, PointField
 from sqsegv3_ros.benchmark.stages import timed
+from sqsegv3_ros.data.ros2_messages import structured_points
 
 
 class Codec:
@@ -26,10 +28,11 @@ class Codec:
         self._labels = generator.integers(0, len(self._colors), points).astype(np.uint8)
         self._confidences = generator.random(points, np.float32)
         values = generator.normal(0, 10, (points, 4)).astype(np.float32)
-        self._clouds = {
-            name: make_cloud(_structured(dtype, values, shape), PointCloud2, PointField)
-            for name, (dtype, shape) in _layouts(points).items()
-        }
+        values[:, 3] = np.abs(values[:, 3])
+        self._clouds = {}
+        for name, (dtype, shape) in _layouts(points).items():
+            cloud = structured_points(values[: math.prod(shape)], dtype).reshape(shape)
+            self._clouds[name] = make_cloud(cloud, PointCloud2, PointField)
 
     def run(self) -> dict[str, Any]:
         """Milliseconds of decoding and of encoding, by layout."""
@@ -44,24 +47,16 @@ class Codec:
         return {"layouts": result}
 
 
-def _layouts(points: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+def _layouts(points: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     """Point layouts of sensors and drivers, and the shape of the cloud."""
     flat, rows = (points,), (points // 1000, 1000)
     xyz = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
-    padded = {"names": ["x", "y", "z", "intensity", "ring", "time"], "formats": ["<f4"] * 4 + ["<u2", "<f4"]}
     return {
-        "16 B: x y z intensity": ([*xyz, ("intensity", "<f4")], flat),
-        "22 B: velodyne, packed": ([*xyz, ("intensity", "<f4"), ("ring", "<u2"), ("time", "<f4")], flat),
-        "32 B: velodyne, PCL padding": ({**padded, "offsets": [0, 4, 8, 16, 20, 24], "itemsize": 32}, flat),
-        "32 B: organised": ({**padded, "offsets": [0, 4, 8, 16, 20, 24], "itemsize": 32}, rows),
-        "16 B: big-endian": ([(name, ">f4") for name in ("x", "y", "z", "intensity")], flat),
-        "28 B: float64 x y z": ([("x", "<f8"), ("y", "<f8"), ("z", "<f8"), ("intensity", "<f4")], flat),
-        "15 B: intensity uint8, ring uint16": ([*xyz, ("intensity", "u1"), ("ring", "<u2")], flat),
+        "16 B: x y z intensity": (LAYOUTS[16], flat),
+        "22 B: velodyne, packed": (LAYOUTS[22], flat),
+        "32 B: velodyne, PCL padding": (LAYOUTS[32], flat),
+        "32 B: organised": (LAYOUTS[32], rows),
+        "16 B: big-endian": (LAYOUTS[16].newbyteorder(">"), flat),
+        "28 B: float64 x y z": (np.dtype([("x", "<f8"), ("y", "<f8"), ("z", "<f8"), ("intensity", "<f4")]), flat),
+        "15 B: intensity uint8, ring uint16": (np.dtype([*xyz, ("intensity", "u1"), ("ring", "<u2")]), flat),
     }
-
-
-def _structured(layout: Any, values: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    cloud = np.zeros(len(values), np.dtype(layout))
-    for column, name in enumerate(("x", "y", "z", "intensity")):
-        cloud[name] = np.abs(values[:, column]) if name == "intensity" else values[:, column]
-    return cloud[: int(np.prod(shape))].reshape(shape)

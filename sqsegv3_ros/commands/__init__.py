@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs of the command line, a module each."""
+"""The commands of `sqsegv3`, a module each."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     from sqsegv3_ros.benchmark.ablation.variants import CONFIG
 
     parser.add_argument(
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="plot figures 2 and 3 of the paper for the scans in --root, into DIR",
     )
     group.add_argument(
-        "--root", default="ROOT", help="SemanticKITTI root to train on or to plot (default: %(default)s)"
+        "--root", default="ROOT", help="SemanticKITTI data set to train on or to plot (default: %(default)s)"
     )
     group.add_argument(
         "--runs", default="runs/ablation", metavar="DIR", help="output folder of the runs (default: %(default)s)"

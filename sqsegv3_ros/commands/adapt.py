@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sqsegv3 adapt`: adapt a model to a sensor by a recording without labels."""
+"""`sqsegv3 adapt`: adapt a model to a sensor from an unlabelled recording."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ _IGNORED_PARAMETERS = ("label_map", "model", "model_sha256")  # the network lear
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
-    inputs = "recording: bag, folder of bags, SemanticKITTI root, or point-cloud files; it is not changed"
+    """Add the options of the command."""
+    inputs = "recording: bag, folder of bags, SemanticKITTI data set, or point-cloud files; it is not changed"
     parser.add_argument("input", nargs="+", metavar="INPUT", help=inputs)
     add_output(parser, "MODEL")
     model = "model to start from: model file, or the name of a shipped model (default: %(default)s)"
     parser.add_argument("--model", default="default", help=model)
-    minutes = "time to spend, all in all (default: %(default)s)"
+    minutes = "total time to spend (default: %(default)s)"
     parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help=minutes)
     params = "parameter file of the node for the sensor (YAML); repeatable, later files take precedence"
     parser.add_argument("--params", type=Path, action="append", default=[], metavar="FILE", help=params)
-    evaluate = "labelled scans (SemanticKITTI root or labelled bag): mIoU before and after"
-    parser.add_argument("--evaluate", type=Path, metavar="ROOT", help=evaluate)
+    evaluate = "labelled scans (SemanticKITTI data set or labelled bag): mIoU before and after"
+    parser.add_argument("--evaluate", type=Path, metavar="DIR", help=evaluate)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all random choices (default: 0)")
     add_format(parser)
-    parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences of a root (default: all)")
+    parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences of a data set (default: all)")
     parser.add_argument("--topic", metavar="T", help="topic of a bag (default: the only topic with clouds)")
     add_cloud_options(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Adapt, or go on with it. Returns the exit code."""
+    """Start or resume the adaptation. Returns the exit code."""
     try:
         import jsonargparse  # noqa: F401
         import lightning.pytorch  # noqa: F401
         import torchmetrics  # noqa: F401
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "lightning", "adaptation", "train") from error
-    from sqsegv3_ros.evaluation.pictures import require_pillow
     from sqsegv3_ros.inference.parameter_file import read_parameters
     from sqsegv3_ros.inference.settings import DEFAULTS, Settings
     from sqsegv3_ros.training.adaptation.report import finish, labelled_scans
     from sqsegv3_ros.training.adaptation.run import Adaptation, AdaptationSettings
+    from sqsegv3_ros.viewing.pictures import require_pillow
 
     check_output(args.output, ".pt", args.force)
     require(0 < args.minutes < 1e5, "--minutes", "above 0", args.minutes)
@@ -118,7 +118,7 @@ def _recording(args: argparse.Namespace, settings: Settings) -> Recording:
 
 
 def _preset(files: list[Path]) -> str | None:
-    """The simulated sensor that has the name of a parameter file, as those of `config/sensors` have."""
+    """The simulated sensor named like a parameter file, as those in `config/sensors` are."""
     from sqsegv3_ros.simulation.sensors import SENSORS
 
     names = [file.stem for file in files if file.stem in SENSORS]

@@ -15,7 +15,7 @@ LOAD_NETWORK, LOAD_WIDTH = "1/16", 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     from sqsegv3_ros.benchmark.measure import COMPARABLE
     from sqsegv3_ros.benchmark.networks import NAMES
 

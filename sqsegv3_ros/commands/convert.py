@@ -19,9 +19,9 @@ from sqsegv3_ros.pointcloud2 import CloudSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     parser.add_argument(
-        "source", type=Path, metavar="ROOT|BAG|DIR", help="SemanticKITTI root, bag, or folder of .npz scans"
+        "source", type=Path, metavar="DATASET|BAG|DIR", help="SemanticKITTI data set, bag, or folder of .npz scans"
     )
     parser.add_argument("--sequence", metavar="NN", help="sequence to read, or to write (default: 00)")
     topic = "topic of the clouds (default: /velodyne_points, or the bag's only one)"
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     to_bag.add_argument("--bag", type=Path, metavar="OUT", help="bag to write: a folder, or a .mcap or .db3 file")
     to_bag.add_argument("--storage", choices=("mcap", "sqlite3"), help="default: by the suffix of OUT, else mcap")
     to_sequence = parser.add_argument_group("from a bag or compressed scans to a sequence")
-    to_sequence.add_argument("--output", type=Path, metavar="ROOT", help="root to write sequences/NN to")
+    to_sequence.add_argument("--output", type=Path, metavar="DIR", help="data set folder to write sequences/NN to")
     field = "field with the class of each point (default: %(default)s)"
     to_sequence.add_argument("--ground-truth-field", default="ground_truth", metavar="F", help=field)
     add_label_set(to_sequence)
@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compressed.add_argument(
         "--match", default="*.npz", metavar="GLOB", help="files of DIR to read (default: %(default)s)"
     )
-    confidence = "ignore a teacher's labels of less confidence, 0..15 (default: %(default)s)"
+    confidence = "ignore a teacher's labels below this confidence, 0..15 (default: %(default)s)"
     compressed.add_argument("--least-confidence", type=int, default=0, metavar="C", help=confidence)
-    objects = "raw ids of objects, whose connected points become instances, so that training can paste them"
+    objects = "raw ids of objects whose connected points become instances, for training to paste"
     compressed.add_argument("--objects", type=int, nargs="*", default=(), metavar="ID", help=objects)
 
 
@@ -51,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
     """Convert, then print what was written."""
     if (args.bag is None) == (args.output is None):
         raise UserError(
-            "give either --bag OUT to convert a sequence to a bag, or --output ROOT to convert a bag to a sequence"
+            "give either --bag OUT to convert a sequence to a bag, or --output DIR to convert a bag to a sequence"
         )
     if not args.source.exists():
-        raise UserError(f"{args.source} does not exist; expected a bag or a SemanticKITTI root")
+        raise UserError(f"{args.source} does not exist; expected a bag or a SemanticKITTI data set")
     if args.bag is not None:
         text, results = _to_bag(args)
     elif args.source.is_dir() and any(args.source.glob("*.npz")):

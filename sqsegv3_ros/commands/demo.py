@@ -10,7 +10,7 @@ from sqsegv3_ros.errors import OperationError, UserError, missing_package, requi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     parser.add_argument("--model", type=Path, help="model file, or name of a shipped model (default: default)")
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
     length = "length of the drive (default: %(default)s)"

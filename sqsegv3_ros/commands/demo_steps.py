@@ -117,11 +117,11 @@ def evaluate_live(model: Path, files: DemoFiles, scans: int, real_time: bool) ->
 def write_pictures(model: Path, files: DemoFiles, worst: int = 3) -> None:
     """Write the report, with the worst scans, and a picture of the scan in the middle of the drive."""
     from sqsegv3_ros.evaluation.html_report import Sample, build_report, worst_scans
-    from sqsegv3_ros.evaluation.pictures import encode_png
-    from sqsegv3_ros.evaluation.scan_picture import draw_scan
     from sqsegv3_ros.evaluation.summary import read_summary
     from sqsegv3_ros.files import write_atomically
     from sqsegv3_ros.inference.segmenter import Segmenter
+    from sqsegv3_ros.viewing.pictures import encode_png
+    from sqsegv3_ros.viewing.scan_picture import draw_scan
 
     summary = read_summary(files.evaluation)
     names = [scan["name"] for scan in worst_scans(summary, worst)]
@@ -149,8 +149,8 @@ def _navigation_views(segmenter: Segmenter, points: npt.NDArray[Any], ground_tru
     from sqsegv3_ros.data.label_map import load_label_map
     from sqsegv3_ros.evaluation.html_report import View
     from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
-    from sqsegv3_ros.evaluation.pictures import display_colors
     from sqsegv3_ros.inference.point_filter import FilterConfig, PointFilter, ground_classes
+    from sqsegv3_ros.viewing.pictures import display_colors
 
     labels, result = segmenter.info.labels, segmenter.segment(points)
     folded = load_label_map("traversability").apply(labels)
@@ -172,13 +172,12 @@ def _navigation_views(segmenter: Segmenter, points: npt.NDArray[Any], ground_tru
 def _read_scans(bag: Path) -> Iterator[tuple[str, Any, Any]]:
     """Yield name, points and ground truth of every scan."""
     from sqsegv3_ros.data.rosbag_reader import BagReader
-    from sqsegv3_ros.evaluation.live_evaluation import format_stamp, stamp_of
-    from sqsegv3_ros.pointcloud2 import decode, read_field
+    from sqsegv3_ros.pointcloud2 import decode, format_stamp, read_field, read_stamp_ns
 
     with BagReader(bag) as reader:
         for message in reader.messages(INPUT_TOPIC):
             cloud = reader.cloud(message)
-            yield format_stamp(stamp_of(message.raw)), decode(cloud).points, read_field(cloud, "ground_truth")
+            yield format_stamp(read_stamp_ns(message.raw)), decode(cloud).points, read_field(cloud, "ground_truth")
 
 
 def _ros_arguments(**parameters: Any) -> list[str]:

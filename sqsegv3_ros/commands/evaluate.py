@@ -21,12 +21,12 @@ _BAG_OPTIONS = ("topic", "ground_truth_topic", "label_field", "ground_truth_fiel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     dataset = (
         "folder with sequences/NN/{velodyne,labels}; point-cloud file or folder of them, with a field ground_truth or "
         ".label files beside; or bag with ground truth if the labelled bag has none"
     )
-    parser.add_argument("--dataset", metavar="ROOT|FILES|BAG", help=dataset)
+    parser.add_argument("--dataset", metavar="DATASET|FILES|BAG", help=dataset)
     add_format(parser)
     predictions = (
         "folder with sequences/NN/predictions/<scan>.label, or <file>.label for other files (raw ids); labelled bag, "
@@ -66,7 +66,7 @@ def _evaluate_folders(
     args: argparse.Namespace, bag_options: dict[str, str], border: BorderConfig | None
 ) -> dict[str, Any]:
     if args.dataset is None:
-        raise UserError(f"pass --dataset ROOT with the ground truth: {args.predictions} is not a bag and contains none")
+        raise UserError(f"pass --dataset DIR with the ground truth: {args.predictions} is not a bag and contains none")
     for name in bag_options:
         raise UserError(f"--{name.replace('_', '-')} is for bags, but {args.predictions} is not one")
     dataset = Path(args.dataset)

@@ -22,7 +22,7 @@ FORMATS = ("torchscript", "onnx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     checkpoint = "checkpoint of `sqsegv3 train` (best.ckpt), or model file to export again"
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help=checkpoint)
     add_output(parser, "MODEL")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
     parser.add_argument("--name", help="name of the model (default: its name in training)")
     parser.add_argument("--licence", help="licence of the weights; the licence of the training data applies too")
-    parser.add_argument("--note", help="anything else that users of the model must know")
+    parser.add_argument("--note", help="further notes for users of the model")
     parser.add_argument("--knn", choices=("off", "safe", "official"), help="label refinement (default: as trained)")
     parser.add_argument("--knn-k", type=int, metavar="K", help="number of neighbours that vote (default: as trained)")
     parser.add_argument("--knn-search", type=int, metavar="S", help="KNN window size in pixels (default: as trained)")

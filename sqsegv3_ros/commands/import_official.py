@@ -13,7 +13,7 @@ KITTI_SENSOR_HEIGHT_M = 1.73  # height above ground of the Velodyne on KITTI's c
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="checkpoint folder: arch_cfg.yaml, data_cfg.yaml, backbone, ..."
     )

@@ -23,11 +23,11 @@ _SHOWN_PROBLEMS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
-    model = "model file, name of a shipped model (default: default), or SemanticKITTI root"
+    """Add the options of the command."""
+    model = "model file, name of a shipped model (default: default), or folder of SemanticKITTI"
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL|ROOT", help=model)
     add_json(parser)
-    complete = "the root must be the whole SemanticKITTI: every scan of sequences 00 to 10, with labels"
+    complete = "the folder must be the whole SemanticKITTI: every scan of sequences 00 to 10, with labels"
     parser.add_argument("--complete", action="store_true", help=complete)
     runtime = (
         "load and compile the network, and print its backend, device and precision on this machine; implied by "
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     path = find_model(args.model)
     info = read_info(path)
     if args.legend is not None:
-        from sqsegv3_ros.evaluation.pictures import encode_png
-        from sqsegv3_ros.evaluation.scan_picture import draw_legend
+        from sqsegv3_ros.viewing.pictures import encode_png
+        from sqsegv3_ros.viewing.scan_picture import draw_legend
 
         refuse_existing(args.legend, args.force)
         write_atomically(args.legend, encode_png(draw_legend(info.labels)))

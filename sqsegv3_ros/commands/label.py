@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sqsegv3 label`: label scans, SemanticKITTI roots and bags, on this machine or a Ray cluster."""
+"""`sqsegv3 label`: label scans, SemanticKITTI data sets and bags, on this machine or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ _ON_ERROR = ("fail", "skip-cloud", "quarantine")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     inputs = (
-        "point-cloud files (docs/files.md), SemanticKITTI roots, ROS 1 or ROS 2 bags, or folders of these; "
-        "paths, or URLs such as s3://bucket/archive and sftp://host/archive of .bin scans, roots and bags"
+        "point-cloud files (docs/files.md), SemanticKITTI data sets, ROS 1 or ROS 2 bags, or folders of these; "
+        "paths, or URLs such as s3://bucket/archive and sftp://host/archive of .bin scans, data sets and bags"
     )
     parser.add_argument("input", nargs="*", metavar="INPUT", help=inputs)
     output = (
         "output folder or URL: DIR/<name>.label for a file, DIR/<name>/NNNNNN.label for an Ouster recording, "
-        "DIR/sequences/NN/predictions/<stem>.label for a root (raw ids, uint32), DIR/<name> for a bag, with labelled "
-        "clouds and all other messages unchanged; DIR/manifest.jsonl lists what was done, and a second call "
+        "DIR/sequences/NN/predictions/<stem>.label for a data set (raw ids, uint32), DIR/<name> for a bag, with "
+        "labelled clouds and all other messages unchanged; DIR/manifest.jsonl lists what was done, and a second call "
         "resumes from it"
     )
     parser.add_argument("--output", metavar="DIR", help=output)
     add_format(parser)
-    parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences of the roots (default: all)")
+    parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences of the data sets (default: all)")
     parser.add_argument("--force", action="store_true", help="overwrite existing outputs and start a new manifest")
     parser.add_argument("--shard", metavar="I/N", help="label only shard I of N of the inputs, I from 1 to N")
     on_error = (
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     _add_cluster_options(parser)
     summary = parser.add_argument_group("summary")
-    text = "print what the manifests of a run say, and label nothing"
+    text = "summarize the manifests of a run; label nothing"
     summary.add_argument("--summary", nargs="+", metavar="MANIFEST", help=text)
 
 
@@ -165,12 +165,12 @@ def _label(
         print(f"sqsegv3 label: {source}: {warning}{more}", file=sys.stderr)
     if unlabelled:
         where = f"`sqsegv3 label --summary {manifest.location}` lists them"
-        print(f"sqsegv3 label: {_count(unlabelled, 'input')} not or not fully labelled; {where}", file=sys.stderr)
+        print(f"sqsegv3 label: {_count(unlabelled, 'input')} not labelled completely; {where}", file=sys.stderr)
     text = f"labelled {_count(counts['clouds'], 'scan')}{earlier} with {settings.model_name} ({settings.runtime()})"
     print_results(args, f"{text}: {args.output}", {**results, **counts, "warnings": warnings})
     if counts[FAILED]:
         failed = _count(counts[FAILED], "input")
-        raise OperationError(f"{failed} failed for reasons that may pass; the same call tries again")
+        raise OperationError(f"{failed} failed, possibly for a transient reason; run the same command again to retry")
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several verbs share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_json(parser: argparse._ActionsContainer) -> None:
 
 
 class _JsonOutput(argparse.Action):
-    """Stores the path of --json, and refuses before the work one that would replace an input or cannot be written."""
+    """Store the path of --json; refuse early a path that would replace an input or cannot be written."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, path: Any, _: Any = None
@@ -82,7 +82,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def model_results(path: Path, info: ModelInfo) -> dict[str, Any]:
-    """Return what --json says of an exported model file."""
+    """Return the --json results for an exported model file."""
     return {
         "output": str(path),
         "name": info.name,

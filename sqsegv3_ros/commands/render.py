@@ -16,17 +16,18 @@ from sqsegv3_ros.data.point_files import FileCloud, PointFile, find_point_files,
 from sqsegv3_ros.data.rosbag_reader import is_bag
 from sqsegv3_ros.data.semantic_kitti import find_scans, is_dataset, read_known_labels
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.pictures import encode_png
-from sqsegv3_ros.evaluation.scan_picture import draw_scan
 from sqsegv3_ros.files import write_atomically
+from sqsegv3_ros.viewing.pictures import encode_png
+from sqsegv3_ros.viewing.scan_picture import draw_scan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
-    source = "point-cloud file, folder of such files, or SemanticKITTI root"
+    """Add the options of the command."""
+    source = "point-cloud file, folder of such files, or SemanticKITTI data set"
     parser.add_argument("input", type=Path, metavar="INPUT", help=source)
     scan = (
-        "scan to draw (default: the first): NN/SCAN of a root, a file's path in a folder without suffix, or NAME/NNNNNN"
+        "scan to draw (default: the first): NN/SCAN of a data set, a file's path in a folder without suffix, or "
+        "NAME/NNNNNN"
     )
     parser.add_argument("--scan", metavar="NAME", help=f"{scan} of a recording")
     add_format(parser)
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _find_scan(source: Path, name: str | None, file_format: str | None) -> FileCloud:
     if is_bag(source):
-        raise UserError(f"{source} is a bag; convert it with `sqsegv3 convert {source} --output ROOT`")
+        raise UserError(f"{source} is a bag; convert it with `sqsegv3 convert {source} --output DIR`")
     for file in _files(source, name, file_format):
         if name is not None and not f"{name}/".startswith(f"{file.name}/"):
             continue
@@ -76,7 +77,7 @@ def _find_scan(source: Path, name: str | None, file_format: str | None) -> FileC
 
 
 def _files(source: Path, name: str | None, file_format: str | None) -> Iterator[PointFile]:
-    """The files that may hold the scan. Those of a SemanticKITTI root are named NN/SCAN."""
+    """The files that may hold the scan. Those of a SemanticKITTI data set are named NN/SCAN."""
     if source.is_dir() and is_dataset(source):
         sequences = None if name is None else [name.partition("/")[0]]
         return (PointFile(s.path, "kitti", f"{s.sequence}/{s.stem}") for s in find_scans(source, sequences))

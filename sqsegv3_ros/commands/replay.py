@@ -12,13 +12,13 @@ from sqsegv3_ros.errors import OperationError, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
-    source = "ROS 1 bag (.bag), ROS 2 bag (folder, .mcap, .db3), or SemanticKITTI root (with sequences/NN/velodyne)"
-    parser.add_argument("source", type=Path, metavar="BAG|ROOT", help=source)
+    """Add the options of the command."""
+    source = "ROS 1 bag (.bag), ROS 2 bag (folder, .mcap, .db3), or SemanticKITTI data set (with sequences/NN/velodyne)"
+    parser.add_argument("source", type=Path, metavar="BAG|DATASET", help=source)
     parser.add_argument("--topic", metavar="T", help="topic of the bag (default: the only one with clouds)")
     parser.add_argument("--output-topic", metavar="T", help="topic to publish on (default: as recorded)")
-    parser.add_argument("--sequence", "--sequences", metavar="NN", help="sequence of the root")
-    labels = "add the field ground_truth to a root's clouds (default: if every scan has labels)"
+    parser.add_argument("--sequence", "--sequences", metavar="NN", help="sequence of the data set")
+    labels = "add the field ground_truth to a data set's clouds (default: if every scan has labels)"
     parser.add_argument("--labels", action=argparse.BooleanOptionalAction, help=labels)
     parser.add_argument("--rate", type=float, default=1.0, metavar="R", help="factor on the recorded rate (default: 1)")
     parser.add_argument("--loop", action="store_true", help="restart at the end, until interrupted")
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         from sqsegv3_ros.ros.replay_node import ReplaySettings, replay
     except ImportError as error:
         raise UserError(f"replay needs ROS 2: {error}") from error
-    from sqsegv3_ros.evaluation.replay import open_source
+    from sqsegv3_ros.data.replay import open_source
 
     settings = ReplaySettings(
         topic=args.output_topic,

@@ -15,16 +15,16 @@ from sqsegv3_ros.errors import UserError, require
 from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.dataset_evaluation import evaluate_dataset
 from sqsegv3_ros.evaluation.html_report import Sample, build_report, worst_samples
-from sqsegv3_ros.evaluation.pictures import require_pillow
 from sqsegv3_ros.evaluation.summary import read_summary
 from sqsegv3_ros.files import write_atomically
+from sqsegv3_ros.viewing.pictures import require_pillow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     evaluation = "file from 'sqsegv3 evaluate --json' (default: evaluate --dataset and --predictions first)"
     parser.add_argument("evaluation", nargs="?", metavar="EVALUATION.json", help=evaluation)
-    parser.add_argument("--dataset", metavar="ROOT", help="data set of the scans to show (default: as evaluated)")
+    parser.add_argument("--dataset", metavar="DIR", help="data set of the scans to show (default: as evaluated)")
     parser.add_argument("--predictions", metavar="DIR", help="their predictions (default: as evaluated)")
     parser.add_argument("--sequences", nargs="+", metavar="NN", help="sequences to evaluate (default: all)")
     add_label_set(parser)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sqsegv3 simulate`: simulate labelled LiDAR scans of synthetic scenes, as a SemanticKITTI tree or a bag."""
+"""`sqsegv3 simulate`: simulate labelled LiDAR scans of synthetic scenes, as a SemanticKITTI data set or a bag."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sqsegv3_ros.commands.options import add_json, print_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
+    """Add the options of the command."""
     from sqsegv3_ros.simulation.plans import SCENES
     from sqsegv3_ros.simulation.sensors import SENSORS
 
     parser.add_argument("--scans", type=int, required=True, metavar="N", help="number of scans")
-    parser.add_argument("--output", type=Path, metavar="ROOT", help="write sequences/NN/{velodyne,labels} below it")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write sequences/NN/{velodyne,labels} below it")
     parser.add_argument("--bag", type=Path, metavar="PATH", help="write an mcap bag with /velodyne_points and /clock")
     parser.add_argument("--sensor", choices=sorted(SENSORS), default="hdl64e", help="default: %(default)s")
     parser.add_argument("--scene", choices=SCENES, default="mixed", help="kind of street (default: %(default)s)")
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drive", action="store_true", help=drive)
     motion = "motion of the vehicle within a sweep: compensated, as in KITTI, or raw (default: %(default)s)"
     parser.add_argument("--motion", choices=("compensated", "raw"), default="compensated", help=motion)
-    parser.add_argument("--sequence", default="00", metavar="NN", help="sequence below ROOT (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="overwrite scans of other settings")
+    parser.add_argument("--sequence", default="00", metavar="NN", help="sequence below DIR (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="overwrite scans made with other settings")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel processes (default: 1)")
     add_json(parser)
 

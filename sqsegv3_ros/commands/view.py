@@ -29,11 +29,11 @@ from sqsegv3_ros.commands.options import (
 from sqsegv3_ros.data.point_files import PointFile, find_point_files, read_clouds
 from sqsegv3_ros.data.rosbag_reader import BagReader, is_bag
 from sqsegv3_ros.errors import UserError, require
-from sqsegv3_ros.pointcloud2 import CloudSettings, decode, to_remission
+from sqsegv3_ros.pointcloud2 import CloudSettings, decode, stamp_ns, to_remission
 
 if TYPE_CHECKING:
-    from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
     from sqsegv3_ros.inference.segmenter import Segmenter
+    from sqsegv3_ros.viewing.rerun_recording import RerunRecording
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,8 @@ class _Scan:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
-    source = "point-cloud file, folder of such files, SemanticKITTI root, or bag"
+    """Add the options of the command."""
+    source = "point-cloud file, folder of such files, SemanticKITTI data set, or bag"
     parser.add_argument("input", type=Path, metavar="INPUT", help=source)
     parser.add_argument("--save", type=Path, metavar="RRD", help="write a recording instead of starting the viewer")
     parser.add_argument("--force", action="store_true", help="overwrite an existing recording")
@@ -63,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label and show the clouds. Returns the exit code."""
-    from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
     from sqsegv3_ros.inference.settings import DEFAULTS, Settings
+    from sqsegv3_ros.viewing.rerun_recording import RerunRecording
 
     require(args.limit is None or args.limit > 0, "--limit", "1 or more", args.limit)
     if args.save is not None:
@@ -118,8 +118,7 @@ def _scans_of_bag(path: Path, topic: str | None, settings: CloudSettings) -> Ite
         for message in reader.messages(reader.cloud_topic(topic)):
             cloud = reader.cloud(message)
             decoded = decode(cloud, settings)
-            stamp = cloud.header.stamp
-            yield _Scan(decoded.points, decoded.rings, stamp_ns=stamp.sec * 10**9 + stamp.nanosec)
+            yield _Scan(decoded.points, decoded.rings, stamp_ns=stamp_ns(cloud.header))
 
 
 def _show(segmenter: Segmenter, scan: _Scan, number: int, recording: RerunRecording) -> float:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label sets, SemanticKITTI trees and rosbags."""
+"""Label sets, SemanticKITTI data sets, rosbags and point-cloud files, and their replay."""

@@ -54,7 +54,7 @@ def compressed_to_sequence(
 
     Args:
         files: The .npz files.
-        root: SemanticKITTI root to write to.
+        root: SemanticKITTI data set to write to.
         name: The sequence to write, two digits.
         settings: How to read the files.
         force: Overwrite an existing sequence.

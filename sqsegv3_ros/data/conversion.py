@@ -41,8 +41,8 @@ def sequence_to_bag(
     the sequence has poses, the Velodyne's pose at each scan is on /tf and that of the camera on /tf_static.
 
     Args:
-        root: SemanticKITTI root.
-        name: The sequence; None for the only one of the root.
+        root: SemanticKITTI data set.
+        name: The sequence; None for the only one of the data set.
         bag: Bag to write.
         storage: Its storage, mcap or sqlite3.
         topic: Topic of the clouds.
@@ -98,7 +98,7 @@ def bag_to_sequence(bag: Path, root: Path, name: str, settings: BagImport, *, fo
 
     Args:
         bag: The bag.
-        root: SemanticKITTI root to write to.
+        root: SemanticKITTI data set to write to.
         name: The sequence to write, two digits.
         settings: How to read the clouds.
         force: Overwrite an existing sequence.

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelClass, LabelSet
-from sqsegv3_ros.errors import UserError, missing_package
-from sqsegv3_ros.files import expand_home, share_folders
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import expand_home, read_yaml, share_folders
 
 _KEYS = ("name", "color", "from", "optional")
 
@@ -158,16 +158,7 @@ class LabelMap:
     @classmethod
     def from_yaml(cls, path: Path) -> LabelMap:
         """Read a file; its stem is the map's name. Raises UserError, naming the file, if it cannot be used."""
-        try:
-            import yaml
-        except ImportError as error:
-            raise missing_package("PyYAML", "reading a label map", "tools") from error
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read label map {path}: {error.strerror or error}") from error
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"label map {path} is not valid YAML: {error}") from error
+        data = read_yaml(path, "label map")
         try:
             return cls.from_dict(data, path.stem)
         except UserError as error:

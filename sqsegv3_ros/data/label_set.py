@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sqsegv3_ros.errors import UserError, missing_package
-from sqsegv3_ros.files import expand_home
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import read_yaml
 
 SEMANTIC_ID_MASK = 0xFFFF  # raw id in the lower 16 bits of a value of a .label file; the upper 16 are the instance
 
@@ -224,16 +224,7 @@ class LabelSet:
     @classmethod
     def from_yaml(cls, path: str | Path) -> LabelSet:
         """Read a YAML file in the format of SemanticKITTI (`from_config`). Raises UserError if it cannot be used."""
-        try:
-            import yaml
-        except ImportError as error:
-            raise missing_package("PyYAML", "reading a label configuration", "tools") from error
-        try:
-            data = yaml.safe_load(expand_home(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read label configuration {path}: {error.strerror or error}") from error
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"label configuration {path} is not valid YAML: {error}") from error
+        data = read_yaml(path, "label configuration")
         if not isinstance(data, Mapping):
             raise UserError(f"{path}: expected a YAML mapping, found {type(data).__name__}")
         try:

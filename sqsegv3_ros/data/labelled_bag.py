@@ -24,7 +24,7 @@ def folder_of(path: Path, labels: LabelSet) -> Path:
     changes. Concurrent processes wait for the one that makes it.
 
     Args:
-        path: SemanticKITTI root or bag.
+        path: SemanticKITTI data set or bag.
         labels: Classes of the field ground_truth.
 
     Raises:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import SEMANTIC_ID_MASK, LabelSet
-from sqsegv3_ros.errors import UserError, missing_package
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import read_yaml
 
 ClassSet = tuple[int, ...]
 """Labels of two or more classes, ascending."""
@@ -38,16 +39,7 @@ class PartialLabels:
         Raises:
             UserError: The file cannot be read or is malformed.
         """
-        try:
-            import yaml
-        except ImportError as error:
-            raise missing_package("PyYAML", "reading partial labels", "tools") from error
-        try:
-            data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read partial labels {path}: {error.strerror or error}") from error
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"partial labels {path} are not valid YAML: {error}") from error
+        data = read_yaml(path, "file of partial labels")
         entries = data.get("classes") if isinstance(data, Mapping) else None
         if not isinstance(entries, Mapping):
             raise UserError(f"partial labels {path}: expected a mapping 'classes' from raw ids to class names")

@@ -19,18 +19,18 @@ START_NS = 1_700_000_000 * 10**9  # stamp of the first scan: fixed, and far from
 _XYZI = {name: ("<f4", 4 * i) for i, name in enumerate(("x", "y", "z", "intensity"))}
 
 
-def _point_type(itemsize: int, **fields: tuple[str, int]) -> np.dtype[Any]:
+def point_type(itemsize: int, **fields: tuple[str, int]) -> np.dtype[Any]:
     """Make a point type: x, y, z, intensity as float32, then further fields as name=(type, byte offset)."""
     layout = {**_XYZI, **fields}
     formats, offsets = zip(*layout.values(), strict=True)
     return np.dtype({"names": list(layout), "formats": formats, "offsets": offsets, "itemsize": itemsize})
 
 
-POINT = _point_type(16)
-POINT_GROUND_TRUTH = _point_type(20, ground_truth=("u1", 16))
+POINT = point_type(16)
+POINT_GROUND_TRUTH = point_type(20, ground_truth=("u1", 16))
 # raw_label: the data set's own value with raw id and instance, so that a conversion and back loses nothing
-POINT_RAW_LABEL = _point_type(24, raw_label=("<u4", 16), ground_truth=("u1", 20))
-POINT_RING = _point_type(20, ring=("<u2", 16), ground_truth=("u1", 18))
+POINT_RAW_LABEL = point_type(24, raw_label=("<u4", 16), ground_truth=("u1", 20))
+POINT_RING = point_type(20, ring=("<u2", 16), ground_truth=("u1", 18))
 
 
 def structured_points(points: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

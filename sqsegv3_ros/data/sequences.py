@@ -71,11 +71,11 @@ def read_sequence(root: str | Path, name: str | None = None) -> Sequence:
     """Read the stamps, poses and calibration of a sequence.
 
     Args:
-        root: SemanticKITTI root.
-        name: The sequence; None for the only one of the root.
+        root: SemanticKITTI data set.
+        name: The sequence; None for the only one of the data set.
 
     Raises:
-        UserError: A file is missing or does not fit the scans, or the root has several sequences and `name` is None.
+        UserError: A file is missing or does not fit the scans, or there are several sequences and `name` is None.
     """
     scans = find_scans(root, None if name is None else [name])
     present = sorted({scan.sequence for scan in scans})

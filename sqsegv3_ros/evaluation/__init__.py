@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of predicted labels, and pictures and reports of them."""
+"""Evaluation of predicted labels, live and offline, and reports of them."""

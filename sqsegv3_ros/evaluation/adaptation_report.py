@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelSet
-from sqsegv3_ros.evaluation import pictures
 from sqsegv3_ros.evaluation.html_report import FOLDER, View, environment
 from sqsegv3_ros.inference.range_image import ProjectionConfig
+from sqsegv3_ros.viewing import pictures
 
 SMALLEST_SHARE = 0.0001  # of the points; classes below in all tables are left out
 

@@ -17,9 +17,8 @@ from sqsegv3_ros.data.rosbag_reader import BagReader, find_bags, is_bag
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.evaluator import Evaluator
-from sqsegv3_ros.evaluation.live_evaluation import format_stamp
 from sqsegv3_ros.files import progress
-from sqsegv3_ros.pointcloud2 import stamp_ns
+from sqsegv3_ros.pointcloud2 import format_stamp, stamp_ns
 
 LABEL_SET_NOTE = "sqsegv3_label_set"
 STRING_TYPE = "std_msgs/msg/String"

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.semantic_kitti import find_scans
 from sqsegv3_ros.errors import UserError, missing_package
-from sqsegv3_ros.evaluation import pictures
 from sqsegv3_ros.evaluation.dataset_evaluation import read_pair, scan_name
 from sqsegv3_ros.evaluation.metrics import ConfusionMatrix, Scores
 from sqsegv3_ros.evaluation.summary import band_title, percent
+from sqsegv3_ros.viewing import pictures
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -84,7 +84,7 @@ def worst_samples(
 
     Args:
         summary: Summary of the evaluation.
-        root: SemanticKITTI root of the scans.
+        root: SemanticKITTI data set of the scans.
         predictions: Folder of predictions.
         count: Number of scans.
 

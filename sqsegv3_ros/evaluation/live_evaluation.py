@@ -6,7 +6,6 @@ Independent of ROS. Times are seconds of one monotonic clock.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import require
 from sqsegv3_ros.evaluation.border import BorderConfig
 from sqsegv3_ros.evaluation.evaluator import Evaluator
-from sqsegv3_ros.pointcloud2 import PointCloudLike
+from sqsegv3_ros.pointcloud2 import PointCloudLike, format_stamp
 
 
 @dataclass(frozen=True)
@@ -235,15 +234,3 @@ def titled_numbers(numbers: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         value = numbers[key]
         if value is not None:
             yield title, round(value, 3) if isinstance(value, float) else value
-
-
-def format_stamp(stamp_ns: int) -> str:
-    """Format a stamp in nanoseconds as seconds, '1600000000.100000000'."""
-    return f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d}"
-
-
-def stamp_of(cdr: bytes) -> int:
-    """Read the stamp, in nanoseconds, of a CDR message that begins with a header."""
-    order = "<" if cdr[1] & 1 else ">"
-    seconds, nanoseconds = struct.unpack_from(f"{order}iI", cdr, 4)
-    return int(seconds) * 10**9 + int(nanoseconds)

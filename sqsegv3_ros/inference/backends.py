@@ -177,7 +177,7 @@ def make_backend(model: ModelFile, runtime: Runtime, height: int, width: int) ->
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use this many CPU threads for an operation, and as many as before afterwards."""
+    """Limit torch to this many CPU threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -204,7 +204,7 @@ class TorchBackend:
 
 
 class GraphedBackend:
-    """A network on a CUDA device whose kernels are captured once and replayed, which saves launching each."""
+    """A network on a CUDA device, captured once as a CUDA graph and replayed."""
 
     def __init__(self, network: TorchBackend) -> None:
         self._network = network

@@ -97,14 +97,14 @@ def _intensity(remission: npt.NDArray[np.float32], expected: Expected) -> str:
 
 
 def _misfit(typical: float, high: float, mean: float, std: float) -> str:
-    """How a remission with this median and 99th percentile differs from the training data's."""
+    """Describe how a remission with this median and 99th percentile differs from the training data."""
     if typical > mean + 3 * std:
         return f"its median is {typical:.3g}"
     return f"it hardly exceeds {high:.3g}" if high < mean / 3 else ""
 
 
 def _suggested_scale(remission: npt.NDArray[np.float32], expected: Expected) -> str:
-    """The usual scale with which the intensity fits best, if it fits with one."""
+    """The common scale with which the intensity fits best, if any fits."""
     mean, std = expected.normalization.means[4], expected.normalization.stds[4]
     cloud = expected.cloud
     intensity = (np.maximum(remission, 0) / cloud.intensity_scale) ** (1 / cloud.intensity_exponent)

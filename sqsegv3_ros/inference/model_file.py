@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import pickle
 import struct
 import zipfile
@@ -222,19 +223,17 @@ def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
         UserError: The file is missing, truncated, damaged, of another kind or of another format version.
     """
     path = Path(path)
-    with _open(path) as file:
+    # a copy in memory: what is checked is what is loaded, whatever happens to the file
+    with open(os.memfd_create("model"), "w+b") as copy:
+        with _open(path) as file:
+            digest = _copy(file, copy, path)
+        if sha256 and digest != sha256.lower():  # before anything in it is parsed
+            raise UserError(f"model {path} has sha256 {digest}, expected {sha256.lower()}")
+        info = _read_info(path, copy)
         try:
-            data = file.read(MAX_FILE_BYTES)  # once: what is checked is what is loaded, whatever happens to the file
-        except OSError as error:
-            raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if sha256 and digest != sha256.lower():  # before anything in it is parsed
-        raise UserError(f"model {path} has sha256 {digest}, expected {sha256.lower()}")
-    info = _read_info(path, io.BytesIO(data))
-    try:
-        network = torchscript.load(io.BytesIO(data))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"model {path} is damaged, its network cannot be loaded: {last_line(error)}") from None
+            network = torchscript.load(copy)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"model {path} is damaged, its network cannot be loaded: {last_line(error)}") from None
     found = weights_sha256(network)
     if found != info.weights_sha256:
         raise UserError(
@@ -346,6 +345,18 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(f"model file {path} not found") from None
     except OSError as error:
         raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+
+
+def _copy(file: BinaryIO, copy: BinaryIO, path: Path) -> str:
+    """Copy a file. Returns its sha256."""
+    digest = hashlib.sha256()
+    try:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            copy.write(piece)
+    except OSError as error:
+        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 def _read_info(path: Path, file: BinaryIO) -> ModelInfo:

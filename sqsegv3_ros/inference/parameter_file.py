@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sqsegv3_ros.errors import UserError, missing_package
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import read_yaml
 from sqsegv3_ros.inference.settings import NODE_NAME, check_value, is_builtin
 
 
@@ -24,17 +25,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
         UserError: A parameter is unknown, of a wrong type or out of its range (names file and parameter), or the file
             has parameters of other nodes only.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise missing_package("PyYAML", "reading a parameter file", "tools") from error
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read parameter file {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"parameter file {path} is not valid YAML: {error}") from error
-    groups = list(_groups(tree))
+    groups = list(_groups(read_yaml(path, "parameter file")))
     if not groups:
         raise UserError(f"parameter file {path} has no ros__parameters; expected /**: {{ros__parameters: {{...}}}}")
     own = [group for node, group in groups if node == "/**" or node.rpartition("/")[2] == NODE_NAME]

@@ -298,7 +298,7 @@ def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
 
 
 def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
-    """The image as the network sees it: an empty pixel holds what the nearest filled one above or below holds.
+    """The image for the network: an empty pixel takes the values of the nearest filled one above or below.
 
     Args:
         image: The image; its points and the way back to them (`index`, `pixel`) stay as they are.
@@ -333,7 +333,7 @@ def restore(image_values: Tensor, image: RangeImage, fill: float = 0) -> Tensor:
 
 @lru_cache(64)
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A small float32 tensor, made once per device: to copy it there again would make the host wait."""
+    """A small float32 tensor, copied once per device, as each copy would make the host wait."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)
 

@@ -199,7 +199,7 @@ class Segmenter:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else torch_threads(1)
 
     def warm_up(self, points: int = 120_000) -> None:
-        """Run synthetic scans, so that the first real one is as quick as the others and what cannot run fails here.
+        """Run synthetic scans, so that the first real one is not slower and what cannot run fails here.
 
         Args:
             points: Points of a scan.
@@ -279,7 +279,7 @@ class _Folding:
 
 
 def _download(*tensors: Tensor) -> list[npt.NDArray[Any]]:
-    """The tensors as arrays. From a GPU they come side by side into pinned memory, and the host waits once."""
+    """The tensors as arrays. From a GPU they are copied together into pinned memory, and the host waits once."""
     if not tensors[0].is_cuda:
         return [tensor.numpy() for tensor in tensors]
     on_host = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
@@ -304,7 +304,7 @@ class _StageClock:
         return event
 
     def stop(self, stage: str) -> None:
-        """The stage ends here."""
+        """End the stage."""
         self._marks.append((stage, self._now()))
 
     def milliseconds(self) -> dict[str, float]:

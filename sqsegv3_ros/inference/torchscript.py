@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def no_deprecation_warnings() -> Iterator[None]:
-    """Hide torch's warnings of the end of TorchScript."""
+    """Hide torch's deprecation warnings about TorchScript."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", message=r".*torch\.jit", category=category)
@@ -57,9 +57,13 @@ def save(network: ScriptModule, file: BytesIO, extra: Mapping[str, bytes] | None
         torch.jit.save(network, file, _extra_files=dict(extra or {}))
 
 
-def load(file: BytesIO) -> ScriptModule:
+def load(file: BinaryIO) -> ScriptModule:
     """Read a network onto the CPU. Raises RuntimeError or ValueError if the file holds none."""
     import torch
 
+    source: str | BinaryIO = file
+    if not isinstance(file, BytesIO):
+        file.flush()
+        source = f"/proc/self/fd/{file.fileno()}"  # torch reads a path tensor by tensor, a file object thrice at once
     with no_deprecation_warnings():
-        return cast("ScriptModule", torch.jit.load(file, map_location="cpu"))
+        return cast("ScriptModule", torch.jit.load(source, map_location="cpu"))

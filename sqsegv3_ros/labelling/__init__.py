@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelling of scans, SemanticKITTI trees and rosbags."""
+"""Labelling of scans, SemanticKITTI data sets and rosbags."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelling of one job, a bag or a piece of a tree, and the loop over many."""
+"""Labelling of one job, a bag or part of a data set, and the loop over many."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class InputError(UserError):
 
 @dataclass
 class _Tally:
-    """What is counted over the clouds of a job."""
+    """Counts over the clouds of a job."""
 
     counts: npt.NDArray[np.int64]
     clouds: int = 0
@@ -122,7 +122,7 @@ def label_job(
     workspace: Workspace,
     on_cloud: OnCloud = lambda size: None,
 ) -> Record:
-    """Label a bag or a piece of a tree. An existing output is overwritten; an output is complete or absent.
+    """Label a bag or part of a data set. An existing output is overwritten; an output is complete or absent.
 
     Args:
         segmenter: Made by `settings.make_segmenter`.
@@ -282,7 +282,7 @@ def _poses(source: SweepSource, reader: BagReader) -> PoseSource:
 
 @contextmanager
 def _opened(source: Path) -> Iterator[BagReader]:
-    """A bag, opened; only errors of opening are the input's."""
+    """Open a bag; only errors of opening it are attributed to the input."""
     with ExitStack() as stack:
         with _input_errors(UNREADABLE):
             reader = stack.enter_context(BagReader(source))
@@ -296,12 +296,12 @@ def _messages(reader: BagReader) -> Iterator[BagMessage]:
 
 def _require_some(job: Job, tally: _Tally) -> None:
     if tally.skipped and not tally.clouds:
-        raise InputError(BAD_CLOUD, f"{job.input}: no cloud can be labelled, the first because: {tally.skipped[0]}")
+        raise InputError(BAD_CLOUD, f"{job.input}: no cloud can be labelled; the first: {tally.skipped[0]}")
 
 
 @contextmanager
 def _input_errors(reason: str, name: str = "", kinds: type[Exception] = UserError) -> Iterator[None]:
-    """Make errors those of the input. Inference may raise anything: one strange bag must not end a run of days."""
+    """Attribute errors to the input. Inference may raise anything: one odd bag must not end a run of days."""
     try:
         yield
     except InputError:
@@ -315,7 +315,7 @@ def _input_errors(reason: str, name: str = "", kinds: type[Exception] = UserErro
 
 @contextmanager
 def _conversion_errors() -> Iterator[None]:
-    """Make errors of writing a bag those of the input, unless the file system is their cause."""
+    """Attribute errors of writing a bag to the input, unless the file system is their cause."""
     try:
         yield
     except UserError as error:

@@ -163,6 +163,7 @@ class Manifest:
 
     def __enter__(self) -> Manifest:
         try:
+            self._made_folder = not self._folder.exists()
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a+b")
         except OSError as error:
@@ -183,8 +184,16 @@ class Manifest:
     ) -> None:
         with self._file:
             self._sync()
+        if error is not None and self._url is None and self._made_folder and self._is_all_there_is():
+            self._path.unlink()
+            self._folder.rmdir()
         with suppress(UserError) if error else nullcontext():  # the first error says more
             self._upload()
+
+    def _is_all_there_is(self) -> bool:
+        """Whether the folder holds nothing else and no outcome that a later run would use."""
+        failed = all(record.status == FAILED for record in self.records.values())
+        return failed and list(self._folder.iterdir()) == [self._path]
 
     def remaining(self, jobs: Iterable[Job], *, retry_quarantined: bool = False) -> list[Job]:
         """Select the jobs that are not done or whose input or output is not what was recorded.
@@ -206,7 +215,7 @@ class Manifest:
         return all(is_remote(path) or Path(path).exists() for path in job.outputs())
 
     def add(self, record: Record) -> None:
-        """Append a record. A crash of the process loses none, a power cut those of the last second.
+        """Append a record. A crash of the process loses none, a power failure those of the last second.
 
         Raises:
             UserError: The manifest cannot be written.
@@ -263,5 +272,5 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {old} there, {new} now")
+            found.append(f"{prefix}{key}: was {old}, now {new}")
     return found

@@ -23,7 +23,7 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.labelling.remote import is_remote, join, list_files
 
 SCANS_PER_JOB = 100
-_EXPECTED = "expected .bin scans, SemanticKITTI roots, bags or folders of bags"  # of URLs
+_EXPECTED = "expected .bin scans, SemanticKITTI data sets, bags or folders of bags"  # of URLs
 _SUFFIXES = {ROS1: ".bag", MCAP: ".mcap", SQLITE3: ".db3"}
 
 
@@ -90,10 +90,10 @@ def plan_jobs(
     """List the jobs of all inputs, in order, without opening bags.
 
     Args:
-        inputs: Paths or URLs of .bin scans, SemanticKITTI roots, bags and folders of bags; paths of point-cloud files
-            and folders of them.
+        inputs: Paths or URLs of .bin scans, SemanticKITTI data sets, bags and folders of bags; paths of point-cloud
+            files and folders of them.
         output: Folder for all outputs, a path or URL.
-        sequences: Sequences of the roots; None for all.
+        sequences: Sequences of the data sets; None for all.
         options: How to label bags.
         file_format: Format of point-cloud files; None to tell by the suffix.
 
@@ -124,7 +124,7 @@ def plan_jobs(
         if not is_remote(job.source) and Path(job.target).resolve() == Path(job.source).resolve() and job.is_bag:
             raise UserError(f"{job.source} would be overwritten by its own labels; choose another --output")
     if sequences and all(job.is_bag or not job.name.startswith("sequences/") for job in jobs):
-        raise UserError("--sequences selects sequences of a SemanticKITTI root, but no input is one")
+        raise UserError("--sequences selects sequences of a SemanticKITTI data set, but no input is one")
     if not any(job.is_bag for job in jobs) and options != BagOptions():
         raise UserError("--topic, --output-topic and --storage apply to bags, but no input is a bag")
     return list(jobs)

@@ -45,7 +45,7 @@ class Progress:
         self._show()
 
     def finish(self, record: Record) -> None:
-        """A job has ended."""
+        """Record the end of a job."""
         self._clouds_within, self._bytes_within = 0, 0.0
         self._finished += 1
         self._not_labelled += record.status != DONE

@@ -55,7 +55,7 @@ class Cluster:
 
 
 class Worker:
-    """What an actor does. It loads nothing before `prepare`.
+    """The actor that labels jobs. It loads nothing before `prepare`.
 
     Args:
         settings: Settings of the run.
@@ -133,7 +133,7 @@ def label_on_ray(
 
 
 class _Pool:
-    """Actors, the jobs that they have, and the jobs that wait."""
+    """Actors, their running jobs, and the waiting jobs."""
 
     def __init__(self, ray: Any, make_actor: Callable[[], Any], on_error: str, say: Callable[[str], None]) -> None:
         self._ray, self._make_actor, self._on_error, self._say = ray, make_actor, on_error, say
@@ -220,7 +220,7 @@ class _Pool:
             size=job.size,
             status=FAILED if self._on_error == FAIL else QUARANTINED,
             reason=reason,
-            error=f"{job.input}: {attempts} workers failed, the last because: {error}",
+            error=f"{job.input}: {attempts} workers failed; the last: {error}",
             attempts=attempts,
             finished=utc_now(),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a labelling run: resolved once by the driver, and complied with by every worker."""
+"""Settings of a labelling run: resolved once by the driver and followed by every worker."""
 
 from __future__ import annotations
 

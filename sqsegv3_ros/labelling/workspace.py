@@ -69,7 +69,7 @@ class Workspace:
         return local
 
     def target(self, job: Job) -> Path:
-        """Where the job's output is written on this machine."""
+        """The local path of the job's output."""
         return self.folder / "out" / job.target.rpartition("/")[2] if is_remote(job.target) else Path(job.target)
 
     def deliver(self, job: Job) -> None:

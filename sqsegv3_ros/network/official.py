@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqsegv3_ros.data.label_set import LabelSet
-from sqsegv3_ros.errors import UserError, missing_package
+from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.files import read_yaml
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
 from sqsegv3_ros.network.config import NetworkConfig
@@ -95,20 +96,13 @@ class _Settings:
     """A YAML file, read by dotted paths."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import yaml
-        except ImportError:
-            raise missing_package("PyYAML", "reading a checkpoint of the official release", "tools") from None
         self.path = path
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             raise UserError(
                 f"checkpoint {path.parent} has no {path.name}; a folder of the official release holds arch_cfg.yaml, "
                 f"data_cfg.yaml, {', '.join(FILES)}"
-            ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"cannot read {path}: {error}") from error
+            )
+        data = read_yaml(path, "configuration")
         if not isinstance(data, Mapping):
             raise UserError(f"{path}: expected a YAML mapping, found {type(data).__name__}")
         self.data: Mapping[str, Any] = data

@@ -17,7 +17,7 @@ from sqsegv3_ros.pointcloud2.decode import (
 from sqsegv3_ros.pointcloud2.encode import DEFAULT_OUTPUTS, OUTPUTS, LabelledCloudWriter, encode_filtered
 from sqsegv3_ros.pointcloud2.layout import REASONS, CloudError, Field, Layout, PointCloudLike, read_layout
 from sqsegv3_ros.pointcloud2.make import make_cloud
-from sqsegv3_ros.pointcloud2.stamp import stamp_ns
+from sqsegv3_ros.pointcloud2.stamp import format_stamp, read_stamp_ns, stamp_ns
 
 __all__ = [
     "DEFAULT_OUTPUTS",
@@ -33,9 +33,11 @@ __all__ = [
     "PointCloudLike",
     "decode",
     "encode_filtered",
+    "format_stamp",
     "make_cloud",
     "read_field",
     "read_layout",
+    "read_stamp_ns",
     "stamp_ns",
     "to_remission",
 ]

@@ -38,7 +38,7 @@ def offered_reliability(node: Node, topic: str, default: ReliabilityPolicy) -> R
 
 
 def subscribe_serialized(node: Node, topic: str, callback: Callable[[bytes], None]) -> Subscription:
-    """Subscribe to the serialized clouds of a topic that is published already, as reliably as it is offered.
+    """Subscribe to the serialized clouds of a published topic, with the reliability that is offered.
 
     The callback gets bytes because deserializing a cloud would delay the receipt time of the next one.
     """
@@ -47,7 +47,7 @@ def subscribe_serialized(node: Node, topic: str, callback: Callable[[bytes], Non
 
 
 def published_clouds(node: Node) -> list[str]:
-    """Return the PointCloud2 topics that are published, without those of nodes of this one's name."""
+    """Return the published PointCloud2 topics, except those of nodes with this node's name."""
     clouds = sorted(name for name, types in node.get_topic_names_and_types() if "sensor_msgs/msg/PointCloud2" in types)
     own = node.get_name()
     return [name for name in clouds if any(p.node_name != own for p in node.get_publishers_info_by_topic(name))]

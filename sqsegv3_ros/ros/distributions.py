@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rclpy does differently from one ROS distribution to the next. Every name later than Humble is handled here."""
+"""Differences of rclpy between ROS distributions. Names newer than Humble are used only here."""
 
 from __future__ import annotations
 

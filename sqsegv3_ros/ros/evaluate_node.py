@@ -30,9 +30,10 @@ from std_msgs.msg import String
 from sqsegv3_ros.data.label_map import load_label_map
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, format_stamp, stamp_of, titled_numbers
+from sqsegv3_ros.evaluation.live_evaluation import LiveEvaluation, Matcher, Pair, titled_numbers
 from sqsegv3_ros.evaluation.summary import format_summary, write_summary
 from sqsegv3_ros.files import expand_home
+from sqsegv3_ros.pointcloud2 import format_stamp, read_stamp_ns
 from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
 from sqsegv3_ros.ros.parameters import set_range
 from sqsegv3_ros.ros.qos import LATCHED
@@ -127,7 +128,7 @@ class EvaluateNode(Node):
     # ---- main loop -------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Subscribe and publish when it is time to.
+        """Subscribe and publish when due.
 
         Returns:
             Whether the evaluation is over.
@@ -189,12 +190,12 @@ class EvaluateNode(Node):
     def _match(self, add: Callable[[int, bytes, float], Pair | None], raw: bytes, topic: str) -> None:
         received_s = time.monotonic()
         with self._fatal_errors(f"a message on {topic}"):
-            pair = add(stamp_of(raw), raw, received_s)
+            pair = add(read_stamp_ns(raw), raw, received_s)
             if pair is not None:
                 try:
                     self._pairs.put_nowait(pair)
                 except queue.Full:
-                    self.get_logger().warning("the evaluation is slower than the labelling: one scan skipped")
+                    self.get_logger().warning("evaluation is slower than labelling: one scan skipped")
 
     def _on_label_set(self, message: String) -> None:
         with self._fatal_errors(f"the label set on {self._topics['input/label_set']}"):

@@ -12,39 +12,12 @@ import time
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from sqsegv3_ros.benchmark.layouts import LAYOUTS
+from sqsegv3_ros.data.ros2_messages import structured_points
 from sqsegv3_ros.pointcloud2 import make_cloud, stamp_ns
 
 NODE = "/sqsegv3"
-_F4, _U2, _U4 = np.float32, np.uint16, np.uint32
-_XYZ = {"x": (0, _F4), "y": (4, _F4), "z": (8, _F4)}
-# field name -> (offset, type) by point step, as published by KITTI players, Velodyne, PCL (padded) and Ouster
-LAYOUTS: dict[int, dict[str, tuple[int, Any]]] = {
-    16: {**_XYZ, "intensity": (12, _F4)},
-    22: {**_XYZ, "intensity": (12, _F4), "ring": (16, _U2), "time": (18, _F4)},
-    32: {**_XYZ, "intensity": (16, _F4), "ring": (20, _U2), "time": (24, _F4)},
-    48: {**_XYZ, "intensity": (16, _F4), "t": (20, _U4), "reflectivity": (24, _U2), "range": (32, _U4)},
-}
-
-
-def structured(points: npt.NDArray[np.float32], step: int) -> npt.NDArray[Any]:
-    """Arrange points in one of LAYOUTS.
-
-    Args:
-        points: (N, 4) x, y, z, intensity.
-        step: Bytes of a point.
-
-    Returns:
-        (N,) structured points; the other fields are 0.
-    """
-    fields = LAYOUTS[step]
-    layout: Any = {"names": list(fields), "itemsize": step}
-    layout["offsets"], layout["formats"] = zip(*fields.values(), strict=True)
-    result = np.zeros(len(points), np.dtype(layout))
-    for column, name in enumerate(("x", "y", "z", "intensity")):
-        result[name] = points[:, column]
-    return result
 
 
 class Load:
@@ -110,7 +83,7 @@ class Load:
             PointCloud2, f"{NODE}/input/points", QoSProfile(depth=1, reliability=policy)
         )
         try:
-            cloud = make_cloud(structured(synthetic_scan(points), step), PointCloud2, PointField)
+            cloud = make_cloud(structured_points(synthetic_scan(points), LAYOUTS[step]), PointCloud2, PointField)
             cloud.header.frame_id = "velodyne"
             end = time.monotonic() + 30
             while publisher.get_subscription_count() == 0 and time.monotonic() < end:
@@ -171,7 +144,7 @@ class Load:
 
 
 def _publish_at(moment: float, publisher: Any, cloud: Any) -> float:
-    """Publish the cloud at a moment, stamped and marked with the time. Returns the delay in ms."""
+    """Publish the cloud at a given time, stamped and marked with it. Returns the delay in ms."""
     time.sleep(max(0.0, moment - time.monotonic()))
     now = time.monotonic_ns()
     cloud.header.stamp.sec, cloud.header.stamp.nanosec = divmod(now, 10**9)

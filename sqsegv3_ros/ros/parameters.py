@@ -18,7 +18,7 @@ def overrides(node: Node) -> dict[str, Any]:
 
 
 def declare(node: Node, settings: Settings, *, of_model: bool) -> None:
-    """Declare parameters with their values in the settings, described and ranged.
+    """Declare parameters with descriptions, ranges and their values in the settings.
 
     Args:
         node: The node.
@@ -45,7 +45,7 @@ def explain_fixed(name: str) -> str:
 
 
 def set_range(descriptor: ParameterDescriptor, kind: type, low: float, high: float, step: int = 0) -> None:
-    """Set the lowest and the highest value of a number; the step is for integers, 0: any."""
+    """Set the range of a number; `step` is for integers, 0: any."""
     if kind is float:
         descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
     else:

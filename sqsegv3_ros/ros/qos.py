@@ -7,4 +7,4 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 OUTPUT = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-"""For what is published once: a subscriber that comes later receives it, too."""
+"""For messages that are published once: late subscribers receive them too."""

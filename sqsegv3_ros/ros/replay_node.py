@@ -20,10 +20,9 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
+from sqsegv3_ros.data.replay import Player, Report, Source, TimedCloud
 from sqsegv3_ros.errors import OperationError
-from sqsegv3_ros.evaluation.live_evaluation import stamp_of
-from sqsegv3_ros.evaluation.replay import Player, Report, Source, TimedCloud
-from sqsegv3_ros.pointcloud2 import make_cloud
+from sqsegv3_ros.pointcloud2 import make_cloud, read_stamp_ns
 from sqsegv3_ros.process import use_fastdds_profile
 from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
 from sqsegv3_ros.ros.signals import stop_on_signals
@@ -124,7 +123,7 @@ class _CloudPublisher:
             stamp = Time(sec=cloud.time_ns // 10**9, nanosec=cloud.time_ns % 10**9)
             message = make_cloud(cloud.points, PointCloud2, PointField, Header(stamp=stamp, frame_id=cloud.frame))
         if self._follower is not None:
-            self._follower.expect(stamp_of(message) if isinstance(message, bytes) else cloud.time_ns)
+            self._follower.expect(read_stamp_ns(message) if isinstance(message, bytes) else cloud.time_ns)
         self._clouds.publish(message)
 
     def _publish_clock(self, time_ns: int) -> None:
@@ -146,7 +145,7 @@ class _CloudPublisher:
         return self._stop.wait(SETTLE_S) if count or self._follower is not None else False
 
     def _wait_for_delivery(self) -> None:
-        """Keep the process alive until the last clouds are delivered; they would be lost with it."""
+        """Keep the process alive until the last clouds are delivered."""
         if self._settings.reliable:
             self._clouds.wait_for_all_acked(Duration(seconds=DELIVERY_S))
         self._stop.wait(LINGER_S)
@@ -189,5 +188,5 @@ class _Follower:
         self._executor.shutdown(timeout_sec=1)
 
     def _on_cloud(self, raw: bytes) -> None:
-        if stamp_of(raw) == self._expected_ns:
+        if read_stamp_ns(raw) == self._expected_ns:
             self._expected_ns = None

@@ -20,11 +20,11 @@ from std_msgs.msg import Header, String
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.rerun_recording import RerunRecording
 from sqsegv3_ros.files import expand_home
 from sqsegv3_ros.pointcloud2 import CloudError, CloudSettings, decode, read_field, read_layout, stamp_ns
 from sqsegv3_ros.ros import qos
 from sqsegv3_ros.ros.signals import stop_on_signals
+from sqsegv3_ros.viewing.rerun_recording import RerunRecording
 
 # below the namespace of this node, as those of the segmentation node are
 OUTPUT = "sqsegv3/output"
@@ -49,7 +49,7 @@ class RerunNode(Node):
         given = self.get_parameter("recording").value
         path = expand_home(given) if given else None
         if path is not None and path.exists():
-            raise UserError(f"recording {path} already exists; choose another file, or move that one away")
+            raise UserError(f"recording {path} already exists; choose another file, or move it away")
         self.recording = RerunRecording(path)
         self._scan, self._time_ns = -1, -1
         self.create_subscription(PointCloud2, f"{OUTPUT}/points", self._on_cloud, qos.OUTPUT)
@@ -83,7 +83,7 @@ class RerunNode(Node):
         self.recording.log_label_image(np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3))
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
-        """Record the medians of the last seconds, by stage and in all."""
+        """Record the medians of the last seconds, per stage and total."""
         for status in array.status:
             if status.name == f"{self._segment_node}: processing" and self._scan >= 0:
                 medians = {p.key.removesuffix("_p50_ms"): float(p.value) for p in status.values if "_p50_ms" in p.key}
@@ -91,7 +91,7 @@ class RerunNode(Node):
                     self.recording.log_latency({"total": medians.pop("latency"), **medians})
 
     def _set_scan(self, header: Header) -> None:
-        """Put the following data at the scan with this stamp: cloud and images of a scan come one by one."""
+        """Log the following data for the scan with this stamp: cloud and images arrive one by one."""
         time_ns = stamp_ns(header)
         if time_ns != self._time_ns:
             self._scan, self._time_ns = self._scan + 1, time_ns

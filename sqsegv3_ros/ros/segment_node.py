@@ -95,7 +95,7 @@ class SegmentNode(LifecycleNode):
             self._diagnostics.dropped_newer_available()
 
     def _process(self, item: tuple[PointCloud2, float, Extrinsics | None]) -> None:
-        """Label a cloud on the worker's thread. Whatever it raises is reported, as the next cloud may be good."""
+        """Label a cloud on the worker's thread. Report any error, as the next cloud may be usable."""
         diagnostics = self._diagnostics  # an activation replaces it
         diagnostics.started(time.monotonic())
         try:

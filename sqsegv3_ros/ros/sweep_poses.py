@@ -40,7 +40,7 @@ class SweepPoses:
         self._source = _Odometry(node, topic) if topic else _Tf(node, frame)
 
     def find(self, header: Any) -> Pose:
-        """Return the pose of a cloud's sensor, after waiting for it for a moment. Called by the worker's thread.
+        """Wait briefly for the pose of a cloud's sensor and return it. Called on the worker's thread.
 
         Args:
             header: The cloud's header.

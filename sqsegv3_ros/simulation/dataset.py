@@ -111,7 +111,7 @@ def simulate(
 
     Args:
         settings: What to simulate.
-        output: SemanticKITTI root to write to. Scans of an interrupted run with the same settings are kept.
+        output: SemanticKITTI data set to write to. Scans of an interrupted run with the same settings are kept.
         bag: ROS 2 bag to write.
         sequence: Sequence to write below `output`, two digits.
         force: Overwrite scans of other settings, and an existing bag.

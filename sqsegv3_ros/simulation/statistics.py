@@ -69,7 +69,7 @@ class ScanStatistics:
 
 
 def count_scans(root: Path, sequences: list[str] | None = None) -> ScanStatistics:
-    """Sum over the labelled scans of a root.
+    """Sum over the labelled scans of a data set.
 
     Raises:
         UserError: There are no scans, or labels do not fit.
@@ -189,8 +189,8 @@ def draw_figures(real: ScanStatistics, simulated: ScanStatistics, folder: Path) 
 def main(arguments: list[str] | None = None) -> int:
     """Run the script. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Compare the statistics of simulated scans with those of real ones.")
-    parser.add_argument("real", type=Path, help="SemanticKITTI root with labels")
-    parser.add_argument("simulated", type=Path, help="SemanticKITTI root from `sqsegv3 simulate`")
+    parser.add_argument("real", type=Path, help="SemanticKITTI data set with labels")
+    parser.add_argument("simulated", type=Path, help="SemanticKITTI data set from `sqsegv3 simulate`")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for statistics.md and the figures"
     )

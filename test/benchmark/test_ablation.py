@@ -6,6 +6,8 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sqsegv3_ros.benchmark.ablation import latency
 from sqsegv3_ros.benchmark.ablation.variants import VARIANTS
 from sqsegv3_ros.benchmark.work import count
 from sqsegv3_ros.cli import main
+from sqsegv3_ros.inference.backends import Runtime
 from sqsegv3_ros.network.config import NetworkConfig
 
 
@@ -46,11 +49,17 @@ def test_squeezing_counts_once_for_an_image_and_not_for_each_pixel() -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """The JSON of a run with small blocks, and its folder."""
+    """The JSON of a run that times small blocks and small networks, and its folder."""
     folder = tmp_path_factory.mktemp("ablate")
+    measure_exported = functools.partial(latency.measure_exported, height=4, width=32)
+
+    def measure_small(networks: Mapping[str, NetworkConfig], runtime: Runtime, repeat: int) -> Any:
+        small = {name: replace(config.scaled(1 / 8), blocks=(1,) * 5) for name, config in networks.items()}
+        return measure_exported(small, runtime, repeat)
+
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("measure_blocks", "measure_exported"):
-            patch.setattr(latency, name, functools.partial(getattr(latency, name), height=4, width=32))
+        patch.setattr(latency, "measure_blocks", functools.partial(latency.measure_blocks, height=4, width=32))
+        patch.setattr(latency, "measure_exported", measure_small)
         options = ["--width", "512", "--repeat", "2", "--json", folder / "a.json", "--markdown", folder / "a.md"]
         assert main(["ablate", *map(str, options), "--png", str(folder / "a.png")]) == 0
     return json.loads((folder / "a.json").read_text()), folder

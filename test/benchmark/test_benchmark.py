@@ -356,7 +356,6 @@ def test_a_child_that_fails_says_why() -> None:
         (["--device", "cuda", "--compare", "reference"], "--device cpu"),
         (["--compare", "reference,tensorrt"], "any of reference, onnxruntime, openvino, found 'tensorrt'"),
         (["--device", "cpu", "--cuda-graph"], "cuda_graph requires a CUDA device"),
-        (["--width", "100"], "multiple of 8"),
         (["--load", "--plot", "a.png"], "--plot cannot be used here"),
     ],
 )

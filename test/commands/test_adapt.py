@@ -29,7 +29,7 @@ SCANS = 10
 
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Sweeps of a VLP-16 in different streets, as a SemanticKITTI root and as a bag."""
+    """Sweeps of a VLP-16 in different streets, as a SemanticKITTI data set and as a bag."""
     folder = tmp_path_factory.mktemp("drive")
     settings = SimulationSettings(SCANS, "vlp16", scene="highway", seed=5)
     list(simulate(settings, folder / "root", folder / "bag"))

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from sqsegv3_ros.cli import VERBS, main
+from sqsegv3_ros.cli import COMMANDS, main
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.data.semantic_kitti import read_labels, write_scan
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.range_image import ProjectionConfig
 from sqsegv3_ros.inference.segmenter import Segmenter
+
+TORCH = ("--backend", "torch")  # loads fastest
 
 
 def scan(seed: int = 0, count: int = 2000) -> np.ndarray:
@@ -69,10 +71,11 @@ def test_knn_settings_change_the_labels_and_come_from_the_model_unless_given(
 ) -> None:
     path = root / "sequences/03/velodyne/000000.bin"
     for name, options in (("own", ()), ("off", ("--knn", "off")), ("7", ("--knn-search", "7", "--knn-k", "7"))):
-        assert call("label", "--model", small_model, path, "--output", tmp_path / name, *options) == 0
-    points = scan(2)
+        assert call("label", "--model", small_model, path, "--output", tmp_path / name, *TORCH, *options) == 0
+    segmenter, points = Segmenter(small_model, backend="torch"), scan(2)
     for name, knn in (("own", KnnConfig()), ("off", KnnConfig("off")), ("7", KnnConfig("safe", 7, 7))):
-        expected = SEMANTIC_KITTI.to_raw(Segmenter(small_model, knn=knn).segment(points).labels)
+        segmenter.knn = knn
+        expected = SEMANTIC_KITTI.to_raw(segmenter.segment(points).labels)
         np.testing.assert_array_equal(read_labels(tmp_path / name / "000000.label"), expected)
 
 
@@ -88,7 +91,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
         "/**: {ros__parameters: {extrinsics: {yaw_deg: 90.0}, projection: {height: 32, fov_up_deg: 20.0}}}"
     )
     own.write_text("/**: {ros__parameters: {extrinsics: {yaw_deg: 0.0}, projection: {fov_up_deg: 40.0}}}")
-    arguments = ("label", tmp_path / "raw.bin", "--model", small_model, "--force")
+    arguments = ("label", tmp_path / "raw.bin", "--model", small_model, *TORCH, "--force")
 
     assert call(*arguments, "--output", tmp_path / "a") == 0
     assert f"{tmp_path}/raw.bin: intensity does not fit: its median is" in capsys.readouterr().err
@@ -104,7 +107,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
 
     raw[:, 3] /= 256
     projection = ProjectionConfig(width=256, height=32, fov_up_deg=40.0)
-    expected = SEMANTIC_KITTI.to_raw(Segmenter(small_model, projection=projection).segment(raw).labels)
+    expected = SEMANTIC_KITTI.to_raw(Segmenter(small_model, projection=projection, backend="torch").segment(raw).labels)
     np.testing.assert_array_equal(read_labels(tmp_path / "b" / "raw.label"), expected)
     assert (read_labels(tmp_path / "a" / "raw.label") != expected).any()
     assert (read_labels(tmp_path / "c" / "raw.label") == expected).mean() > 0.99  # roots round
@@ -129,7 +132,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
         (("label", "{scan}", "--output", "{out}", "--intensity-field", "i"), "all inputs are .bin scans"),
         (("inspect", "{missing}"), "missing not found"),
         (("paint",), "invalid choice"),
-        ((), "VERB"),
+        ((), "COMMAND"),
     ],
 )
 def test_wrong_use_exits_with_2_and_a_message_without_a_traceback(
@@ -187,7 +190,7 @@ def test_inspect_draws_a_legend_of_the_models_classes(
     assert call("inspect", small_model, "--legend", picture, "--force") == 0
 
 
-def test_the_help_lists_every_verb_and_imports_no_heavy_library() -> None:
+def test_the_help_lists_every_command_and_imports_no_heavy_library() -> None:
     program = (
         "import sys; from sqsegv3_ros.cli import main; code = main(['--help']); "
         "print([m for m in ('torch', 'numpy', 'rclpy', 'yaml') if m in sys.modules]); sys.exit(code)"
@@ -196,11 +199,11 @@ def test_the_help_lists_every_verb_and_imports_no_heavy_library() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0
     assert done.stdout.rstrip().endswith("[]")
-    for verb in VERBS:
-        assert verb in done.stdout
+    for command in COMMANDS:
+        assert command in done.stdout
 
 
-def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in VERBS:
-        assert main([verb, "--help"]) == 0, verb
-        assert f"sqsegv3 {verb}" in capsys.readouterr().out
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        assert main([command, "--help"]) == 0, command
+        assert f"sqsegv3 {command}" in capsys.readouterr().out

@@ -27,7 +27,7 @@ def numbers_in(text: str) -> list[float]:
 
 @pytest.fixture
 def numbers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Numbers:
-    """Run a verb twice; return its JSON and the numbers in its text. FILE and - must give the same JSON."""
+    """Run a command twice; return its JSON and the numbers in its text. FILE and - must give the same JSON."""
 
     def run(*arguments: object) -> tuple[dict[str, Any], list[float]]:
         words, file = [str(argument) for argument in arguments], tmp_path / "results" / "numbers.json"

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from sqsegv3_ros.cli import VERBS, main
+from sqsegv3_ros.cli import COMMANDS, main
 
 needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 
@@ -25,14 +25,10 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pytest.importorskip("shtab", reason="needs shtab: pip install 'sqsegv3_ros[tools]'")
     folder = tmp_path_factory.mktemp("completion")
     paths = {}
-    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": python_path}
     for shell in ("bash", "zsh"):
-        command = (sys.executable, "-m", "sqsegv3_ros.cli", "--print-completion", shell)
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
         paths[shell] = folder / ("_sqsegv3" if shell == "zsh" else "sqsegv3.bash")
-        paths[shell].write_text(done.stdout)
+        with paths[shell].open("w") as script, redirect_stdout(script):
+            assert main(["--print-completion", shell]) == 0
     return paths
 
 
@@ -61,10 +57,10 @@ def zsh(script: Path, folder: Path, line: str, last: str) -> str:
     return done.stdout
 
 
-def test_bash_completes_verbs_options_choices_and_files(scripts: dict[str, Path], tmp_path: Path) -> None:
+def test_bash_completes_commands_options_choices_and_files(scripts: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "drive.pcd").write_text("")
     script = scripts["bash"]
-    assert bash(script, tmp_path, "") == set(VERBS)
+    assert bash(script, tmp_path, "") == set(COMMANDS)
     assert bash(script, tmp_path, "re") == {"render", "report", "replay"}
     assert {"--format", "--fov", "--force"} == bash(script, tmp_path, "render", "--fo")
     assert bash(script, tmp_path, "render", "--format", "n") == {"nuscenes", "npy"}
@@ -86,9 +82,9 @@ def test_bash_completes_the_settings_of_training(scripts: dict[str, Path], tmp_p
 
 
 @needs_zsh
-def test_zsh_completes_verbs_and_options(scripts: dict[str, Path], tmp_path: Path) -> None:
+def test_zsh_completes_commands_and_options(scripts: dict[str, Path], tmp_path: Path) -> None:
     shown = zsh(scripts["zsh"], tmp_path, "sqsegv3 re", "report")
-    assert all(verb in shown for verb in ("render", "report", "replay")), shown
+    assert all(command in shown for command in ("render", "report", "replay")), shown
     shown = zsh(scripts["zsh"], tmp_path, "sqsegv3 train --run.re", "--run.resume")
     assert "--run.resume" in shown or importlib.util.find_spec("lightning") is None, shown
     shown = zsh(scripts["zsh"], tmp_path, "sqsegv3 render --fo", "--fov")
@@ -153,17 +149,17 @@ def test_json_replaces_earlier_results(small_model: Path, tmp_path: Path, capsys
     assert json.loads(results.read_text())["name"] == "small-random"
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"demo", "render", "report", "train"}))
-def test_every_verb_that_measures_or_counts_has_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([verb, "--help"]) == 0
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"demo", "render", "report", "train"}))
+def test_every_command_that_measures_or_counts_has_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
     assert "--json FILE|-" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["label", "view"])
+@pytest.mark.parametrize("command", ["label", "view"])
 def test_help_says_that_intensity_parameters_do_not_apply_to_files(
-    verb: str, capsys: pytest.CaptureFixture[str]
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([verb, "--help"]) == 0
+    assert main([command, "--help"]) == 0
     assert "intensity settings apply to bags only" in " ".join(capsys.readouterr().out.split())
 
 
@@ -181,16 +177,15 @@ def test_debug_shows_the_traceback_and_keeps_message_and_exit_code(
 
 def test_debug_shows_the_traceback_of_training(tmp_path: Path) -> None:
     pytest.importorskip("lightning", reason="needs lightning: pip install 'sqsegv3_ros[train]'")
-
-    def train(*options: str) -> str:
-        """What it says, in a process of its own: Lightning logs to the standard error that it was imported with."""
-        arguments = ["train", "--data.root", str(tmp_path / "nowhere"), "--run.output", str(tmp_path / "run"), *options]
-        command = (sys.executable, "-m", "sqsegv3_ros.cli", *arguments)
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 2, done.stderr
-        return done.stderr
-
-    short, long = train(), train("--debug")
-    assert "Traceback" not in short and "nowhere" in short.splitlines()[-1]
-    assert "Traceback" in long and "UserError" in long and long.splitlines()[-1] == short.splitlines()[-1]
+    # in a process of its own: Lightning logs to the standard error that it was imported with
+    program = "import sys; from sqsegv3_ros.cli import main as m; a = sys.argv[1:]; print(m(a), m([*a, '--debug']))"
+    arguments = ("train", "--data.root", str(tmp_path / "nowhere"), "--run.output", str(tmp_path / "run"))
+    done = subprocess.run((sys.executable, "-c", program, *arguments), capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["2", "2"], done.stderr
+    short, _, long = done.stderr.partition("Traceback")
+    assert "UserError" in long
+    first, second = (
+        [line for line in text.splitlines() if line.startswith("sqsegv3 train: ")] for text in (short, long)
+    )
+    assert len(first) == 1 and "nowhere" in first[0] and second == first
     assert "\ndebug:" not in (tmp_path / "run" / "config.yaml").read_text()  # no setting of the run

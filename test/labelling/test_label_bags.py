@@ -28,11 +28,11 @@ FOUND = scans(2, 2000)
 
 @pytest.fixture(scope="module")
 def segmenter(small_model: Path) -> Segmenter:
-    return Segmenter(small_model)
+    return Segmenter(small_model, backend="torch")
 
 
 def call(*arguments: object) -> int:
-    return main([str(a) for a in arguments])
+    return main([*(str(a) for a in arguments), "--backend", "torch"])
 
 
 def xyzi(scan: np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -103,7 +103,11 @@ def test_a_parameter_file_labels_as_the_node_does_with_that_file(
     assert call("label", bag, "--output", tmp_path / "out", "--params", own) == 0
     cloud = clouds(tmp_path / "out" / "drive")[0]
     projection = ProjectionConfig(width=256, height=32, fov_up_deg=20.0)
-    expected = Segmenter(small_model, knn=KnnConfig("off"), projection=projection).segment(xyzi(FOUND[0])).labels
+    expected = (
+        Segmenter(small_model, knn=KnnConfig("off"), projection=projection, backend="torch")
+        .segment(xyzi(FOUND[0]))
+        .labels
+    )
     np.testing.assert_array_equal(read_field(cloud, "label"), expected)
     assert "rgb" not in [field.name for field in cloud.fields]
     for text, words in (
@@ -194,7 +198,7 @@ def test_an_unusable_cloud_is_named_and_leaves_no_bag(
     assert call("label", "--model", small_model, bag, "--output", tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert f"bag {bag}, cloud 2 of /lidar" in said and "'z'" in said
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["manifest.jsonl"]
+    assert not (tmp_path / "out").exists()
 
 
 @needs_shared

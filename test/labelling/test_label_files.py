@@ -43,7 +43,7 @@ def write_nuscenes(path: Path, seed: int) -> None:
 
 
 def label(model: Path, *arguments: object) -> int:
-    return main([str(argument) for argument in ("label", "--model", model, *arguments)])
+    return main([str(argument) for argument in ("label", "--backend", "torch", "--model", model, *arguments)])
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_files_of_a_folder_give_labels_in_their_order_and_place_and_can_be_evalu
     assert label(small_model, archive, "--output", out, "--intensity-scale", 1 / 256) == 0
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*.label"))
     assert written == ["day/a.label", "day/b.label", "night/c.label"]
-    segmenter = Segmenter(small_model)
+    segmenter = Segmenter(small_model, backend="torch")
     for seed, name in enumerate(("day/a", "day/b", "night/c")):
         expected = SEMANTIC_KITTI.to_raw(segmenter.segment(scan(seed)).labels)
         np.testing.assert_array_equal(read_labels(out / f"{name}.label"), expected)
@@ -81,7 +81,7 @@ def test_a_file_is_labelled_with_the_given_format_and_intensity(
     (archive / "night" / "c.pcd.bin").rename(plain)
     scale = ("--intensity-scale", 1 / 256)
     assert label(small_model, plain, "--output", tmp_path / "out", "--format", "nuscenes", *scale) == 0
-    segmenter = Segmenter(small_model)
+    segmenter = Segmenter(small_model, backend="torch")
     expected = SEMANTIC_KITTI.to_raw(segmenter.segment(scan(2)).labels)
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / "c.label"), expected)
 
@@ -99,6 +99,8 @@ def test_unusable_files_are_named_and_can_be_skipped(
     (archive / "day" / "a.npy").write_bytes(b"")
     assert label(small_model, archive, "--output", tmp_path / "out") == 2
     assert "day/a.npy cannot be read as npy: it is empty" in capsys.readouterr().err
+    assert label(small_model, archive / "day" / "a.npy", "--output", tmp_path / "alone") == 2
+    assert not (tmp_path / "alone").exists()
     assert label(small_model, archive, "--output", tmp_path / "some", "--on-error", "skip-cloud") == 0
     assert not (tmp_path / "some/day/a.label").exists()
     assert len(read_labels(tmp_path / "some/day/b.label")) == COUNT

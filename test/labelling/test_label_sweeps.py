@@ -57,12 +57,12 @@ def label(tmp_path: Path, source: Path, model: Path) -> int:
     params = tmp_path / "sweeps.yaml"
     params.write_text("/**: {ros__parameters: {sweeps: {count: 3}}}")
     options = ["--output", str(tmp_path / "labelled"), "--model", str(model), "--params", str(params)]
-    return main(["label", str(source), *options])
+    return main(["label", str(source), "--backend", "torch", *options])
 
 
 def test_the_labels_of_a_bag_are_voted_with_its_transforms(tmp_path: Path, small_model: Path) -> None:
     assert label(tmp_path, record(tmp_path / "drive", tf=True), small_model) == 0
-    segmenter, vote, changed = Segmenter(small_model), SweepVote(3, 20), 0
+    segmenter, vote, changed = Segmenter(small_model, backend="torch"), SweepVote(3, 20), 0
     with BagReader(tmp_path / "labelled/drive") as reader:
         for number, message in enumerate(reader.messages(TOPIC)):
             points, cloud = sweep(number), reader.cloud(message)

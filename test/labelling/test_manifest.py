@@ -69,7 +69,7 @@ def test_quarantine_goes_on_with_the_other_bags_and_skip_cloud_with_the_other_cl
 ) -> None:
     out = tmp_path / "out"
     assert label("--on-error", "quarantine") == 0
-    assert "2 inputs not or not fully labelled" in capsys.readouterr().err
+    assert "2 inputs not labelled completely" in capsys.readouterr().err
     _, found = records(out / "manifest.jsonl")
     reasons = {name: (r["status"], r["reason"]) for name, r in found.items()}
     assert reasons["cut"] == ("quarantined", "input cannot be read")
@@ -184,9 +184,9 @@ def test_other_settings_are_refused_once_labels_exist(
     assert label("--on-error", "quarantine", "--shard", "2/2") == 0
     before = (tmp_path / "out" / "manifest-2-of-2.jsonl").read_text()
     for options, words in (
-        (("--threads", 2), "runtime.threads: 1 there, 2 now"),
-        (("--knn", "off"), "parameters.knn.mode: None there, off now"),
-        (("--output-topic", "/x"), "bags.output_topic: None there, /x now"),
+        (("--threads", 2), "runtime.threads: was 1, now 2"),
+        (("--knn", "off"), "parameters.knn.mode: was None, now off"),
+        (("--output-topic", "/x"), "bags.output_topic: was None, now /x"),
     ):
         capsys.readouterr()
         assert label("--on-error", "quarantine", *options) == 2
@@ -237,7 +237,7 @@ def test_a_missing_package_ends_the_run_and_blames_no_input(
     arguments = ("label", tmp_path / "scan.las", "--model", small_model, "--output", out, *QUICK)
     assert call(*arguments, "--on-error", "quarantine") == 2
     assert "laspy" in capsys.readouterr().err
-    assert records(out / "manifest.jsonl")[1] == {}
+    assert not out.exists()
 
 
 def test_the_summary_counts_failures_classes_and_persons_over_all_shards(

@@ -40,7 +40,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def archive(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder bag, a bag that is one file, a truncated one, and a SemanticKITTI root, also on the server."""
+    """A folder bag, a bag that is one file, a truncated one, and a SemanticKITTI data set, also on the server."""
     root = tmp_path_factory.mktemp("local")
     (root / "bags" / "monday").mkdir(parents=True)
     record(root / "bags" / "monday" / "a", "sqlite3", {"/lidar": FOUND})

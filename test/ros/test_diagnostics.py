@@ -118,11 +118,13 @@ def test_a_cloud_that_is_stuck_is_an_error_until_it_is_finished() -> None:
     assert statuses(diagnostics, feed(diagnostics, now + 8, 0.1, 20.0))[1].level == OK
 
 
-def test_one_rejected_cloud_after_good_ones_is_a_warning() -> None:
+def test_one_rejected_cloud_after_good_ones_is_a_warning_for_ten_seconds() -> None:
     diagnostics = NodeDiagnostics(LIMITS, 0.0)
     now = feed(diagnostics, 0.0, 2, 20.0)
     diagnostics.rejected(now, "data_too_short", "data has 3 bytes")
     assert statuses(diagnostics, now)[0].level == WARN
+    assert statuses(diagnostics, feed(diagnostics, now, 9.5, 20.0))[0].level == WARN
+    assert statuses(diagnostics, feed(diagnostics, now, 11, 20.0))[0].level == OK
 
 
 def test_lateness_ends_with_a_break_of_the_input() -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live evaluation node as a process, with simulated and with real peers."""
+"""The live evaluation node with simulated peers, and as a process with real ones."""
 
 from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,15 @@ import sensor_msgs.msg as ros
 from clouds import layout
 from conftest import ROOT
 from live import LATCHED, RELIABLE, Client
-from programs import PythonProcess, depends_on_discovery, module, parameters, running, running_node, wait_until
+from programs import depends_on_discovery, module, parameters, running, running_node, wait_until
 from rclpy.serialization import serialize_message
 from std_msgs.msg import String
 
+from sqsegv3_ros.data.label_set import SEMANTIC_KITTI_MULTISCAN
 from sqsegv3_ros.pointcloud2 import make_cloud
+from sqsegv3_ros.ros import evaluate_node
 
 pytestmark = depends_on_discovery
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    client = Client()
-    yield client
-    client.close()
 
 
 def cloud(scan: np.ndarray, number: int) -> ros.PointCloud2:
@@ -55,15 +51,27 @@ class FakeNode:
         remaps = [f"~/input/ground_truth:={self.truth}", f"~/input/labelled:={self.labels}"]
         return [*parameters(**values), *(word for remap in remaps for word in ("-r", remap))]
 
-    def wait_for(self, evaluator: PythonProcess) -> None:
+    def wait_for(self, explain: Callable[[], Any] = lambda: "no subscriber") -> None:
         for publisher in self.publishers.values():
-            wait_until(lambda p=publisher: p.get_subscription_count() > 0, 30, lambda: evaluator.log)
+            wait_until(lambda p=publisher: p.get_subscription_count() > 0, 30, explain)
 
     def send(self, topic: str, number: int, scan: np.ndarray) -> None:
         self.publishers[topic].publish(cloud(scan, number))
 
 
 EVALUATE_NODE = module("ros.evaluate_node")
+
+
+def evaluate(*arguments: str, send: Callable[[], None] = lambda: None) -> int:
+    """The exit code of the node in this process, which starts faster, while a thread sends it clouds."""
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        return evaluate_node.main(["evaluate_node", *arguments])
+    finally:
+        sender.join()
+
+
 XYZ = {"x": (0, "f4"), "y": (4, "f4"), "z": (8, "f4")}
 TRUTH = layout(13, **XYZ, ground_truth=(12, "u1"))
 LABELLED = layout(13, **XYZ, label=(12, "u1"))
@@ -87,7 +95,7 @@ def test_the_evaluation_ends_after_the_last_scan_and_is_published_printed_and_sa
     fake = FakeNode(client, "whole")
     monkeypatch.setenv("HOME", str(tmp_path))
     with running(*EVALUATE_NODE, *fake.arguments(scans=3, output="~/e.json", publish_period_s=0.1)) as evaluator:
-        fake.wait_for(evaluator)
+        fake.wait_for(lambda: evaluator.log)
         briefs = client.collect(String, "/evaluate_node/summary", LATCHED)
         for number in range(3):
             fake.send(fake.truth, number, SCAN)
@@ -103,25 +111,29 @@ def test_the_evaluation_ends_after_the_last_scan_and_is_published_printed_and_sa
     assert "every scan was evaluated" in evaluator.log
 
 
-def test_exit_code_is_1_for_a_lost_scan_once_the_input_is_quiet(client: Client, tmp_path: Path) -> None:
+def test_exit_code_is_1_for_a_lost_scan_once_the_input_is_quiet(
+    client: Client, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     fake = FakeNode(client, "lossy")
-    with running(*EVALUATE_NODE, *fake.arguments(quiet_s=1.0, output=tmp_path / "e.json")) as evaluator:
-        fake.wait_for(evaluator)
+
+    def send() -> None:
+        fake.wait_for()
         for number in range(4):
             fake.send(fake.truth, number, SCAN)
             if number != 2:
                 fake.send(fake.labels, number, ANSWER)
-        assert evaluator.exit_code(30) == 1, evaluator.log
+
+    assert evaluate(*fake.arguments(quiet_s=1.0, output=tmp_path / "e.json"), send=send) == 1
     saved = json.loads((tmp_path / "e.json").read_text())
     assert (saved["scans_in"], saved["scans_out"], saved["lost"]) == (4, 3, 1)
-    assert "not every scan was evaluated" in evaluator.log
+    assert "not every scan was evaluated" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_the_evaluation_so_far(client: Client, tmp_path: Path, number: signal.Signals) -> None:
     fake = FakeNode(client, f"stopped_{number}")
     with running(*EVALUATE_NODE, *fake.arguments(output=tmp_path / "e.json", publish_period_s=0.1)) as evaluator:
-        fake.wait_for(evaluator)
+        fake.wait_for(lambda: evaluator.log)
         briefs = client.collect(String, "/evaluate_node/summary", LATCHED)
         briefs.clear()
         fake.send(fake.truth, 1, SCAN)
@@ -133,70 +145,79 @@ def test_a_signal_ends_it_with_the_evaluation_so_far(client: Client, tmp_path: P
     assert "Traceback" not in evaluator.log
 
 
-def test_clouds_that_cannot_be_evaluated_end_it_with_exit_code_2(client: Client) -> None:
+def test_clouds_that_cannot_be_evaluated_end_it_with_exit_code_2(
+    client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
     fake = FakeNode(client, "strange")
-    with running(*EVALUATE_NODE, *fake.arguments()) as evaluator:
-        fake.wait_for(evaluator)
+
+    def send() -> None:
+        fake.wait_for()
         fake.send(fake.truth, 1, SCAN)
         fake.send(fake.labels, 1, ANSWER[:3])
-        assert evaluator.exit_code(20) == 2
-    assert "3 labels, but the ground truth has 4 points" in evaluator.log and "Traceback" not in evaluator.log
+
+    assert evaluate(*fake.arguments(), send=send) == 2
+    said = capfd.readouterr().err
+    assert "3 labels, but the ground truth has 4 points" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("topic", ["truth", "labels"])
 @pytest.mark.parametrize("size", [5, 40], ids=["header", "fields"])
-def test_a_message_that_cannot_be_read_ends_it_with_exit_code_2(client: Client, topic: str, size: int) -> None:
+def test_a_message_that_cannot_be_read_ends_it_with_exit_code_2(
+    client: Client, capfd: pytest.CaptureFixture[str], topic: str, size: int
+) -> None:
     """Garbage on a topic must neither stop the worker thread, which would never end, nor raise in a callback."""
     fake = FakeNode(client, f"garbage_{topic}_{size}")
-    with running(*EVALUATE_NODE, *fake.arguments()) as evaluator:
-        fake.wait_for(evaluator)
+
+    def send() -> None:
+        fake.wait_for()
         for name, content in ((fake.truth, SCAN), (fake.labels, ANSWER)):
             message = serialize_message(cloud(content, 1))
             fake.publishers[name].publish(message[:size] if name.endswith(topic) else message)
-        assert evaluator.exit_code(20) == 2
-    assert "cannot be read" in evaluator.log and "Traceback" not in evaluator.log, evaluator.log
+
+    assert evaluate(*fake.arguments(), send=send) == 2
+    said = capfd.readouterr().err
+    assert "cannot be read" in said and "Traceback" not in said
 
 
-def test_a_label_set_that_cannot_be_read_ends_it_with_exit_code_2(client: Client) -> None:
-    fake = FakeNode(client, "garbled_label_set")
-    publisher = client.node.create_publisher(String, "/garbled_label_set/label_set", LATCHED)
-    publisher.publish(String(data="{"))
-    with running(
-        *EVALUATE_NODE, *fake.arguments(), "-r", "~/input/label_set:=/garbled_label_set/label_set"
-    ) as evaluator:
-        assert evaluator.exit_code(30) == 2
-    assert "/garbled_label_set/label_set cannot be read" in evaluator.log and "Traceback" not in evaluator.log
+@pytest.mark.parametrize(
+    ("label_set", "words"),
+    [
+        pytest.param("{", ["/announced/label_set cannot be read"], id="garbled"),
+        pytest.param(
+            json.dumps(SEMANTIC_KITTI_MULTISCAN.to_dict()), ["moving-car", "set the parameter labels"], id="other"
+        ),
+    ],
+)
+def test_a_label_set_that_does_not_fit_ends_it_with_exit_code_2(
+    client: Client, capfd: pytest.CaptureFixture[str], label_set: str, words: list[str]
+) -> None:
+    fake = FakeNode(client, "announced")
+    publisher = client.node.create_publisher(String, "/announced/label_set", LATCHED)
+    publisher.publish(String(data=label_set))
+    try:
+        assert evaluate(*fake.arguments(), "-r", "~/input/label_set:=/announced/label_set") == 2
+    finally:
+        client.node.destroy_publisher(publisher)
+    said = capfd.readouterr().err
+    assert all(word in said for word in words) and "Traceback" not in said, said
 
 
-def test_a_node_with_other_classes_is_refused(client: Client) -> None:
-    from sqsegv3_ros.data.label_set import SEMANTIC_KITTI_MULTISCAN
-
-    fake = FakeNode(client, "other_classes")
-    announcement = client.node.create_publisher(String, "/other_classes/label_set", LATCHED)
-    announcement.publish(String(data=json.dumps(SEMANTIC_KITTI_MULTISCAN.to_dict())))
-    arguments = [*fake.arguments(), "-r", "~/input/label_set:=/other_classes/label_set"]
-    with running(*EVALUATE_NODE, *arguments) as evaluator:
-        assert evaluator.exit_code(30) == 2
-    assert "moving-car" in evaluator.log and "set the parameter labels" in evaluator.log
-
-
-def test_it_gives_up_without_input_and_names_the_missing_topics() -> None:
+def test_it_gives_up_without_input_and_names_the_missing_topics(capfd: pytest.CaptureFixture[str]) -> None:
     remaps = ["-r", "~/input/ground_truth:=/nowhere", "-r", "~/input/labelled:=/nobody"]
-    with running(*EVALUATE_NODE, *parameters(start_timeout_s=0.5), *remaps) as evaluator:
-        assert evaluator.exit_code(30) == 1
-    assert "no publisher of /nowhere and /nobody" in evaluator.log
+    assert evaluate(*parameters(start_timeout_s=0.5), *remaps) == 1
+    assert "no publisher of /nowhere and /nobody" in capfd.readouterr().err
 
 
-def test_a_wrong_parameter_ends_it_with_a_message() -> None:
+def test_a_wrong_parameter_ends_it_with_a_message(capfd: pytest.CaptureFixture[str]) -> None:
     for values, words in (
         ({"max_pending": 0}, "max_pending out of range. Min: 1, Max: 10000, value: 0"),
         ({"quiet_s": -1.0}, "quiet_s out of range Min: 0.1, Max: 86400.0, value: -1.0"),
         ({"scans": "many"}, "scans"),
         ({"labels": "/no"}, "/no"),
     ):
-        with running(*EVALUATE_NODE, *parameters(**values)) as evaluator:
-            assert evaluator.exit_code(30) == 2, evaluator.log
-        assert words in evaluator.log and "Traceback" not in evaluator.log
+        assert evaluate(*parameters(**values)) == 2
+        said = capfd.readouterr().err
+        assert words in said and "Traceback" not in said, said
 
 
 def test_live_evaluation_equals_the_offline_evaluation_of_the_bag(small_model: Path, tmp_path: Path) -> None:

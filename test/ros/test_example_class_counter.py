@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ import itertools
 
 from clouds import layout
 from conftest import ROOT
-from live import LATCHED, NODE, Client, message, street
-from programs import depends_on_discovery, module, running, running_node, wait_until
+from live import LATCHED, NODE, Client, message, node_of, street
+from programs import depends_on_discovery, module, running, wait_until
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import String
 
@@ -32,23 +31,23 @@ COUNTER = module("ros.example_class_counter")
 BANDS_M = (0, 10, 20, 30, 50)
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    client = Client()
-    yield client
-    client.close()
+def remapped(namespace: str) -> list[str]:
+    """ROS arguments with which the counter listens to the node in a namespace."""
+    topics = [f"{NODE}/output/{name}" for name in ("points", "label_set")]
+    return ["--ros-args", *(word for topic in topics for word in ("-r", f"{topic}:={namespace}{topic}"))]
 
 
 def test_the_counts_are_those_of_the_labelled_cloud(client: Client, small_model: Path) -> None:
-    with running_node(model=small_model), running(*COUNTER) as counter:
+    with node_of(client, model=small_model) as node, running(*COUNTER, *remapped(node.get_namespace())) as counter:
+        name = node.get_fully_qualified_name()
         counter.wait_for_log("not a safety function")
-        labelled = client.collect(PointCloud2, f"{NODE}/output/points")
-        wait_until(lambda: client.node.count_subscribers(f"{NODE}/output/points") == 2, 30, lambda: counter.log)
+        labelled = client.collect(PointCloud2, f"{name}/output/points")
+        wait_until(lambda: client.node.count_subscribers(f"{name}/output/points") == 2, 30, lambda: counter.log)
         points = street()
 
         def counted() -> bool:
             if "points at 0-10 10-20 20-30 30-50 m: " not in counter.log:
-                client.publish(message(points))
+                client.publish(message(points), f"{name}/input/points")
             return "points at" in counter.log and bool(labelled)
 
         wait_until(counted, 60, lambda: counter.log)
@@ -77,9 +76,8 @@ def changed(points: np.ndarray, **fields: float) -> np.ndarray:
 
 
 def test_only_a_person_in_front_is_warned_of(client: Client) -> None:
-    names = {f"{NODE}/output/{topic}": f"/by_hand/{topic}" for topic in ("points", "label_set")}
-    remaps = [word for pair in names.items() for word in ("-r", ":=".join(pair))]
-    classes = client.node.create_publisher(String, names[f"{NODE}/output/label_set"], LATCHED)
+    topic, label_set = (f"/by_hand{NODE}/output/{name}" for name in ("points", "label_set"))
+    classes = client.node.create_publisher(String, label_set, LATCHED)
     classes.publish(String(data=json.dumps(SEMANTIC_KITTI.to_dict())))
     no_reason = {
         "behind": changed(PERSON, x=-8.0),
@@ -89,9 +87,8 @@ def test_only_a_person_in_front_is_warned_of(client: Client) -> None:
         "another class": changed(PERSON, label=SEMANTIC_KITTI.index("trunk")),
         "invalid": changed(PERSON, z=np.nan),
     }
-    with running(*COUNTER, "--ros-args", *remaps) as counter:
+    with running(*COUNTER, *remapped("/by_hand")) as counter:
         wait_until(lambda: classes.get_subscription_count() == 1, 30, lambda: counter.log)
-        topic = names[f"{NODE}/output/points"]
 
         def counts(points: np.ndarray) -> bool:
             client.publish(make_cloud(points, PointCloud2, PointField), topic)

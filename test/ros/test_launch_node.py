@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-from live import BEST_EFFORT, NODE, Client, message, publish_until_labelled, street
+from live import BEST_EFFORT, Client, message, street
 from programs import depends_on_discovery, running_node, wait_until
-from rclpy.node import NodeNameNonExistentError
 from sensor_msgs.msg import PointCloud2
 
 pytestmark = depends_on_discovery
@@ -27,13 +23,6 @@ pytestmark = depends_on_discovery
 CONFIG = ROOT / "config"
 # declared by rclpy for every node
 OF_EVERY_NODE = ("use_sim_time", "start_type_description_service", "qos_overrides.")
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    client = Client()
-    yield client
-    client.close()
 
 
 def test_the_shipped_parameter_file_holds_exactly_the_parameters_of_the_node(client: Client) -> None:
@@ -48,35 +37,6 @@ def test_the_shipped_parameter_file_holds_exactly_the_parameters_of_the_node(cli
         assert node.stop() == 0, node.log
     expected = {**written, "autostart": False}
     assert {n: yaml.dump(v) for n, v in values.items()} == {n: yaml.dump(v) for n, v in expected.items()}
-
-
-def displays_of_rviz() -> list[dict[str, Any]]:
-    yaml = pytest.importorskip("yaml", reason="needs PyYAML: pip install 'sqsegv3_ros[tools]'")
-    tree = yaml.safe_load((CONFIG / "segment.rviz").read_text(encoding="utf-8"))["Visualization Manager"]
-    assert tree["Global Options"]["Fixed Frame"] == "velodyne"
-    return [display for display in tree["Displays"] if "Topic" in display]
-
-
-def test_rviz_displays_fit_the_topics_and_types_that_the_node_publishes(client: Client, small_model: Path) -> None:
-    shown = {d["Topic"]["Value"]: d["Class"].rpartition("/")[2] for d in displays_of_rviz()}
-    with running_node(model=small_model) as node:
-        node.wait_for_log("labelling clouds of")
-        published: dict[str, list[str]] = {}
-
-        def all_there() -> bool:
-            with contextlib.suppress(NodeNameNonExistentError):  # its log may arrive before its name is discovered
-                published.update(client.node.get_publisher_names_and_types_by_node("sqsegv3", "/"))
-            return shown.keys() <= published.keys()
-
-        wait_until(all_there, 20, lambda: published)
-        labelled = client.collect(PointCloud2, f"{NODE}/output/points")
-        publish_until_labelled(client, labelled, f"{NODE}/input/points")
-    assert {topic: published[topic] for topic in shown} == {
-        topic: [f"sensor_msgs/msg/{display}"] for topic, display in shown.items()
-    }
-    cloud = next(d for d in displays_of_rviz() if d["Topic"]["Value"] == f"{NODE}/output/points")
-    assert cloud["Color Transformer"] == "RGB8"
-    assert "rgb" in [field.name for field in labelled[0].fields]
 
 
 PUBLISH_BIG_CLOUDS = """

@@ -35,15 +35,6 @@ START_S = 120.0  # ros2 and torch, on a busy machine
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
-    from live import Client
-
-    client = Client()
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Context manager: a running `ros2 launch` of the installed package, or of the launch file at a path."""
     folder = tmp_path_factory.mktemp("workspace")

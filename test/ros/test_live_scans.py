@@ -26,7 +26,7 @@ PUBLISHER = ROOT / "test" / "publish_scans.py"
 
 
 def label_live(root: Path, model: Path, predictions: Path, timeout_s: float) -> list[PointCloud2]:
-    """Publish every scan of a root from another process, and compare the labels with those of `sqsegv3 label`."""
+    """Publish every scan of a data set from another process, and compare the labels with those of `sqsegv3 label`."""
     assert main(["label", "--model", str(model), str(root), "--output", str(predictions)]) == 0
     scans = find_scans(root)
     client = Client()

@@ -89,9 +89,13 @@ def advice(segmenter: CloudSegmenter) -> list[str]:
     return log.warnings
 
 
+def segmenter_of(model: str | Path) -> CloudSegmenter:
+    return CloudSegmenter.from_parameters({"model": str(model), "device": "cpu", "backend": "torch"}, warm_up=False)
+
+
 @pytest.fixture(scope="module")
 def default() -> CloudSegmenter:
-    return CloudSegmenter.from_parameters({"model": "default", "device": "cpu"}, warm_up=False)
+    return segmenter_of("default")
 
 
 def test_a_damaged_small_is_not_suggested(
@@ -115,8 +119,8 @@ def test_openvino_is_named_first_if_it_is_missing(default: CloudSegmenter, monke
 
 
 def test_another_network_gets_no_advice(small_model: Path) -> None:
-    assert advice(CloudSegmenter.from_parameters({"model": str(small_model), "device": "cpu"}, warm_up=False)) == []
-    assert advice(CloudSegmenter.from_parameters({"model": "small", "device": "cpu"}, warm_up=False)) == []
+    assert advice(segmenter_of(small_model)) == []
+    assert advice(segmenter_of("small")) == []
 
 
 @pytest.mark.long

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from live import BEST_EFFORT, RELIABLE, Client, message, street
+from live import BEST_EFFORT, RELIABLE, Client, message, node_of, street
 from programs import depends_on_discovery, running_node, wait_until
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
@@ -33,13 +32,6 @@ RVIZ = QoSProfile(depth=5, reliability=RELIABLY, durability=DurabilityPolicy.VOL
 ROSBAG2 = QoSProfile(depth=10, reliability=RELIABLY, durability=DurabilityPolicy.VOLATILE)
 # what `ros2 bag record` asks of a topic whose publishers are all latched
 ROSBAG2_LATCHED = QoSProfile(depth=10, reliability=RELIABLY, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    client = Client()
-    yield client
-    client.close()
 
 
 def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model: Path) -> None:
@@ -68,8 +60,7 @@ def test_the_input_is_as_reliable_as_its_publishers(client: Client, small_model:
             assert client.set_parameters(input_reliability="auto") == [(True, "")]
         wait_for_reliability("reliable")
     client.close_publisher(topic, RELIABLE)
-    with running_node("-r", "__ns:=/adapt", model=small_model, input_reliability="best_effort") as node:
-        node.wait_for_log("labelling clouds of")
+    with node_of(client, model=small_model, input_reliability="best_effort"):
         wait_for_reliability("best_effort")
 
 
@@ -124,9 +115,8 @@ def test_diagnostics_continue_while_the_input_cannot_be_subscribed_again(
 def test_clouds_and_images_pass_with_the_default_qos_of_rviz_and_rosbag2(
     client: Client, small_model: Path, player: QoSProfile, viewer: QoSProfile
 ) -> None:
-    name = "/defaults/sqsegv3"
-    with running_node("-r", "__ns:=/defaults", model=small_model) as node:
-        node.wait_for_log("labelling clouds of")
+    with node_of(client, model=small_model) as node:
+        name = node.get_fully_qualified_name()
         clouds = client.collect(PointCloud2, f"{name}/output/points", viewer)
         images = client.collect(Image, f"{name}/output/label_image", viewer)
         latched = client.collect(String, f"{name}/output/label_set", ROSBAG2_LATCHED)
@@ -137,7 +127,7 @@ def test_clouds_and_images_pass_with_the_default_qos_of_rviz_and_rosbag2(
             time.sleep(0.1)
             return bool(clouds and images and latched)
 
-        wait_until(received, 30, lambda: (len(clouds), len(images), len(latched), node.log))
+        wait_until(received, 30, lambda: (len(clouds), len(images), len(latched)))
         client.close_publisher(f"{name}/input/points", player)
 
 
@@ -147,24 +137,27 @@ def test_without_a_publisher_log_and_diagnostics_name_the_clouds_that_there_are(
     topic = "/wrong_topic/lidar/points"
     driver = client.node.create_publisher(PointCloud2, topic, RELIABLE)
     try:
-        with running_node("-r", "__ns:=/wrong_topic", model=small_model) as node:
+        remap = ("-r", f"/right_topic/sqsegv3/input/points:={topic}", "-r", "__ns:=/right_topic")
+        with (
+            running_node("-r", "__ns:=/wrong_topic", model=small_model) as node,
+            running_node(*remap, model=small_model, stale_after_s=30.0) as remapped,
+        ):
             node.wait_for_log("labelling clouds of")
             activated = time.monotonic()
             advice = "no publisher on /wrong_topic/sqsegv3/input/points; PointCloud2 topics: "
             status = client.status("input", lambda s: advice in s.message)
             assert 1.5 < time.monotonic() - activated < 6
             assert status.level == DiagnosticStatus.WARN and topic in status.message
-            assert "sqsegv3/output" not in status.message  # not its own clouds
+            assert "/wrong_topic/sqsegv3/output" not in status.message  # not its own clouds
             assert {v.key: v.value for v in status.values}["publishers"] == "0"
             node.wait_for_log(f"; launch with input_topic:={topic} or run with -r ~/input/points:={topic}")
-            time.sleep(2.5)
+            remapped.wait_for_log(f"labelling clouds of {topic}")
+            time.sleep(3.0)
             assert node.log.count(advice) == 1  # throttled
+            assert "no publisher" not in remapped.log
+            assert remapped.stop() == 0
+            client.diagnostics.clear()  # from now on, those of the other node
             client.publisher("/wrong_topic/sqsegv3/input/points")
             client.status("input", lambda s: "publisher" not in s.message)
-        with running_node("-r", f"/wrong_topic/sqsegv3/input/points:={topic}", "-r", "__ns:=/wrong_topic",
-                          model=small_model, stale_after_s=30.0) as node:  # fmt: skip
-            node.wait_for_log(f"labelling clouds of {topic}")
-            time.sleep(3.0)
-            assert "no publisher" not in node.log
     finally:
         client.node.destroy_publisher(driver)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,6 @@ SENSOR_HEIGHT_M = 1.73  # of the model's sensor, which holds if extrinsics.heigh
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    client = Client()
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="module")
 def points() -> np.ndarray:
     points = street(8000)
     points[10, 0], points[20, :3] = np.nan, 0.0
@@ -44,7 +36,7 @@ def points() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def segmenter(small_model: Path) -> Segmenter:
-    return Segmenter(small_model)
+    return Segmenter(small_model, backend="torch")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +61,7 @@ def names_by_frequency(expected: Segmentation, segmenter: Segmenter) -> list[str
 def test_a_label_map_holds_for_labels_colours_label_set_and_filters(
     client: Client, small_model: Path, points: np.ndarray
 ) -> None:
-    folded = Segmenter(small_model, label_map=load_label_map("traversability"))
+    folded = Segmenter(small_model, label_map=load_label_map("traversability"), backend="torch")
     expected = folded.segment(points)
     removed = folded.info.labels.names[np.bincount(expected.labels).argmax()]
     with node_of(

@@ -7,7 +7,6 @@ import math
 import sys
 import time
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,6 @@ SPEED_MPS, YAW_RATE = 2.0, 0.1
 STAMPS_S = (100, 101, 102)
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    client = Client()
-    yield client
-    client.close()
-
-
 def pose_at(time_s: float) -> tuple[float, float]:
     """x and yaw of the sensor: it drives along x and turns."""
     return SPEED_MPS * (time_s - STAMPS_S[0]), YAW_RATE * (time_s - STAMPS_S[0])
@@ -60,7 +52,7 @@ def sweep(time_s: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def voted(small_model: Path) -> list[np.ndarray]:
     """The labels that the vote gives for each sweep, without ROS."""
-    segmenter, vote = Segmenter(small_model), SweepVote(3, 20)
+    segmenter, vote = Segmenter(small_model, backend="torch"), SweepVote(3, 20)
     results = []
     for stamp in STAMPS_S:
         points = sweep(stamp)
@@ -118,7 +110,7 @@ def test_labels_are_voted_with_the_poses_of_an_odometry_topic(
         late = message(sweep(200), 200)
         result = outputs_of(client, node, late, points=PointCloud2)["points"]
         np.testing.assert_array_equal(
-            points_of(result).reshape(-1)["label"], Segmenter(small_model).segment(sweep(200)).labels
+            points_of(result).reshape(-1)["label"], Segmenter(small_model, backend="torch").segment(sweep(200)).labels
         )
         client.status("input", lambda s: "labels are those of one sweep: no odometry at the cloud's time" in s.message)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,6 @@ from sqsegv3_ros.inference.model_file import load_model, save_model
 from sqsegv3_ros.inference.settings import SPEC_OF, SPECS
 
 pytestmark = depends_on_discovery
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    client = Client()
-    yield client
-    client.close()
 
 
 def test_parameters_show_the_models_values_while_it_is_configured(client: Client, small_model: Path) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +28,6 @@ pytestmark = depends_on_discovery
 
 REPLAY = (*module("cli"), "replay")
 FOUND = scans(4, 20_000)
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    client = Client()
-    yield client
-    client.close()
 
 
 def test_the_bytes_of_a_ros_2_bag_are_published_unchanged_with_the_recorded_clock(

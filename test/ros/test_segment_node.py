@@ -19,7 +19,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]'
 
 from conftest import ROOT
 from diagnostic_msgs.msg import DiagnosticStatus
-from live import BEST_EFFORT, LATCHED, NODE, Client, message, street
+from live import BEST_EFFORT, LATCHED, NODE, Client, message, node_of, street
 from programs import depends_on_discovery, running_node, wait_until
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Float64, String
@@ -32,13 +32,6 @@ from sqsegv3_ros.pointcloud2 import read_field
 pytestmark = depends_on_discovery
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    client = Client()
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +138,10 @@ def test_the_label_set_reaches_late_subscribers(live: Client) -> None:
 
 
 def test_clouds_without_subscribers_are_skipped_and_counted(client: Client, small_model: Path) -> None:
-    with running_node("-r", "__ns:=/quiet", model=small_model) as node:
-        node.wait_for_log("labelling clouds of")
+    with node_of(client, model=small_model) as node:
 
         def numbers() -> dict[str, str]:
-            client.publish(message(street(1000)), topic="/quiet/sqsegv3/input/points")
+            client.publish(message(street(1000)), topic=f"{node.get_fully_qualified_name()}/input/points")
             time.sleep(0.2)
             status = client.diagnostics.get("processing", DiagnosticStatus())
             return {v.key: v.value for v in status.values}
@@ -299,18 +291,18 @@ def test_the_model_can_be_changed_by_lifecycle_transitions(client: Client, small
     from conftest import make_model
 
     other = make_model(tmp_path / "other.pt", name="other-random", width=128, seed=1)
-    with running_node("-r", "__ns:=/round", model=small_model, autostart=False) as node:
-        topic, client_node = "/round/sqsegv3/output/points", "/round/sqsegv3"
-        with client.targeting(client_node):
-            assert client.state() == "unconfigured"
-            assert client.transition("configure") and client.transition("activate")
-            results = client.collect(PointCloud2, topic)
-            label_one(client, message(street(500), 1), results, f"{client_node}/input/points")
+    with node_of(client, model=small_model) as node:
+        name = node.get_fully_qualified_name()
+        with client.targeting(name):
+            assert client.state() == "active"
+            results = client.collect(PointCloud2, f"{name}/output/points")
+            label_one(client, message(street(500), 1), results, f"{name}/input/points")
             assert client.transition("deactivate") and client.transition("cleanup")
+            assert client.state() == "unconfigured"
             assert client.set_parameters(model=str(other)) == [(True, "")]
             assert client.transition("configure") and client.transition("activate")
             client.status("model", lambda s: any(v.value == "other-random" for v in s.values))
-            label_one(client, message(street(500), 2), results, f"{client_node}/input/points")
+            label_one(client, message(street(500), 2), results, f"{name}/input/points")
             assert client.set_parameters(model=str(tmp_path / "none.pt"))[0][0] is False
             assert client.transition("deactivate") and client.transition("cleanup")
             assert client.set_parameters(model=str(tmp_path / "none.pt"))[0][0] is True
@@ -319,14 +311,13 @@ def test_the_model_can_be_changed_by_lifecycle_transitions(client: Client, small
             assert client.set_parameters(model=str(small_model))[0][0] is True
             assert client.transition("configure") and client.transition("activate")
             assert client.state() == "active"
-        assert node.stop() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_node_ends_cleanly_on_a_signal(small_model: Path, number: signal.Signals) -> None:
+def test_the_node_ends_cleanly_on_ctrl_c(small_model: Path) -> None:
+    """SIGTERM: see test_node_process.py."""
     with running_node("-r", "__ns:=/signal", model=small_model) as node:
         node.wait_for_log("labelling clouds of")
-        assert node.stop(number) == 0
+        assert node.stop(signal.SIGINT) == 0
         assert "Traceback" not in node.log
 
 

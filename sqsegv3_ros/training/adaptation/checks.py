@@ -13,11 +13,25 @@ from sqsegv3_ros.errors import OperationError
 LEAST_AGREEMENT = 0.4
 """With the start; with a sensor that the model did not know, 40 % of the labels may change for the better."""
 
-COMMON_SHARE, VANISHED = 0.02, 0.1
-"""A class of this share of the points at the start must keep this share of it."""
+COMMON_SHARE, VANISHED, SHRUNK = 0.02, 0.05, 0.5
+"""A class of the first share of the points must keep the second share of it; below the third, it is named."""
 
 DOMINANT_SHARE = 0.85
 """A class with this share of the points has swallowed the others, unless it was as common at the start."""
+
+
+def shrunk_classes(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[str]:
+    """Describe the common classes that became rare: "parking 2.8 -> 0.25 %".
+
+    Args:
+        start: Record of the start.
+        end: Record of the result.
+    """
+    return [
+        f"{name} {100 * before:.1f} -> {100 * end['shares'].get(name, 0.0):.2f} %"
+        for name, before in start["shares"].items()
+        if before >= COMMON_SHARE and end["shares"].get(name, 0.0) < SHRUNK * before
+    ]
 
 
 def require_sound(rounds: Sequence[Mapping[str, Any]], workspace: Path) -> None:

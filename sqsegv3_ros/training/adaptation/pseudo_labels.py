@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sqsegv3_ros.inference.knn import refine
 from sqsegv3_ros.inference.range_image import RangeImage, fill_gaps, project
 from sqsegv3_ros.training.augment import Points, rotated
-from sqsegv3_ros.training.crop import set_azimuth_padding
 from sqsegv3_ros.training.module import SegmentationModule
 
 VIEWS = ((0.0, False), (2.2, True), (4.0, False), (0.9, True))
@@ -109,25 +108,3 @@ def thresholds(scans: Sequence[ScanLabels], classes: int, share: float) -> npt.N
 def keep_confident(scan: ScanLabels, least: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     """Return the (N,) labels of a scan, 0 below the (C,) thresholds."""
     return np.where(scan.confidences >= least[scan.labels], scan.labels, 0).astype(np.uint8)
-
-
-def estimate_statistics(module: SegmentationModule, scans: Sequence[Points]) -> None:
-    """Replace the BatchNorm statistics by those of scans (Li et al. 2016, AdaBN); the weights stay.
-
-    Args:
-        module: The network; it is left in eval mode.
-        scans: (N, 4) points of each scan.
-    """
-    module.eval()
-    norms = [layer for layer in module.network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    before = [norm.momentum for norm in norms]
-    set_azimuth_padding(module.network, module.network_config.circular)
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all scans
-        norm.train()
-    for points in scans:
-        _probabilities(module, _images(module, points)[1])
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
-        norm.eval()

@@ -49,8 +49,8 @@ class Trained:
 
     Attributes:
         model: Settings of the model: arguments of `SegmentationModule`, in plain JSON types.
-        recording: SemanticKITTI root of the recording.
-        source: SemanticKITTI root of the simulated scans.
+        recording: SemanticKITTI data set of the recording.
+        source: SemanticKITTI data set of the simulated scans.
         output: Folder of the run.
         seed: Seed of the run.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans of a recording: read from bags, trees and files, chosen, and copied into a SemanticKITTI root."""
+"""Scans of a recording: read from bags, trees and files, chosen, and copied into a SemanticKITTI data set."""
 
 from __future__ import annotations
 

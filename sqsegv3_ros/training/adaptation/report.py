@@ -16,6 +16,7 @@ from sqsegv3_ros.evaluation.summary import percent
 from sqsegv3_ros.files import atomic_output, progress, write_atomically
 from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
 from sqsegv3_ros.pointcloud2 import to_remission
+from sqsegv3_ros.training.adaptation.checks import shrunk_classes
 from sqsegv3_ros.training.adaptation.run import Adaptation, Outcome
 from sqsegv3_ros.training.adaptation.teacher import spread
 
@@ -24,7 +25,7 @@ SHOWN_SCANS = 5
 
 
 def labelled_scans(path: Path, adaptation: Adaptation) -> list[ScanFile]:
-    """Find the labelled scans of a SemanticKITTI root or a labelled bag.
+    """Find the labelled scans of a SemanticKITTI data set or a labelled bag.
 
     Raises:
         UserError: There are none, or one has no labels.
@@ -67,6 +68,9 @@ def finish(
         f"{percent(end['start_agreement'])} % of the points kept their label; mean confidence "
         f"{percent(start['confidence'])} -> {percent(end['confidence'])} %"
     ]
+    shrunk = shrunk_classes(start, end)
+    if shrunk:
+        lines.append(f"much rarer than before, check them in the report: {', '.join(shrunk)} of the points")
     if evaluations:
         before, after = evaluations
         changes = (f"{percent(before[key])} -> {percent(after[key])} %" for key in ("miou_present", "accuracy"))

@@ -30,8 +30,8 @@ def simulate_source(
     """Simulate labelled scans; an interrupted call starts anew.
 
     Args:
-        root: SemanticKITTI root to write, complete if it exists.
-        recording: SemanticKITTI root of the recording.
+        root: SemanticKITTI data set to write, complete if it exists.
+        recording: SemanticKITTI data set of the recording.
         sensor: The sensor.
         height_m: Its height above the ground, metres.
         seed: The same seed gives the same scans.
@@ -55,7 +55,7 @@ def simulate_source(
 
 
 def match_remission(source: Path, target: Path) -> None:
-    """Write the scans of a root anew, their remission mapped so that its quantiles are those of another root."""
+    """Write the scans of a data set again, with remission mapped to the quantiles of another data set."""
     files = find_scans(source)
     from_quantiles, to_quantiles = (_quantiles(scans) for scans in (files, find_scans(target)))
     for file in files:

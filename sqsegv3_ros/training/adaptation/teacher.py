@@ -17,22 +17,19 @@ from sqsegv3_ros.files import progress, write_atomically
 from sqsegv3_ros.training.adaptation.pseudo_labels import (
     VIEWS,
     ScanLabels,
-    estimate_statistics,
     keep_confident,
     label_scan,
     thresholds,
 )
 from sqsegv3_ros.training.augment import Points
 from sqsegv3_ros.training.callbacks import WeightEma
+from sqsegv3_ros.training.crop import set_azimuth_padding
 from sqsegv3_ros.training.data import ScanData
 from sqsegv3_ros.training.module import SegmentationModule
 from sqsegv3_ros.training.scans import ScanStore
 
 FIRST_SHARE, LAST_SHARE = 0.4, 0.8
 """Share of each class's points that is kept in the first and in the last round."""
-
-STATISTICS_SCANS = 48
-"""Scans from which BatchNorm statistics are estimated."""
 
 ROUNDS_NAME = "rounds.jsonl"
 START_NAME = "start.npz"
@@ -44,7 +41,7 @@ class TeacherLabels(Callback):
     The labels are written to the .label files of the recording's copy, so that a resumed run continues with them.
 
     Args:
-        root: SemanticKITTI root of the recording's copy, one of the roots of the training data.
+        root: SemanticKITTI data set of the recording's copy, one of the training data sets.
         output: Folder for `rounds.jsonl`, a line per round, and `start.npz`, the labels of the first one.
         rounds: Planned epochs.
     """
@@ -64,13 +61,8 @@ class TeacherLabels(Callback):
         average = next(c for c in trainer.callbacks if isinstance(c, WeightEma)).average  # type: ignore[attr-defined]
         precision = trainer.precision_plugin
         with precision.forward_context():
-            scans = list(_points(store, spread(indices, STATISTICS_SCANS)))
-            if number == 0:
-                estimate_statistics(pl_module, scans)
-                average.load_state_dict(pl_module.state_dict())
-            teacher = copy.deepcopy(average)
+            teacher = copy.deepcopy(average).eval()
             teacher._trainer = None
-            estimate_statistics(teacher, scans)
             found = [label_scan(teacher, points) for points in progress(_points(store, indices), len(indices), "scan")]
             student = _agreement_of(pl_module, store, indices, found)
         pl_module.train()
@@ -164,7 +156,7 @@ def spread(indices: Sequence[int], count: int) -> list[int]:
 
 
 def _indices_of(data: ScanData, root: str) -> list[int]:
-    """Numbers of the scans of a root in the training data."""
+    """Numbers of the scans of a data set in the training data."""
     number = next(i for i, given in enumerate(data.train_roots) if given.path == root)
     assert data.train_store is not None
     return data.train_store.indices_of_root[number]
@@ -182,6 +174,7 @@ def _agreement_of(
 ) -> float:
     """Agreement of the student, who sees one view of a scan, with the teacher on a few scans."""
     student.eval()
+    set_azimuth_padding(student.network, student.network_config.circular)  # crops have another
     chosen = spread(range(len(indices)), 12)
     own = [label_scan(student, points, VIEWS[:1]) for points in _points(store, [indices[i] for i in chosen])]
     return agreement([teacher[i] for i in chosen], own)

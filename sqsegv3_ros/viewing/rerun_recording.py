@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError, missing_package
-from sqsegv3_ros.evaluation.pictures import FARTHEST_M, display_colors, ramp_colors
+from sqsegv3_ros.viewing.pictures import FARTHEST_M, display_colors, ramp_colors
 
 POINTS, CONFIDENCE, GROUND_TRUTH = "lidar/points", "lidar/confidence", "lidar/ground_truth"
 RANGE_IMAGE, LABEL_IMAGE, LATENCY, WARNINGS = "range_image", "label_image", "latency", "input_warnings"

@@ -11,9 +11,9 @@ from clouds import Header, PointCloud2, PointField
 from conftest import DATA, needs_shared
 
 from sqsegv3_ros.cli import main
+from sqsegv3_ros.data.replay import Player, Source, TimedCloud, open_source
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.evaluation.replay import Player, Source, TimedCloud, open_source
 from sqsegv3_ros.pointcloud2 import make_cloud, read_field
 
 START_NS = 5_000 * 10**9
@@ -173,7 +173,7 @@ def test_an_unusable_source_is_refused(
         ((tmp_path / "cut.bag",), "cut.bag"),
         ((bag,), "/front (1 clouds), /rear (1 clouds)"),
         ((bag, "--topic", "/text"), "std_msgs/msg/String"),
-        ((bag, "--topic", "/front", "--sequence", "00"), "SemanticKITTI roots"),
+        ((bag, "--topic", "/front", "--sequence", "00"), "SemanticKITTI data sets"),
         ((without,), "has no clouds"),
         ((root, "--topic", "/front"), "topic of a bag"),
         ((root, "--sequence", "42"), "no sequence '42'"),

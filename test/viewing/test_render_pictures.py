@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
-from sqsegv3_ros.evaluation.pictures import (
+from sqsegv3_ros.viewing.pictures import (
     BACKGROUND,
     COLOR_MAP,
     UNLABELED,

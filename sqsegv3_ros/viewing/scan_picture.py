@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sqsegv3_ros.data.label_set import LabelSet
-from sqsegv3_ros.evaluation import pictures
-from sqsegv3_ros.evaluation.pictures import BACKGROUND, Layer, Picture
+from sqsegv3_ros.viewing import pictures
+from sqsegv3_ros.viewing.pictures import BACKGROUND, Layer, Picture
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

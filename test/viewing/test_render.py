@@ -11,8 +11,8 @@ import pytest
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
-from sqsegv3_ros.evaluation import scan_picture
-from sqsegv3_ros.evaluation.pictures import ERROR_COLORS, error_kinds
+from sqsegv3_ros.viewing import scan_picture
+from sqsegv3_ros.viewing.pictures import ERROR_COLORS, error_kinds
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -61,32 +61,32 @@ class Source:
 
 @contextmanager
 def open_source(path: Path, topic: str | None, sequence: str | None, ground_truth: bool | None) -> Iterator[Source]:
-    """Open a bag or a SemanticKITTI root for replay.
+    """Open a bag or a SemanticKITTI data set for replay.
 
     Args:
-        path: Bag or SemanticKITTI root.
+        path: Bag or SemanticKITTI data set.
         topic: Topic of a bag; None for the only one with clouds.
-        sequence: Sequence of a root; None for the only one.
-        ground_truth: Whether a root's clouds have the field ground_truth; None if every scan has labels.
+        sequence: Sequence of a data set; None for the only one.
+        ground_truth: Whether a data set's clouds have the field ground_truth; None if every scan has labels.
 
     Yields:
         The source.
 
     Raises:
-        UserError: The path is neither a bag nor a SemanticKITTI root, an argument does not apply to it, it has no such
-            clouds, or labels are missing that `ground_truth` requires.
+        UserError: The path is neither a bag nor a SemanticKITTI data set, an argument does not apply to it, it has no
+            such clouds, or labels are missing that `ground_truth` requires.
     """
     if (path / "sequences").is_dir():
         if topic is not None:
-            raise UserError(f"--topic selects a topic of a bag, but {path} is a SemanticKITTI root")
+            raise UserError(f"--topic selects a topic of a bag, but {path} is a SemanticKITTI data set")
         yield _sequence_source(path, sequence, ground_truth)
         return
     if not path.exists():
-        raise UserError(f"{path} does not exist; expected a bag or a SemanticKITTI root")
+        raise UserError(f"{path} does not exist; expected a bag or a SemanticKITTI data set")
     if path.is_dir() and not is_bag(path) and not any(path.iterdir()):
-        raise UserError(f"folder {path} is empty; expected a bag, or a SemanticKITTI root with sequences/NN/velodyne")
+        raise UserError(f"folder {path} is empty; expected a bag, or a data set with sequences/NN/velodyne")
     if sequence is not None or ground_truth is not None:
-        raise UserError(f"--sequence and --labels apply to SemanticKITTI roots, but {path} is not one")
+        raise UserError(f"--sequence and --labels apply to SemanticKITTI data sets, but {path} is not one")
     with BagReader(path) as reader:
         cloud_topic = reader.cloud_topic(topic)
 
