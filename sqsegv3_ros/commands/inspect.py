@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None and _is_folder_of_scans(args.model):
         return _check_dataset(args)
     if args.complete:
-        raise UserError(f"--complete is for a SemanticKITTI root, but {args.model or 'default'} is not a folder")
+        raise UserError(f"--complete is for a SemanticKITTI data set, but {args.model or 'default'} is not a folder")
     path = find_model(args.model)
     info = read_info(path)
     if args.legend is not None:

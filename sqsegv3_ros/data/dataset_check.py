@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check of a SemanticKITTI root by file names and sizes, quick enough for the whole data set."""
+"""Check of a SemanticKITTI data set by file names and sizes, quick enough for all of it."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def check_dataset(root: str | Path) -> list[SequenceCheck]:
     Reads file sizes only: ids and coordinates are checked where they are used.
 
     Args:
-        root: SemanticKITTI root.
+        root: SemanticKITTI data set.
 
     Returns:
         One result per sequence, in order.
 
     Raises:
-        UserError: The folder is not a SemanticKITTI root, or cannot be read.
+        UserError: The folder is not a SemanticKITTI data set, or cannot be read.
     """
     folders = sorted(p.parent for p in Path(root).glob("sequences/*/velodyne"))
     if not folders:
         raise UserError(
-            f"{root} is a folder without sequences/NN/velodyne; expected a model file or a SemanticKITTI root "
+            f"{root} is a folder without sequences/NN/velodyne; expected a model file or a SemanticKITTI data set "
             "(the folder 'dataset' that the archives make)"
         )
     try:

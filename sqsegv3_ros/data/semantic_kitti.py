@@ -120,22 +120,22 @@ def is_dataset(root: str | Path) -> bool:
 
 
 def find_scans(root: str | Path, sequences: Sequence[str] | None = None) -> list[ScanFile]:
-    """List the scans of a SemanticKITTI root, sorted by sequence and name.
+    """List the scans of a SemanticKITTI data set, sorted by sequence and name.
 
     Args:
-        root: SemanticKITTI root.
+        root: SemanticKITTI data set.
         sequences: Sequences ('00', '01'; one digit is padded); None for all.
 
     Raises:
-        UserError: The folder is not a SemanticKITTI root, or a sequence is missing or empty.
+        UserError: The folder is not a SemanticKITTI data set, or a sequence is missing or empty.
     """
     base = Path(root) / "sequences"
     if not base.is_dir():
-        raise UserError(f"{root} is not a SemanticKITTI root: it has no folder 'sequences'")
+        raise UserError(f"{root} is not a SemanticKITTI data set: it has no folder 'sequences'")
     present = sorted(p.parent.name for p in base.glob("*/velodyne"))
     selected = present if sequences is None else list(dict.fromkeys(str(s).zfill(2) for s in sequences))
     if not selected:
-        raise UserError(f"{root} is not a SemanticKITTI root: it has no folder sequences/NN/velodyne")
+        raise UserError(f"{root} is not a SemanticKITTI data set: it has no folder sequences/NN/velodyne")
     scans: list[ScanFile] = []
     for sequence in selected:
         if sequence not in present:

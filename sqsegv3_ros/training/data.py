@@ -192,7 +192,7 @@ class ScanData(LightningDataModule):
     """Training and validation scans.
 
     Args:
-        root: SemanticKITTI root (sequences/NN/{velodyne,labels}), or a bag of labelled clouds as sequence 00.
+        root: SemanticKITTI data set (sequences/NN/{velodyne,labels}), or a bag of labelled clouds as sequence 00.
         train: Sequences of `root` to train on.
         val: Sequences to validate on, of `val_root`, or of `root` if that is not given.
         val_root: Root of the validation sequences.

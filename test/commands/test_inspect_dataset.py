@@ -62,8 +62,8 @@ def test_options_of_models_and_of_data_sets_do_not_mix(
         ((root, "--threads", "1"), "are for a model file"),
         ((root, "--legend", root / "legend.png"), "are for a model file"),
         ((root.parent,), "is a folder without sequences/NN/velodyne"),
-        ((small_model, "--complete"), "--complete is for a SemanticKITTI root"),
-        (("--complete",), "--complete is for a SemanticKITTI root"),
+        ((small_model, "--complete"), "--complete is for a SemanticKITTI data set"),
+        (("--complete",), "--complete is for a SemanticKITTI data set"),
     ):
         assert main(["inspect", *map(str, arguments)]) == 2
         assert message in capsys.readouterr().err

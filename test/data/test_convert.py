@@ -164,7 +164,7 @@ def test_unusable_input_is_refused_and_leaves_no_output(
     out, back = tmp_path / "out", tmp_path / "back"
     refused("several sequences (04, 05)", root, "--bag", out)
     refused("no sequence '09'", root, "--sequence", "09", "--bag", out)
-    refused("not a SemanticKITTI root", bag, "--bag", out)
+    refused("not a SemanticKITTI data set", bag, "--bag", out)
     refused("either --bag OUT", bag)
     refused("does not exist", tmp_path / "absent", "--bag", out)
     refused("--force", root, "--sequence", "04", "--bag", bag)

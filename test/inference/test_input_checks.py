@@ -315,8 +315,9 @@ def test_an_ouster_recording_with_raw_intensity_of_another_scale_gives_a_warning
 
 def test_the_documentation_lists_every_preset_with_its_image() -> None:
     text = (ROOT / "docs" / "sensors.md").read_text(encoding="utf-8")
-    row = r"^\| `(\w+)` \| (\d+) \| \+([\d.]+)\.\.-([\d.]+) deg, (\d+) rows \| [^|]+ \| (\d+) \|$"
-    listed = {name: tuple(map(float, values)) for name, *values in re.findall(row, text, re.M)}
+    (rows,) = re.findall(r"^\| preset \| beams \| field of view of the image \((\d+) rows\)", text, re.M)
+    row = r"^\| `(\w+)` \| (\d+) \| \+([\d.]+)\.\.-([\d.]+) deg \| [^|]+ \| (\d+) \|$"
+    listed = {n: (float(b), float(u), float(d), float(rows), float(f)) for n, b, u, d, f in re.findall(row, text, re.M)}
     presets = {}
     for path in (ROOT / "config" / "sensors").glob("*.yaml"):
         p, _ = preset(path.stem)

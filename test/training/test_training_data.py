@@ -189,7 +189,7 @@ def test_wrong_settings_are_refused(root, settings, message):
 
 
 def test_a_wrong_path_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere is not a SemanticKITTI root"):
+    with pytest.raises(UserError, match="nowhere is not a SemanticKITTI data set"):
         make_data(tmp_path / "nowhere")
 
 
