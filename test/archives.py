@@ -56,8 +56,14 @@ def broken_scans(found: list[Any]) -> list[Any]:
 
 def records(manifest: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Settings, and the last record of every output."""
-    header, *lines = (json.loads(line) for line in manifest.read_text().splitlines())
-    return header["settings"], {line["name"]: line for line in lines}
+    settings = json.loads(manifest.read_text().splitlines()[0])["settings"]
+    return settings, {record["name"]: record for record in all_records(manifest)}
+
+
+def all_records(manifest: Path) -> list[dict[str, Any]]:
+    """The records in order, without the settings and the lists of outputs."""
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()[1:]]
+    return [line for line in lines if "outputs" not in line]
 
 
 def clouds_of(bag: Path, topic: str = "/lidar") -> list[Any]:

@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         manifest.read()
         remaining = manifest.remaining(jobs, retry_quarantined=args.retry_quarantined)
-        if not manifest.exists and not args.force:
-            _refuse_existing(remaining)
+        if not args.force:
+            _refuse_existing(args.output, manifest.unlisted_outputs(remaining))
         if args.on_error == "fail":
             check_bags(remaining, options)
         return _label(remaining, len(jobs), settings, manifest, workspace, args)
@@ -147,6 +147,7 @@ def _label(
     records = _records(jobs, settings, workspace, progress, args)
     unlabelled = 0
     with manifest, closing(records):
+        manifest.list_outputs(jobs)
         for record in records:
             manifest.add(record)
             if record.status == FAILED and args.on_error == "fail":
@@ -220,9 +221,9 @@ def _cache_bytes(args: argparse.Namespace) -> int:
     return int(args.cache_gb * 1e9)
 
 
-def _refuse_existing(jobs: list[Job]) -> None:
+def _refuse_existing(folder: str, names: list[str]) -> None:
     """Raise UserError if outputs exist that no manifest lists."""
-    existing = [path for job in jobs for path in job.outputs() if Path(path).exists()]
+    existing = [path for name in names if (path := Path(folder, name)).exists()]
     if existing:
         raise UserError(
             f"{existing[0]} already exists ({_count(len(existing), 'existing output')}) and no manifest lists it; "

@@ -205,7 +205,11 @@ def _clouds_of_file(file: PointFile, settings: RunSettings, tally: _Tally) -> It
     while True:
         cloud = None
         with _may_skip(settings, tally), _input_errors(BAD_CLOUD):
-            cloud = next(clouds, None)
+            found = next(clouds, None)
+            # a sweep without returns is one cloud of many; a whole file without points was not written completely
+            if found is not None and not len(found.points) and not file.has_many_clouds:
+                raise UserError(f"{file.path} has no points; it may be truncated")
+            cloud = found
         if cloud is None:
             return
         yield cloud
@@ -337,10 +341,18 @@ def _may_skip(settings: RunSettings, tally: _Tally) -> Iterator[None]:
 
 def _remove_drafts(target: Path) -> None:
     """Remove the partial output of a killed worker: a job has one worker at a time."""
-    draft = re.compile(re.escape(f".{target.name}.") + "[a-z0-9_]{8}")  # as `files.atomic_output` names them
+    name = re.compile(re.escape(f".{target.name}.") + "[a-z0-9_]{8}")
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
-        if draft.fullmatch(path.name):
+        if name.fullmatch(path.name) and _is_draft(path, target):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_draft(folder: Path, target: Path) -> bool:
+    """Whether `files.atomic_output` made a folder, and nothing but the bag's new content is in it."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    inside = {str(path.relative_to(folder)) for pattern in ("*", "new/*") for path in folder.glob(pattern)}
+    return inside <= {"new", f"new/{target.name}", f"new/{target.stem}"}  # a single file is made from a folder
 
 
 def failure(record: Record) -> UserError | OperationError:

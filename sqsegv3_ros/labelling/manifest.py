@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest of a labelling run: the outcome of every job, from which a later run resumes.
 
-JSON lines in the output folder, one file per shard. The first line holds the settings, every other line a `Record`.
-Only the driver writes it.
+JSON lines in the output folder, one file per shard. The first line holds the settings, a line with `outputs` what a run
+is about to write, and every other line a `Record`. Only the driver writes it.
 """
 
 from __future__ import annotations
@@ -76,10 +76,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Content:
-    """A manifest that was read: settings, and the last record of every job."""
+    """A manifest that was read: settings, the last record of every job, and the outputs, below the output folder."""
 
     settings: Mapping[str, Any]
     records: Mapping[str, Record]
+    outputs: frozenset[str]
 
 
 def read_manifest(path: Path) -> Content:
@@ -89,6 +90,7 @@ def read_manifest(path: Path) -> Content:
         UserError: The file cannot be read or is not a manifest.
     """
     records: dict[str, Record] = {}
+    outputs: set[str] = set()
     number = 0
     try:
         with path.open(encoding="utf-8") as file:
@@ -96,8 +98,13 @@ def read_manifest(path: Path) -> Content:
             if header["format"] != FORMAT or header["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format {header['format']} {header['format_version']}")
             for number, line in enumerate(file, 2):  # noqa: B007  # for the message
-                if line.endswith("\n"):
-                    record = Record(**json.loads(line))
+                if not line.endswith("\n"):
+                    continue
+                entry = json.loads(line)
+                if "outputs" in entry:
+                    outputs.update(entry["outputs"])
+                else:
+                    record = Record(**entry)
                     records[record.name] = record
     except OSError as error:
         raise UserError(f"cannot read manifest {path}: {error.strerror or error}") from error
@@ -105,7 +112,7 @@ def read_manifest(path: Path) -> Content:
         raise UserError(
             f"{path}, line {number or 1}: not a manifest of `sqsegv3 label` ({FORMAT} {FORMAT_VERSION}): {error}"
         ) from error
-    return Content(header["settings"], records)
+    return Content(header["settings"], records, frozenset(outputs))
 
 
 class Manifest:
@@ -127,13 +134,15 @@ class Manifest:
     ) -> None:
         name = f"{PREFIX}{'-' if shard else ''}{shard.replace('/', '-of-')}.jsonl"
         self.location = join(output, name)
+        self._output = output
         self._folder = workspace.folder / "manifests" if is_remote(output) else Path(output)
         self._url = self.location if is_remote(output) else None
         self._path = self._folder / name
         self._settings, self._fresh = json.loads(json.dumps(settings)), fresh
         self._header = {"format": FORMAT, "format_version": FORMAT_VERSION, "shard": shard, "settings": settings}
         self.records: dict[str, Record] = {}
-        self.exists = False
+        self._outputs: set[str] = set()
+        self._made: list[Path] = []
         self._synced_at = self._uploaded_at = time.monotonic()
 
     def read(self) -> None:
@@ -145,13 +154,14 @@ class Manifest:
         if self._url is not None:
             _fetch_manifests(self._url.rpartition("/")[0], self._folder)
         for path in sorted(self._folder.glob(f"{PREFIX}*.jsonl")):
-            self.exists = True
             is_own = path == self._path
             if is_own and (self._fresh or not _length_of_whole_lines(path)):
                 continue
             content = read_manifest(path)
             if content.settings == self._settings:
-                self.records.update({} if self._fresh else content.records)
+                if not self._fresh:
+                    self.records.update(content.records)
+                    self._outputs.update(content.outputs)
             elif any(record.status == DONE for record in content.records.values()):
                 differences = "; ".join(_differences(content.settings, self._settings))
                 raise UserError(
@@ -163,37 +173,71 @@ class Manifest:
 
     def __enter__(self) -> Manifest:
         try:
-            self._made_folder = not self._folder.exists()
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+b")
+            self._open()
         except OSError as error:
             raise UserError(f"cannot write manifest {self._path}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise UserError(f"another run is writing {self._path}; label another shard, or wait for it") from error
         self._file.truncate(0 if self._fresh else _length_of_whole_lines(self._path))
         if self._file.seek(0, os.SEEK_END) == 0:
             self._write(self._header)
         self._upload()  # an output that cannot be written is found before anything is labelled
         return self
 
+    def _open(self) -> None:
+        """Open and lock the file, again if a run that ended in the meantime has removed it."""
+        while True:
+            folders = (self._folder, *self._folder.parents)
+            self._made += [folder for folder in folders if not folder.exists() and folder not in self._made]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._file = self._path.open("a+b")
+            except FileNotFoundError:
+                if self._folder.exists():
+                    raise
+                continue
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._file.close()
+                raise UserError(f"another run is writing {self._path}; label another shard, or wait for it") from error
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                    return
+            self._file.close()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
+        with self._file:  # locked until it is closed
             self._sync()
-        if error is not None and self._url is None and self._made_folder and self._is_all_there_is():
-            self._path.unlink()
-            self._folder.rmdir()
+            if error is not None and self._url is None:
+                self._remove_if_unused()
         with suppress(UserError) if error else nullcontext():  # the first error says more
             self._upload()
 
-    def _is_all_there_is(self) -> bool:
-        """Whether the folder holds nothing else and no outcome that a later run would use."""
+    def _remove_if_unused(self) -> None:
+        """Remove the file and the folders made for it if they hold nothing else that a later run would use."""
         failed = all(record.status == FAILED for record in self.records.values())
-        return failed and list(self._folder.iterdir()) == [self._path]
+        with suppress(OSError):  # another shard may use the folder by now
+            if self._made and failed and list(self._folder.iterdir()) == [self._path]:
+                self._path.unlink()
+                for folder in self._made:
+                    folder.rmdir()
+
+    def unlisted_outputs(self, jobs: Iterable[Job]) -> list[str]:
+        """Select the outputs on this machine that no run so far was about to write, below the output folder."""
+        local = (path for job in jobs for path in job.outputs() if not is_remote(path))
+        return [name for path in local if (name := os.path.relpath(path, self._output)) not in self._outputs]
+
+    def list_outputs(self, jobs: Iterable[Job]) -> None:
+        """Append the outputs of jobs, before the first is written: a run that was killed may leave some unrecorded.
+
+        Raises:
+            UserError: The manifest cannot be written.
+        """
+        outputs = self.unlisted_outputs(jobs)
+        if outputs:
+            self._outputs.update(outputs)
+            self._write({"outputs": outputs})
 
     def remaining(self, jobs: Iterable[Job], *, retry_quarantined: bool = False) -> list[Job]:
         """Select the jobs that are not done or whose input or output is not what was recorded.

@@ -97,12 +97,15 @@ def test_unusable_files_are_named_and_can_be_skipped(
     small_model: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (archive / "day" / "a.npy").write_bytes(b"")
+    (archive / "night" / "d.bin").write_bytes(b"")
     assert label(small_model, archive, "--output", tmp_path / "out") == 2
     assert "day/a.npy cannot be read as npy: it is empty" in capsys.readouterr().err
     assert label(small_model, archive / "day" / "a.npy", "--output", tmp_path / "alone") == 2
     assert not (tmp_path / "alone").exists()
     assert label(small_model, archive, "--output", tmp_path / "some", "--on-error", "skip-cloud") == 0
-    assert not (tmp_path / "some/day/a.label").exists()
+    assert not (tmp_path / "some/day/a.label").exists() and not (tmp_path / "some/night/d.label").exists()
+    assert label(small_model, archive / "night" / "d.bin", "--output", tmp_path / "alone") == 2
+    assert "d.bin has no points; it may be truncated" in capsys.readouterr().err
     assert len(read_labels(tmp_path / "some/day/b.label")) == COUNT
     (tmp_path / "notes.txt").write_text("x")
     assert label(small_model, tmp_path / "notes.txt", "--output", tmp_path / "no") == 2

@@ -16,11 +16,13 @@ import pytest
 
 pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
 
-from archives import BAD_CLOUD, PERSON, broken_scans, call, clouds_of, fragile_model, records, truncate
+from archives import BAD_CLOUD, PERSON, all_records, broken_scans, call, clouds_of, fragile_model, records, truncate
 from recording import record, scans
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.data.semantic_kitti import write_scan
+from sqsegv3_ros.labelling.manifest import DONE, Manifest, Record, read_manifest
+from sqsegv3_ros.labelling.workspace import Workspace
 from sqsegv3_ros.pointcloud2 import read_field
 
 FOUND = scans(2, 2000)
@@ -135,7 +137,7 @@ def test_a_tree_is_labelled_in_pieces_and_a_bad_scan_can_be_skipped(small_model:
     assert (piece["status"], piece["clouds"], piece["skipped_clouds"]) == ("done", 2, 1)
     assert sorted(p.name for p in out.glob("sequences/00/predictions/*")) == ["000000.label", "000002.label"]
     assert call(*arguments, "--on-error", "skip-cloud") == 0
-    assert len((out / "manifest.jsonl").read_text().splitlines()) == 2
+    assert len(all_records(out / "manifest.jsonl")) == 1
 
 
 def test_a_run_that_was_killed_goes_on_where_it_stopped(
@@ -155,9 +157,108 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(
     assert label(*options) == 0
     assert "labelled 2 scans (2 inputs finished before)" in capsys.readouterr().out
     assert (out / "good" / "good.mcap").stat().st_mtime_ns == written
-    names = [json.loads(line)["name"] for line in manifest.read_text().splitlines()[1:]]
+    names = [line["name"] for line in all_records(manifest)]
     assert sorted(names) == ["cut", "good", "odd"]
     assert sorted(p.name for p in out.iterdir()) == [".odd.abcd_1234.abcd_123", "good", "manifest.jsonl", "odd"]
+
+
+def write_scans(folder: Path, *names: str) -> None:
+    for name in names:
+        write_scan(folder / f"{name}.bin", np.stack([FOUND[0][field] for field in ("x", "y", "z", "intensity")], 1))
+
+
+def test_a_file_that_no_run_was_about_to_write_is_not_overwritten(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    write_scans(tmp_path, "a", "b")
+    arguments = ("--model", small_model, "--output", out, *QUICK)
+    assert call("label", tmp_path / "a.bin", *arguments) == 0
+    (out / "b.label").write_bytes(b"corrected by hand")
+    for inputs in ([tmp_path / "b.bin"], [tmp_path / "a.bin", tmp_path / "b.bin"]):
+        assert call("label", *inputs, *arguments) == 2
+        assert "b.label already exists (1 existing output) and no manifest lists it" in capsys.readouterr().err
+    assert (out / "b.label").read_bytes() == b"corrected by hand"
+    assert call("label", tmp_path / "b.bin", *arguments, "--force") == 0
+    assert (out / "b.label").stat().st_size == 4 * 2000
+
+
+def test_labels_of_a_killed_run_and_of_a_data_set_that_has_grown_are_written_again(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    velodyne = tmp_path / "kitti" / "sequences" / "00" / "velodyne"
+    write_scans(velodyne, "000000", "000001")
+    out = tmp_path / "out"
+    arguments = ("label", tmp_path / "kitti", "--model", small_model, "--output", out, *QUICK)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "add", interrupt)  # between the labels and their record
+        assert call(*arguments) == 130
+    assert not all_records(out / "manifest.jsonl") and len(list(out.rglob("*.label"))) == 2
+    assert call(*arguments) == 0
+    write_scans(velodyne, "000002")
+    assert call(*arguments) == 0
+    pieces = [record["name"].rpartition("/")[2] for record in all_records(out / "manifest.jsonl")]
+    assert pieces == ["000000-000001", "000000-000002"]
+
+
+def test_only_drafts_are_removed(label: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    notes, draft = out / ".good.original" / "notes.txt", out / ".good.abcd_123" / "new" / "good"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    draft.mkdir(parents=True)
+    assert label("--on-error", "quarantine") == 0
+    assert notes.read_text() == "mine" and not draft.parent.parent.exists()
+
+
+def test_a_failed_run_leaves_no_folder_but_what_other_runs_use(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, out = tmp_path / "cut.bin", tmp_path / "a" / "b" / "c"
+    scan.write_bytes(b"no scan")
+    arguments = ("label", scan, "--model", small_model, "--output", out, *QUICK)
+    assert call(*arguments) == 2
+    assert not (tmp_path / "a").exists()
+
+    def iterdir_then_another_shard_starts(folder: Path) -> Any:
+        found = list(original(folder))
+        if folder == out:
+            (out / "manifest-2-of-2.jsonl").write_text("")
+        return iter(found)
+
+    original = Path.iterdir
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", iterdir_then_another_shard_starts)
+        assert call(*arguments) == 2
+    assert "cut.bin: 7 bytes is not a whole number of points" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["manifest-2-of-2.jsonl"]
+
+
+def test_a_run_that_waited_for_one_that_failed_writes_a_manifest_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run opens the file before the first removes it, and locks it afterwards."""
+    workspace, out = Workspace(tmp_path / "cache", 0), tmp_path / "a" / "out"
+    first, second = (Manifest(str(out), "", {}, workspace) for _ in range(2))
+    lock, waited = fcntl.flock, []
+
+    def flock(file: Any, operation: int) -> None:
+        if not waited:
+            waited.append(file)
+            first.__exit__(ValueError, ValueError("failed"), None)
+            assert not (tmp_path / "a").exists()
+        lock(file, operation)
+
+    first.__enter__()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with second:
+        second.add(Record("good", "good.bin", 1, DONE))
+    assert list(read_manifest(out / "manifest.jsonl").records) == ["good"]
 
 
 def test_a_changed_input_and_a_lost_output_are_labelled_again(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
 pytest.importorskip("ray", reason="needs ray: pip install 'sqsegv3_ros[cluster]'")
 
-from archives import call, messages_of, records, truncate
+from archives import all_records, call, messages_of, records, truncate
 from ray_clusters import cluster, killer, meanwhile
 from recording import record, scans
 
@@ -53,8 +52,8 @@ def test_ray_labels_as_the_loop_does(
         assert {n: r[name] for n, r in found.items()} == {n: r[name] for n, r in expected.items()}, name
     for name in ("0", "monday/long"):
         assert messages_of(out / name) == messages_of(tmp_path / "loop" / name)
-    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert [line.get("name") for line in lines] == [None, "monday/long", "cut", "0"]  # the longest first
+    names = [line["name"] for line in all_records(out / "manifest.jsonl")]
+    assert names == ["monday/long", "cut", "0"]  # the longest first
 
     assert call(*arguments, "--output", out, "--ray", "nowhere:1") == 0  # nothing to do: Ray is not even asked
     assert "nothing to label" in capsys.readouterr().out

@@ -16,7 +16,7 @@ pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[b
 pytest.importorskip("ray", reason="needs ray: pip install 'sqsegv3_ros[cluster]'")
 pytest.importorskip("embreex", reason="needs embreex: pip install 'sqsegv3_ros[simulate]'")
 
-from archives import BAD_CLOUD, broken_scans, call, fragile_model, messages_of, records, truncate
+from archives import BAD_CLOUD, all_records, broken_scans, call, fragile_model, messages_of, records, truncate
 from ray_clusters import cluster, killer, meanwhile
 from recording import record, scans
 
@@ -81,7 +81,7 @@ def test_every_good_bag_is_labelled_once_whatever_happens_to_bags_workers_and_no
         assert f"nothing to label ({BAGS} inputs finished before)" in capsys.readouterr().out
         assert manifest.read_bytes() == before
 
-    names = [json.loads(line)["name"] for line in before.decode().splitlines()[1:]]
+    names = [line["name"] for line in all_records(manifest)]
     assert len(names) == BAGS and set(Counter(names).values()) == {1}
     settings, found = records(manifest)
     expected_settings, expected = records(loop / "manifest.jsonl")
