@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -61,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from sqsegv3_ros.inference.settings import DEFAULTS, Settings
     from sqsegv3_ros.training.adaptation.report import finish, labelled_scans
     from sqsegv3_ros.training.adaptation.run import Adaptation, AdaptationSettings
+    from sqsegv3_ros.training.adaptation.workspace import refuse_inputs_inside
     from sqsegv3_ros.viewing.pictures import require_pillow
 
     check_output(args.output, ".pt", args.force)
@@ -75,17 +75,19 @@ def run(args: argparse.Namespace) -> int:
     parameters = {name: value for name, value in parameters.items() if name not in _IGNORED_PARAMETERS}
     recording = _recording(args, Settings({**DEFAULTS, **parameters}))
     workspace = args.output.with_suffix(".adapt")
-    if args.force:
-        shutil.rmtree(workspace, ignore_errors=True)
     settings = AdaptationSettings(args.model, parameters, _preset(args.params), args.minutes, args.seed)
     adaptation = Adaptation(recording, settings, workspace)
     labelled = [] if args.evaluate is None else labelled_scans(args.evaluate, adaptation)
-    with redirect_stdout(sys.stderr):  # progress; stdout has the results
-        outcome = adaptation.run()
-    if outcome is None:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    print_results(args, *finish(adaptation, outcome, args.output, labelled))
+    evaluated = [] if args.evaluate is None else [args.evaluate]
+    refuse_inputs_inside(workspace, [*args.input, *args.params, adaptation.model, *evaluated])
+    with adaptation.opened(fresh=args.force):
+        with redirect_stdout(sys.stderr):  # progress; stdout has the results
+            outcome = adaptation.run()
+        if outcome is None:
+            print("interrupted; the same command continues", file=sys.stderr)
+            return 130
+        results = finish(adaptation, outcome, args.output, labelled)
+    print_results(args, *results)
     return 0
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from sqsegv3_ros.simulation.measured_sensor import measure_sensor
 from sqsegv3_ros.simulation.sensors import SENSORS
 from sqsegv3_ros.training.adaptation.recording import MIN_SCANS, Recording, copy_scans
 from sqsegv3_ros.training.adaptation.source import simulate_source
+from sqsegv3_ros.training.adaptation.workspace import locked
 
 PRESETS = ROOT / "config" / "sensors"
 SCANS = 10
@@ -75,6 +78,14 @@ def test_a_long_recording_is_thinned_evenly(drive: tuple[Path, Path], tmp_path: 
     kept, originals = scans_of(tmp_path / "copy"), scans_of(drive[0])
     assert [next(i for i, o in enumerate(originals) if np.array_equal(o, k)) for k in kept] == [0, 2, 4, 6, 8]
     assert len(list((tmp_path / "copy" / "sequences" / "00" / "labels").iterdir())) == 5
+
+
+def test_no_more_than_twice_the_wanted_scans_are_looked_at(drive: tuple[Path, Path], tmp_path: Path) -> None:
+    originals = scans_of(drive[0])
+    for number, points in enumerate(originals + originals[:5]):
+        write_scan(tmp_path / "long" / "sequences" / "00" / "velodyne" / f"{number:06d}.bin", points)
+    copied = copy_scans(recording(tmp_path / "long", tmp_path), tmp_path / "copy" / "sequences" / "00", limit=5)
+    assert (copied.read, copied.scans) == (8, 5)  # every second of 15
 
 
 def test_scans_are_levelled_and_points_without_a_position_left_out(drive: tuple[Path, Path], tmp_path: Path) -> None:
@@ -154,6 +165,41 @@ def test_wrong_use_is_refused_in_one_line(
     text = refused(capsys, few, *model)
     assert f"{MIN_SCANS - 1} different scans found in {MIN_SCANS - 1} clouds" in text and "record a drive" in text
     assert not mine.exists()
+
+
+def test_force_deletes_nothing_before_all_is_checked(
+    drive: tuple[Path, Path], small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, workspace = tmp_path / "mine.pt", tmp_path / "mine.adapt"
+    with locked(workspace, fresh=False):
+        (workspace / "run").mkdir()
+    kept = [workspace / "run" / "last.ckpt", workspace / "recording.json", workspace / "notes.txt"]
+    for path in kept:
+        path.write_text("{}")
+    inside = workspace / "labelled"
+    shutil.copytree(drive[0], inside)
+    forced, model = ("--output", output, "--force"), ("--model", small_model)
+    assert "model nope not found" in refused(capsys, drive[0], *forced, "--model", "nope")
+    assert "labels" in refused(capsys, drive[0], *forced, *model, "--evaluate", _unlabelled(drive[0], tmp_path))
+    for inputs in ([inside], [workspace], [drive[0], "--evaluate", inside]):
+        assert f"is in {workspace}" in refused(capsys, *inputs, *forced, *model)
+    with (workspace / "adapt.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert f"another adaptation uses {workspace}" in refused(capsys, drive[0], *forced, *model)
+    assert all(path.is_file() for path in kept) and len(find_scans(inside)) == SCANS
+    with locked(workspace, fresh=True):
+        assert sorted(path.name for path in workspace.iterdir()) == ["adapt.lock", "labelled", "notes.txt"]
+
+
+def test_a_folder_that_adapt_did_not_make_is_refused(
+    drive: tuple[Path, Path], small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = tmp_path / "mine.adapt" / "recording"
+    shutil.copytree(drive[0], scans)
+    for force in ([], ["--force"]):
+        text = refused(capsys, drive[0], "--model", small_model, "--output", tmp_path / "mine.pt", *force)
+        assert "exists and has no adaptation" in text
+    assert len(find_scans(scans)) == SCANS
 
 
 def test_parameters_that_adaptation_cannot_follow_are_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -183,6 +184,32 @@ def test_adaptation_gains_on_a_sensor_without_labels(data, model, adapted):
     assert after > before + 0.02
 
 
+def test_a_third_of_the_result_is_the_start(model, adapted):
+    last = read_trained(adapted[0].with_suffix(".adapt") / "run" / "last.ckpt")[1]
+    start, found = read_trained(model)[1], read_trained(adapted[0])[1]
+    assert found.keys() == last.keys()
+    moved = 0
+    for name, value in found.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, last[name] * 2 / 3 + start[name] / 3)
+            moved += not torch.allclose(last[name], start[name])
+        else:
+            assert torch.equal(value, last[name])
+    assert moved > 10
+
+
+def test_the_same_command_writes_a_model_again_that_was_moved_away(data, model, adapted, tmp_path, monkeypatch, capfd):
+    output = tmp_path / "mine.pt"
+    shutil.copytree(adapted[0].with_suffix(".adapt"), tmp_path / "mine.adapt")
+    assert adapt(monkeypatch, data, model, output) == 0
+    assert "training: 3 rounds" not in capfd.readouterr().err
+    ours, whole = (read_trained(path)[1] for path in (output, adapted[0]))
+    assert all(torch.equal(ours[name], value) for name, value in whole.items())
+    assert sorted(path.name for path in (tmp_path / "mine.adapt").iterdir()) == [
+        "adapt.lock", "plan.json", "recording.json", "report.html", "run", "train.yaml"
+    ]  # fmt: skip
+
+
 def test_the_recording_is_not_changed(data, adapted):
     assert adapted[1] == {path: path.read_bytes() for path in sorted(data[1].rglob("*.*"))}
 
@@ -208,7 +235,7 @@ def test_nothing_is_lost_by_an_interruption_or_a_collapse(data, model, adapted, 
     assert adapt(monkeypatch, data, model, output, *evaluate, interrupt=8) == 130
     assert "interrupted; the same command continues" in capfd.readouterr().err
     assert adapt(monkeypatch, data, model, output, "--seed", "1") == 2
-    assert "has an unfinished adaptation with another seed" in capfd.readouterr().err
+    assert "has an adaptation with another seed" in capfd.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(checks, "LEAST_AGREEMENT", 1.01)
         assert adapt(monkeypatch, data, model, output, *evaluate) == 1

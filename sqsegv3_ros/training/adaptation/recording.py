@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -97,7 +98,7 @@ def copy_scans(recording: Recording, folder: Path, limit: int = MAX_SCANS) -> Co
     heights: list[float] = []
     last: npt.NDArray[np.float32] | None = None
     total = sum(_count(job, recording.bags) for job in recording.jobs)
-    every = max(1, total // (_CANDIDATES * limit))
+    every = max(1, math.ceil(total / (_CANDIDATES * limit)))
     first_error = ""
     for number, read in enumerate(progress(_clouds(recording), total, "cloud")):
         if number % every:

@@ -19,8 +19,8 @@ from sqsegv3_ros.pointcloud2 import to_remission
 from sqsegv3_ros.training.adaptation.checks import shrunk_classes
 from sqsegv3_ros.training.adaptation.run import Adaptation, Outcome
 from sqsegv3_ros.training.adaptation.teacher import spread
+from sqsegv3_ros.training.adaptation.workspace import REPORT_NAME
 
-REPORT_NAME = "report.html"
 SHOWN_SCANS = 5
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,17 @@ from sqsegv3_ros.training.adaptation.teacher import (
     read_rounds,
     save_labels,
     statistics,
+)
+from sqsegv3_ros.training.adaptation.workspace import (
+    DRAFT_SUFFIX,
+    FACTS_NAME,
+    PLAN_NAME,
+    RECORDING,
+    RUN,
+    SETTINGS_NAME,
+    SIMULATED,
+    delete,
+    locked,
 )
 from sqsegv3_ros.training.callbacks import LAST_NAME
 from sqsegv3_ros.training.checkpoint import read_checkpoint, read_trained
@@ -110,7 +121,7 @@ class Adaptation:
         workspace: Folder for the copy of the scans, the simulated ones and the run.
 
     Raises:
-        UserError: The model cannot be adapted, or the workspace has an adaptation with other settings.
+        UserError: The model cannot be adapted.
     """
 
     def __init__(self, recording: Recording, settings: AdaptationSettings, workspace: Path) -> None:
@@ -119,22 +130,40 @@ class Adaptation:
         self.start_info = read_info(self.model)
         self.model_sha256 = hashlib.sha256(self.model.read_bytes()).hexdigest()
         self._require_adaptable()
-        copied = self._read("recording.json")
-        if copied is not None:
-            self._require_own(copied["settings"], self._identity())
+
+    @contextmanager
+    def opened(self, *, fresh: bool) -> Iterator[None]:
+        """Lock the workspace while the block runs.
+
+        Args:
+            fresh: Delete an earlier adaptation in it.
+
+        Raises:
+            UserError: The workspace is in use or not of an adaptation, or has one with other settings.
+        """
+        with locked(self.workspace, fresh=fresh):
+            facts = self._read(FACTS_NAME)
+            if facts is not None:
+                self._require_own(facts["settings"], self._identity())
+            yield
 
     @property
     def scans(self) -> Path:
         """SemanticKITTI data set with the chosen scans of the recording."""
-        return self.workspace / "recording"
+        return self.workspace / RECORDING
+
+    @property
+    def simulated(self) -> Path:
+        """SemanticKITTI data set with the simulated scans."""
+        return self.workspace / SIMULATED
 
     @property
     def run_folder(self) -> Path:
         """Folder of the training run."""
-        return self.workspace / "run"
+        return self.workspace / RUN
 
     def run(self) -> Outcome | None:
-        """Copy, simulate, train and compare.
+        """Copy, simulate, train and compare, in an `opened` block.
 
         Returns:
             The result, not yet written; None if it was interrupted.
@@ -151,12 +180,8 @@ class Adaptation:
             f"{sensor.columns} columns, {height:.2f} m above the ground",
             flush=True,
         )
-        simulate_source(
-            self.workspace / "simulated", self.scans, sensor, height, seed=self.settings.seed, jobs=usable_cores()
-        )
-        trained = Trained(
-            self._model_settings(facts), self.scans, self.workspace / "simulated", self.run_folder, self.settings.seed
-        )
+        simulate_source(self.simulated, self.scans, sensor, height, seed=self.settings.seed, jobs=usable_cores())
+        trained = Trained(self._model_settings(facts), self.scans, self.simulated, self.run_folder, self.settings.seed)
         plan = self._plan(trained, facts["scans"], began)
         if not self._train(trained, plan):
             return None
@@ -169,8 +194,7 @@ class Adaptation:
 
     def clear(self) -> None:
         """Delete the copies of the scans; the record of the run stays."""
-        for folder in (self.scans, self.workspace / "simulated"):
-            shutil.rmtree(folder, ignore_errors=True)
+        delete(self.workspace, RECORDING, SIMULATED)
 
     def node_settings(self) -> Settings:
         """Values of the node's parameters, with the model's own for those that are not set."""
@@ -208,16 +232,17 @@ class Adaptation:
         different = ", ".join(key for key in own if found.get(key) != own[key])
         if different:
             raise UserError(
-                f"{self.workspace} has an unfinished adaptation with another {different}: choose another --output, or "
+                f"{self.workspace} has an adaptation with another {different}: choose another --output, or "
                 "start anew with --force"
             )
 
     def _copy(self) -> dict[str, Any]:
-        """Copy the scans, once. Returns their number, the sensor and its height."""
-        facts = self._read("recording.json")
-        if facts is None:
-            shutil.rmtree(self.scans, ignore_errors=True)
-            copied = copy_scans(self.recording, self.scans / "sequences" / "00")
+        """Copy the scans, again if they were cleared. Returns their number, the sensor and its height."""
+        known = self._read(FACTS_NAME)
+        if known is None or not self.scans.is_dir():
+            draft = f"{RECORDING}{DRAFT_SUFFIX}"
+            delete(self.workspace, RECORDING, draft)
+            copied = copy_scans(self.recording, self.workspace / draft / "sequences" / "00")
             height, source = self._height(copied)
             name = self.settings.sensor
             sensor = measure_sensor(copied.clouds, height) if name is None else sensor_named(name)
@@ -232,8 +257,12 @@ class Adaptation:
                 "sensor": None if name else _sensor_dict(sensor),
                 "sensor_name": sensor.name,
             }
-            self._write("recording.json", facts)
-        return facts
+            if known is not None:
+                self._require_own(known, facts)  # the recording itself may have changed
+            (self.workspace / draft).rename(self.scans)
+            self._write(FACTS_NAME, facts)
+            return facts
+        return dict(known)
 
     def _height(self, copied: CopiedScans) -> tuple[float, str]:
         """Height of the sensor, and whether it is 'given', the model's ('model') or 'measured'."""
@@ -261,18 +290,18 @@ class Adaptation:
         return dict(json.loads(json.dumps(values)))
 
     def _plan(self, trained: Trained, scans: int, began: float) -> Plan:
-        own, found = {"minutes": self.settings.minutes}, self._read("plan.json")
+        own, found = {"minutes": self.settings.minutes}, self._read(PLAN_NAME)
         if found is not None:
             self._require_own(found, own)
             return Plan(found["rounds"], found["steps"])
-        probe = write_settings(self.workspace / "train.yaml", trained, Plan(1, 10))
+        probe = write_settings(self.workspace / SETTINGS_NAME, trained, Plan(1, 10))
         plan = plan_run(probe, scans, 60.0 * self.settings.minutes - (time.monotonic() - began))
-        self._write("plan.json", {**own, **plan_dict(plan)})
+        self._write(PLAN_NAME, {**own, **plan_dict(plan)})
         return plan
 
     def _train(self, trained: Trained, plan: Plan) -> bool:
         """Train, or go on with it. Returns whether all steps are done."""
-        options = write_settings(self.workspace / "train.yaml", trained, plan)
+        options = write_settings(self.workspace / SETTINGS_NAME, trained, plan)
         last = self.run_folder / f"{LAST_NAME}.ckpt"
         if last.is_file():
             if read_checkpoint(last)[0]["training"]["steps"] >= plan.rounds * plan.steps:

@@ -13,6 +13,7 @@ from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_scan, wri
 from sqsegv3_ros.files import progress
 from sqsegv3_ros.simulation.dataset import SimulationSettings, simulate
 from sqsegv3_ros.simulation.sensors import SensorModel
+from sqsegv3_ros.training.adaptation.workspace import DRAFT_SUFFIX
 
 TRAINING, VALIDATION = "00", "01"
 """Sequences of the simulated scans."""
@@ -43,7 +44,7 @@ def simulate_source(
     """
     if root.is_dir():
         return
-    draft = root.with_name(f"{root.name}.draft")
+    draft = root.with_name(f"{root.name}{DRAFT_SUFFIX}")
     sensor = replace(sensor, mount_height_m=height_m)
     for sequence, count, offset in ((TRAINING, scans, 0), (VALIDATION, VALIDATION_SCANS, 1)):
         settings = SimulationSettings(count, sensor, seed=2 * seed + offset)
