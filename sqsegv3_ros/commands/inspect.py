@@ -76,16 +76,21 @@ def _check_dataset(args: argparse.Namespace) -> int:
     lines = [f"{'sequence':<8}  {'scans':>6}  {'labelled':>8}  {'M points':>8}"]
     for name, of in [*((check.sequence, vars(check)) for check in checks), ("all", totals)]:
         lines.append(f"{name:<8}  {of['scans']:>6}  {of['labelled']:>8}  {of['points'] / 1e6:>8.1f}")
+    unlabelled = [check.sequence for check in checks if check.scans and not check.labelled]
+    if unlabelled:
+        lines.append(f"no labels in {' '.join(unlabelled)}: training and evaluation need them, labelling does not")
+    lines += problems[:_SHOWN_PROBLEMS]
+    if len(problems) > _SHOWN_PROBLEMS:
+        lines.append(f"... and {len(problems) - _SHOWN_PROBLEMS} more (all with --json)")
     sequences = {c.sequence: {"scans": c.scans, "labelled": c.labelled, "points": c.points} for c in checks}
     results = {"dataset": str(args.model), "sequences": sequences, **totals, "problems": problems}
     print_results(args, "\n".join(lines), results)
     if not problems:
         return 0
-    listed = [f"  {message}" for message in problems[:_SHOWN_PROBLEMS]]
-    if len(problems) > _SHOWN_PROBLEMS:
-        listed.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more (all with --json)")
-    advice = "unpack the archives of these sequences again; `unzip -t` finds a damaged one"
-    raise UserError("\n".join([f"{args.model}: {len(problems)} problems; {advice}", *listed]))
+    found = f"{args.model}: {len(problems)} problem{'s' * (len(problems) != 1)}"
+    if args.complete:
+        found += "; unpack the archives of these sequences again; `unzip -t` finds a damaged one"
+    raise UserError(found)
 
 
 def _runtime_wanted(args: argparse.Namespace) -> bool:

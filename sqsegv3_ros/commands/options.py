@@ -26,10 +26,10 @@ def add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
 
 
-def check_output(path: Path, suffix: str, force: bool) -> None:
+def check_output(path: Path, suffix: str, force: bool, option: str = "--output") -> None:
     """Raise UserError if an output has the wrong suffix, or already exists and may not be overwritten."""
     if path.suffix.lower() != suffix:
-        raise UserError(f"--output {path} must end in {suffix}")
+        raise UserError(f"{option} {path} must end in {suffix}")
     refuse_existing(path, force)
 
 

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     require(args.limit is None or args.limit > 0, "--limit", "1 or more", args.limit)
     if args.save is not None:
-        check_output(args.save, ".rrd", args.force)
+        check_output(args.save, ".rrd", args.force, "--save")
     bag = is_bag(args.input)
     if bag and args.format is not None:
         raise UserError(f"--format is for point-cloud files, but {args.input} is a bag")
@@ -83,13 +83,14 @@ def run(args: argparse.Namespace) -> int:
         cloud_settings = settings.cloud_settings(rings_needed=segmenter.projection.needs_rings)
         scans = _scans_of_bag(args.input, args.topic, cloud_settings)
     else:
-        scans = _scans_of_files(files, args)
+        cloud_settings = CloudSettings(**intensity_settings(args))
+        scans = _scans_of_files(files, cloud_settings)
     first = next(scans)  # before the viewer starts: an unusable input must not open one
     totals_ms: list[float] = []
     with closing(RerunRecording(args.save)) as recording:
         recording.log_classes(segmenter.info.labels)
         for number, scan in enumerate(islice(_chain(first, scans), args.limit)):
-            totals_ms.append(_show(segmenter, scan, number, recording))
+            totals_ms.append(_show(segmenter, scan, number, recording, cloud_settings))
     model, median_ms = segmenter.info.name, float(np.median(totals_ms))
     results = {"clouds": len(totals_ms), "model": model, "median_ms": median_ms, "recording": str(args.save or "")}
     shown = f"{len(totals_ms)} cloud{'s' * (len(totals_ms) != 1)} of {args.input}"
@@ -105,8 +106,7 @@ def _chain(first: _Scan, rest: Iterator[_Scan]) -> Iterator[_Scan]:
     yield from rest
 
 
-def _scans_of_files(files: list[PointFile], args: argparse.Namespace) -> Iterator[_Scan]:
-    settings = CloudSettings(**intensity_settings(args))
+def _scans_of_files(files: list[PointFile], settings: CloudSettings) -> Iterator[_Scan]:
     for file in files:
         for cloud in read_clouds(file, settings.intensity_fields):
             to_remission(cloud.points[:, 3], settings)
@@ -121,7 +121,7 @@ def _scans_of_bag(path: Path, topic: str | None, settings: CloudSettings) -> Ite
             yield _Scan(decoded.points, decoded.rings, stamp_ns=stamp_ns(cloud.header))
 
 
-def _show(segmenter: Segmenter, scan: _Scan, number: int, recording: RerunRecording) -> float:
+def _show(segmenter: Segmenter, scan: _Scan, number: int, recording: RerunRecording, settings: CloudSettings) -> float:
     """Label and record a cloud. Returns its latency in milliseconds."""
     from sqsegv3_ros.inference.input_checks import Expected, check_input
 
@@ -133,7 +133,7 @@ def _show(segmenter: Segmenter, scan: _Scan, number: int, recording: RerunRecord
     total_ms = sum(result.timings_ms.values())
     recording.log_latency({**result.timings_ms, "total": total_ms})
     info = segmenter.info
-    expected = Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m)
+    expected = Expected(segmenter.projection, info.normalization, segmenter.extrinsics, info.sensor_height_m, settings)
     for warning in check_input(scan.points, scan.rings, expected, result.image.index >= 0):
         recording.log_warning(warning)
     return total_ms

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqsegv3_ros.data.semantic_kitti import POINT_BYTES
+from sqsegv3_ros.data.semantic_kitti import POINT_BYTES, is_dataset
 from sqsegv3_ros.errors import UserError
 
 LABEL_BYTES = 4
@@ -33,7 +33,8 @@ class SequenceCheck:
         scans: Number of .bin files.
         labelled: Number of scans with a .label file.
         points: Points of all scans.
-        problems: One message for each file that training or evaluation would refuse.
+        problems: One message for each file or folder that training or evaluation would refuse. A sequence without a
+            folder of labels has none for that: it can be labelled.
     """
 
     sequence: str
@@ -55,18 +56,15 @@ def check_dataset(root: str | Path) -> list[SequenceCheck]:
         One result per sequence, in order.
 
     Raises:
-        UserError: The folder is not a SemanticKITTI data set, or cannot be read.
+        UserError: The folder is not a SemanticKITTI data set.
     """
-    folders = sorted(p.parent for p in Path(root).glob("sequences/*/velodyne"))
-    if not folders:
+    if not is_dataset(root):
         raise UserError(
             f"{root} is a folder without sequences/NN/velodyne; expected a model file or a SemanticKITTI data set "
             "(the folder 'dataset' that the archives make)"
         )
-    try:
-        return [_check_sequence(folder, Path(root)) for folder in folders]
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    sequences = sorted(path for path in Path(root).glob("sequences/*") if not path.is_file())
+    return [_check_sequence(sequence, Path(root)) for sequence in sequences]
 
 
 def missing_scans(checks: list[SequenceCheck]) -> list[str]:
@@ -92,29 +90,81 @@ def missing_scans(checks: list[SequenceCheck]) -> list[str]:
     return messages
 
 
-def _check_sequence(folder: Path, root: Path) -> SequenceCheck:
-    scans = _sizes(folder / "velodyne", ".bin")
-    labels = _sizes(folder / "labels", ".label") if (folder / "labels").is_dir() else {}
-    problems = list(_problems(folder.relative_to(root), scans, labels))
-    points = sum(scans.values()) // POINT_BYTES
-    return SequenceCheck(folder.name, len(scans), len(scans.keys() & labels.keys()), points, tuple(problems))
+@dataclass(frozen=True)
+class _Folder:
+    """The files of a folder that have a suffix, by their name without it.
+
+    Attributes:
+        path: The folder, below the data set.
+        suffix: The suffix.
+        sizes: Bytes of each file.
+        errors: Why an entry cannot be used.
+        error: Why the folder cannot be read; empty if it can.
+    """
+
+    path: Path
+    suffix: str
+    sizes: dict[str, int]
+    errors: dict[str, str]
+    error: str = ""
 
 
-def _sizes(folder: Path, suffix: str) -> dict[str, int]:
-    """Size in bytes of each file with a suffix, by its name without it."""
-    with os.scandir(folder) as entries:
-        return {e.name[: -len(suffix)]: e.stat().st_size for e in entries if e.name.endswith(suffix)}
+def _check_sequence(sequence: Path, root: Path) -> SequenceCheck:
+    scans = _read_folder(sequence / "velodyne", ".bin", root)
+    has_labels = os.path.lexists(sequence / "labels")
+    labels = _read_folder(sequence / "labels", ".label", root) if has_labels else None
+    problems = [problem for folder in (scans, labels) if folder for problem in _unusable(folder)]
+    if labels and scans.sizes and labels.sizes:
+        problems += _mismatches(scans, labels)
+    labelled = len(scans.sizes.keys() & labels.sizes.keys()) if labels else 0
+    points = sum(scans.sizes.values()) // POINT_BYTES
+    return SequenceCheck(sequence.name, len(scans.sizes), labelled, points, tuple(problems))
 
 
-def _problems(folder: Path, scans: dict[str, int], labels: dict[str, int]) -> Iterator[str]:
-    if not scans:
-        yield f"{folder}/velodyne: no .bin files"
-    for stem, size in sorted(scans.items()):
-        if not size or size % POINT_BYTES:
-            yield f"{folder}/velodyne/{stem}.bin: {size} bytes, expected a multiple of {POINT_BYTES} above 0"
-        elif labels and stem not in labels:
-            yield f"{folder}/labels/{stem}.label: missing"
-        elif labels and labels[stem] * POINT_BYTES != size * LABEL_BYTES:
-            yield f"{folder}/labels/{stem}.label: {labels[stem]} bytes, expected {size // POINT_BYTES * LABEL_BYTES}"
-    for stem in sorted(labels.keys() - scans.keys()):
-        yield f"{folder}/labels/{stem}.label: no scan velodyne/{stem}.bin"
+def _read_folder(folder: Path, suffix: str, root: Path) -> _Folder:
+    sizes, errors, error = {}, {}, ""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.endswith(suffix):
+                    continue
+                stem = entry.name.removesuffix(suffix)
+                try:
+                    size = entry.stat().st_size
+                    if entry.is_file():
+                        sizes[stem] = size
+                    else:
+                        errors[stem] = "not a file"
+                except OSError as failure:
+                    errors[stem] = failure.strerror or str(failure)
+    except OSError as failure:
+        error = failure.strerror or str(failure)
+    return _Folder(folder.relative_to(root), suffix, sizes, errors, error)
+
+
+def _unusable(folder: _Folder) -> Iterator[str]:
+    """What is wrong with a folder, or with files of it without regard to others."""
+    if folder.error:
+        yield f"{folder.path}: {folder.error}"
+    elif not folder.sizes and not folder.errors:
+        yield f"{folder.path}: no {folder.suffix} files"
+    for stem, error in sorted(folder.errors.items()):
+        yield f"{folder.path}/{stem}{folder.suffix}: {error}"
+    if folder.suffix == ".bin":
+        for stem, size in sorted(folder.sizes.items()):
+            if not size or size % POINT_BYTES:
+                yield f"{folder.path}/{stem}.bin: {size} bytes, expected a multiple of {POINT_BYTES} above 0"
+
+
+def _mismatches(scans: _Folder, labels: _Folder) -> Iterator[str]:
+    """Files without their counterpart, and labels that are not one per point."""
+    for stem, size in sorted(scans.sizes.items()):
+        path, expected = f"{labels.path}/{stem}.label", size // POINT_BYTES * LABEL_BYTES
+        if not size or size % POINT_BYTES or stem in labels.errors:
+            continue  # a problem already
+        if stem not in labels.sizes:
+            yield f"{path}: missing"
+        elif labels.sizes[stem] != expected:
+            yield f"{path}: {labels.sizes[stem]} bytes, expected {expected}"
+    for stem in sorted(labels.sizes.keys() - scans.sizes.keys() - scans.errors.keys()):
+        yield f"{labels.path}/{stem}.label: no scan velodyne/{stem}.bin"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sqsegv3_ros.data.ros2_messages import FRAME, TOPIC
 from sqsegv3_ros.data.rosbag_reader import BagReader, is_bag
-from sqsegv3_ros.data.sequences import read_sequence, read_structured_points
+from sqsegv3_ros.data.sequences import RATE_HZ, read_sequence, read_structured_points
 from sqsegv3_ros.errors import UserError, require
 
 LATE_S = 0.01  # clouds that are published later than this after they are due count as late
@@ -198,8 +198,8 @@ class Player:
             last_ns = self._play_once(iter(source), begin, report)
             if report.interrupted or not self.loop or not report.published:
                 return report
-            period_ns = (last_ns - self._first_ns) / max(len(source) - 1, 1)  # as from cloud to cloud
-            begin = self._due_s(last_ns) + period_ns / 1e9 / self.rate
+            period_s = (last_ns - self._first_ns) / 1e9 / max(len(source) - 1, 1)  # as from cloud to cloud
+            begin = self._due_s(last_ns) + (period_s if period_s > 0 else 1 / RATE_HZ) / self.rate
             report.total += len(source)
 
     def _play_once(self, clouds: Iterator[TimedCloud], begin: float, report: Report) -> int:

@@ -192,7 +192,10 @@ class TorchBackend:
     def __init__(self, model: ModelFile, runtime: Runtime) -> None:
         self._dtype = _DTYPES[runtime.precision]
         # a copy: the model file may serve another backend, too
-        self._network = copy.deepcopy(model.network).to(device=runtime.device, dtype=self._dtype)
+        network = copy.deepcopy(model.network)
+        for parameter in network.parameters():  # TorchScript's copies are no leaves, of which `to` would warn
+            parameter.detach_()
+        self._network = network.to(device=runtime.device, dtype=self._dtype)
         self._on_cpu, self._threads = runtime.device.type == "cpu", runtime.threads
 
     def __call__(self, image: Tensor) -> Tensor:

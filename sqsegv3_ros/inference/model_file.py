@@ -224,7 +224,7 @@ def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
     """
     path = Path(path)
     # a copy in memory: what is checked is what is loaded, whatever happens to the file
-    with open(os.memfd_create("model"), "w+b") as copy:
+    with _memory_file(path) as copy:
         with _open(path) as file:
             digest = _copy(file, copy, path)
         if sha256 and digest != sha256.lower():  # before anything in it is parsed
@@ -347,11 +347,21 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
 
 
+def _memory_file(path: Path) -> BinaryIO:
+    """An empty file in memory, for a copy of the model."""
+    try:
+        return open(os.memfd_create("model"), "w+b")
+    except OSError as error:
+        raise UserError(f"cannot read model {path}: {error.strerror or error}") from error
+
+
 def _copy(file: BinaryIO, copy: BinaryIO, path: Path) -> str:
     """Copy a file. Returns its sha256."""
     digest = hashlib.sha256()
     try:
         while piece := file.read(1 << 20):
+            if copy.tell() + len(piece) > MAX_FILE_BYTES:
+                raise UserError(f"model {path} grew beyond the limit of {MAX_FILE_BYTES} bytes while it was read")
             digest.update(piece)
             copy.write(piece)
     except OSError as error:

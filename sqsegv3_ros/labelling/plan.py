@@ -125,8 +125,9 @@ def plan_jobs(
             raise UserError(f"{job.source} would be overwritten by its own labels; choose another --output")
     if sequences and all(job.is_bag or not job.name.startswith("sequences/") for job in jobs):
         raise UserError("--sequences selects sequences of a SemanticKITTI data set, but no input is one")
-    if not any(job.is_bag for job in jobs) and options != BagOptions():
-        raise UserError("--topic, --output-topic and --storage apply to bags, but no input is a bag")
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(options).items() if value is not None]
+    if given and not any(job.is_bag for job in jobs):
+        raise UserError(f"no input is a bag; omit {' and '.join(given)}")
     return list(jobs)
 
 

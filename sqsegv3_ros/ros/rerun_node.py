@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import expand_home
-from sqsegv3_ros.pointcloud2 import CloudError, CloudSettings, decode, read_field, read_layout, stamp_ns
+from sqsegv3_ros.pointcloud2 import CloudSettings, decode, read_field, read_layout, stamp_ns
 from sqsegv3_ros.ros import qos
 from sqsegv3_ros.ros.signals import stop_on_signals
 from sqsegv3_ros.viewing.rerun_recording import RerunRecording
@@ -52,35 +54,46 @@ class RerunNode(Node):
             raise UserError(f"recording {path} already exists; choose another file, or move it away")
         self.recording = RerunRecording(path)
         self._scan, self._time_ns = -1, -1
-        self.create_subscription(PointCloud2, f"{OUTPUT}/points", self._on_cloud, qos.OUTPUT)
-        self.create_subscription(Image, f"{OUTPUT}/range_image", self._on_range_image, qos.OUTPUT)
-        self.create_subscription(Image, f"{OUTPUT}/label_image", self._on_label_image, qos.OUTPUT)
-        label_set = self.create_subscription(String, f"{OUTPUT}/label_set", self._on_label_set, qos.LATCHED)
-        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._subscribe(PointCloud2, f"{OUTPUT}/points", self._on_cloud, qos.OUTPUT)
+        self._subscribe(Image, f"{OUTPUT}/range_image", self._on_range_image, qos.OUTPUT)
+        self._subscribe(Image, f"{OUTPUT}/label_image", self._on_label_image, qos.OUTPUT)
+        label_set = self._subscribe(String, f"{OUTPUT}/label_set", self._on_label_set, qos.LATCHED)
+        self._subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._segment_node = label_set.topic_name.removesuffix("/output/label_set")
         self.get_logger().info(f"showing {self._segment_node} in {path or 'the Rerun viewer'}")
+
+    def _subscribe(self, kind: Any, topic: str, show: Callable[[Any], None], profile: Any) -> Subscription:
+        """Subscribe; a message that cannot be shown is a warning: no input ends the node."""
+
+        def show_or_warn(message: Any) -> None:
+            try:
+                show(message)
+            except Exception as error:
+                warning = f"{subscription.topic_name} not shown: {error}"
+                self.get_logger().warning(warning, throttle_duration_sec=THROTTLE_S)
+
+        subscription = self.create_subscription(kind, topic, show_or_warn, profile)
+        return subscription
 
     def _on_label_set(self, message: String) -> None:
         self.recording.log_classes(LabelSet.from_dict(json.loads(message.data)))
 
     def _on_cloud(self, cloud: PointCloud2) -> None:
-        try:
-            points, labels = decode(cloud, _XYZ_ONLY).points, read_field(cloud, "label")
-            has_confidence = "confidence" in read_layout(cloud).fields
-            confidences = read_field(cloud, "confidence") if has_confidence else None
-        except CloudError as error:
-            self.get_logger().warning(f"cloud not shown: {error}", throttle_duration_sec=THROTTLE_S)
-            return
+        points, labels = decode(cloud, _XYZ_ONLY).points, read_field(cloud, "label")
+        has_confidence = "confidence" in read_layout(cloud).fields
+        confidences = read_field(cloud, "confidence") if has_confidence else None
         self._set_scan(cloud.header)
         self.recording.log_points(points, labels, confidences)
 
     def _on_range_image(self, image: Image) -> None:
+        ranges = np.frombuffer(image.data, "<f4").reshape(image.height, image.width)
         self._set_scan(image.header)
-        self.recording.log_range_image(np.frombuffer(image.data, "<f4").reshape(image.height, image.width))
+        self.recording.log_range_image(ranges)
 
     def _on_label_image(self, image: Image) -> None:
+        colors = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
         self._set_scan(image.header)
-        self.recording.log_label_image(np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3))
+        self.recording.log_label_image(colors)
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
         """Record the medians of the last seconds, per stage and total."""

@@ -32,6 +32,8 @@ from sqsegv3_ros.training.data import ScanData
 from sqsegv3_ros.training.module import BEST_METRIC, SegmentationModule
 
 CONFIG_NAME = "config.yaml"
+# how Gloo (the first two) and NCCL say that another process is gone
+_CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 
 
 class _NoSetting(argparse.Action):
@@ -204,11 +206,6 @@ def _as_user_error(error: Exception) -> Exception:
         return OperationError(f"{text}. Earlier checkpoints are intact: free space, then resume with --run.resume true")
     if isinstance(error, UserError):  # a worker's error has its traceback before the message
         return UserError(text.rsplit("UserError: ", 1)[-1].strip())
-    if "gloo" in text or "NCCL" in text:
-        return OperationError(
-            "another training process ended, with its own message; remove the cause, then resume with --run.resume "
-            f"true ({text.splitlines()[0]})"
-        )
     if "DataLoader worker" in text or isinstance(error, ConnectionError):
         return OperationError(
             "a process that prepares training data was killed, probably out of memory; resume with --run.resume "
@@ -216,6 +213,11 @@ def _as_user_error(error: Exception) -> Exception:
         )
     if isinstance(error, OSError):
         return OperationError(f"{error.filename or 'file'}: {error.strerror or error}")
+    if any(lost in text for lost in _CONNECTION_LOST):
+        return OperationError(
+            "another training process ended, with its own message; remove the cause, then resume with --run.resume "
+            f"true ({text.splitlines()[0]})"
+        )
     return error
 
 

@@ -24,8 +24,9 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_sound_root_is_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(root)]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[1:] == [
+    *rows, note = capsys.readouterr().out.splitlines()
+    assert note == "no labels in 11: training and evaluation need them, labelling does not"
+    assert [row.split() for row in rows[1:]] == [
         ["00", "1", "1", "1.0"],
         ["01", "1", "1", "0.2"],
         ["11", "1", "0", "0.3"],
@@ -43,15 +44,18 @@ def test_damaged_files_fail_with_a_message_and_are_in_the_json(root: Path, capsy
     captured = capsys.readouterr()
     problem = "sequences/01/labels/000000.label: 28 bytes, expected 800000"
     assert json.loads(captured.out)["problems"] == [problem]
-    assert problem in captured.err and "unpack the archives" in captured.err
+    assert captured.err == f"sqsegv3 inspect: {root}: 1 problem\n"
+    assert main(["inspect", str(root)]) == 2
+    assert capsys.readouterr().out.splitlines()[-1] == problem
 
 
 def test_a_part_of_the_data_set_is_not_complete(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(root), "--complete"]) == 2
-    text = capsys.readouterr().err
-    assert "12 problems" in text
-    assert "sequence 00 has 1 scans, expected 4541" in text
-    assert "... and 2 more (all with --json)" in text and len(text.splitlines()) == 12
+    captured = capsys.readouterr()
+    (error,) = captured.err.splitlines()
+    assert "12 problems; unpack the archives" in error
+    assert "sequence 00 has 1 scans, expected 4541" in captured.out
+    assert captured.out.splitlines()[-1] == "... and 2 more (all with --json)"
 
 
 def test_options_of_models_and_of_data_sets_do_not_mix(

@@ -95,6 +95,20 @@ def test_a_recording_has_clouds_images_classes_and_latency_of_every_scan(
 
 
 @needs_rerun
+def test_the_suggested_intensity_scale_is_that_of_the_stored_values(small_model: Path, tmp_path: Path) -> None:
+    cloud = scan(0)
+    cloud[:, 3] *= 65535 / cloud[:, 3].max()
+    rows = [(*point, 0) for point in cloud.tolist()]
+    np.save(tmp_path / "cloud.npy", np.array(rows, FIELDS))
+    file = tmp_path / "cloud.rrd"
+    scale = ("--intensity-scale", 1 / 255)
+    assert view(tmp_path / "cloud.npy", "--model", small_model, *scale, "--save", file) == 0
+    warnings = [str(row["TextLog:text"][0]) for row in read_recording(file)["/input_warnings"]]
+    (found,) = (warning for warning in warnings if warning.startswith("intensity does not fit"))
+    assert f"set intensity_scale: {1 / 65535:.6g}" in found
+
+
+@needs_rerun
 def test_a_bag_is_shown_at_the_time_of_its_clouds(small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("rosbags", reason="needs rosbags: pip install 'sqsegv3_ros[bags]'")
     for number in range(3):
@@ -123,7 +137,7 @@ def test_wrong_use_is_named_and_leaves_no_recording(
 ) -> None:
     file = tmp_path / "new.rrd"
     model = ("--model", small_model)
-    assert ".rrd" in refused(capsys, clouds, "--save", tmp_path / "new.mcap", *model)
+    assert "--save" in refused(capsys, clouds, "--save", tmp_path / "new.mcap", *model)
     assert "--limit" in refused(capsys, clouds, "--save", file, "--limit", 0, *model)
     assert "--topic is for bags" in refused(capsys, clouds, "--save", file, "--topic", "/points", *model)
     assert "does not exist" in refused(capsys, tmp_path / "nowhere", "--save", file, *model)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,17 +61,72 @@ def missing_scan(folder: Path) -> str:
 
 
 def no_scans(folder: Path) -> str:
-    for file in folder.glob("*/0*"):
+    for file in folder.glob("velodyne/*"):
         file.unlink()
     return "sequences/03/velodyne: no .bin files"
 
 
-@pytest.mark.parametrize("spoil", [cut_scan, empty_scan, cut_label, missing_label, missing_scan, no_scans])
+def no_scan_folder(folder: Path) -> str:
+    shutil.rmtree(folder / "velodyne")
+    return "sequences/03/velodyne: No such file or directory"
+
+
+def empty_labels(folder: Path) -> str:
+    for file in folder.glob("labels/*"):
+        file.unlink()
+    return "sequences/03/labels: no .label files"
+
+
+def scan_folder(folder: Path) -> str:
+    (folder / "velodyne/000001.bin").unlink()
+    (folder / "velodyne/000001.bin").mkdir()
+    return "sequences/03/velodyne/000001.bin: not a file"
+
+
+def dangling_scan(folder: Path) -> str:
+    (folder / "velodyne/000001.bin").unlink()
+    (folder / "velodyne/000001.bin").symlink_to("/nowhere")
+    return "sequences/03/velodyne/000001.bin: No such file or directory"
+
+
+def dangling_label(folder: Path) -> str:
+    (folder / "labels/000001.label").unlink()
+    (folder / "labels/000001.label").symlink_to("/nowhere")
+    return "sequences/03/labels/000001.label: No such file or directory"
+
+
+def dangling_labels(folder: Path) -> str:
+    shutil.rmtree(folder / "labels")
+    (folder / "labels").symlink_to("/nowhere")
+    return "sequences/03/labels: No such file or directory"
+
+
+def labels_file(folder: Path) -> str:
+    shutil.rmtree(folder / "labels")
+    (folder / "labels").write_text("")
+    return "sequences/03/labels: Not a directory"
+
+
+SPOILED = (cut_scan, empty_scan, cut_label, missing_label, missing_scan, no_scans, no_scan_folder, empty_labels)
+SPOILED += (scan_folder, dangling_scan, dangling_label, dangling_labels, labels_file)
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
 def test_a_file_that_training_would_refuse_is_a_problem(tmp_path: Path, spoil) -> None:
     write_sequence(tmp_path, "01", 2)
     message = spoil(write_sequence(tmp_path, "03", 3))
     first, second = check_dataset(tmp_path)
     assert (first.problems, second.problems) == ((), (message,))
+
+
+def test_a_sequence_that_is_a_dangling_link_is_a_problem(tmp_path: Path) -> None:
+    write_sequence(tmp_path, "01", 2)
+    (tmp_path / "sequences/03").symlink_to("/nowhere")
+    (tmp_path / "sequences/README").write_text("")
+    assert [check.problems for check in check_dataset(tmp_path)] == [
+        (),
+        ("sequences/03/velodyne: No such file or directory",),
+    ]
 
 
 @pytest.mark.parametrize("layout", ["", "velodyne", "sequences/00"])

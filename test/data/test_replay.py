@@ -75,6 +75,13 @@ def test_a_loop_keeps_the_recordings_period_until_it_is_stopped() -> None:
     assert report.text("/lidar").endswith("interrupted")
 
 
+@pytest.mark.parametrize("times", [(0,), (0, 0)])
+def test_a_loop_of_clouds_without_a_period_has_10_hz(times: tuple[float, ...]) -> None:
+    world = World(cost_s=0.001, stop_s=0.12)
+    world.player(loop=True, rate=2.0).play(recording(*times))
+    assert [at for at, _ in world.published[:: len(times)]] == pytest.approx([0, 0.05, 0.1])
+
+
 def test_the_clock_has_the_recordings_time_and_is_never_ahead_of_a_cloud() -> None:
     world = World()
     world.player(rate=2.0, tick=world.tick, clock_hz=50.0).play(recording(0, 0.1, 0.2))

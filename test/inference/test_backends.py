@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +261,13 @@ def test_two_segmenters_of_one_model_file_do_not_disturb_each_other(small_model:
     full = Segmenter(model, precision="fp32", **options)
     np.testing.assert_array_equal(full.segment(points()).labels, expected)
     assert (half.segment(points()).labels == expected).mean() > 0.9
+
+
+def test_the_torch_backend_is_made_without_a_warning(small_model: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for precision in ("fp32", "bf16"):
+            make_backend(load_model(small_model), resolve_runtime("torch", "cpu", precision), 64, 256)
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("?", 8)])

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import warnings
 import zipfile
 from pathlib import Path
@@ -169,6 +170,25 @@ def test_a_file_that_is_not_there_and_a_folder_are_named(tmp_path: Path) -> None
         read_info(tmp_path / "none.pt")
     with pytest.raises(UserError, match="is not a file"):
         read_info(tmp_path)
+
+
+def test_a_file_that_grows_after_its_size_was_read_is_not_copied_beyond_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sqsegv3_ros.inference.model_file.MAX_FILE_BYTES", 100)
+    with pytest.raises(UserError, match=r"/proc/self/maps grew beyond the limit of 100 bytes"):
+        load_model("/proc/self/maps")  # its size is 0, its content longer
+
+
+def test_too_many_open_files_are_a_message(model: Path) -> None:
+    load_model(model)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot read model .*model\.pt: Too many open files"):
+            load_model(model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_model_of_mixed_types_is_not_saved(tmp_path: Path) -> None:

@@ -13,15 +13,17 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from live import Client, message, node_of, outputs_of, street
 from programs import depends_on_discovery, module, parameters, running, wait_until
 from recordings import read_recording
 from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import String
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.pointcloud2 import read_field
-from sqsegv3_ros.ros import rerun_node
+from sqsegv3_ros.ros import qos, rerun_node
 
 pytestmark = depends_on_discovery
 
@@ -80,6 +82,42 @@ def test_outputs_of_the_node_are_recorded_by_scan(client: Client, small_model: P
     assert 1.5 in numbers["/latency/total"] and 777 not in numbers["/latency/total"]
     assert 0.25 in numbers["/latency/network"] and len(numbers["/latency/network"]) > 1  # and the node's own
     assert "/latency/rate_hz" not in numbers
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("rerun") is None, reason="needs rerun-sdk: pip install 'sqsegv3_ros[view]'"
+)
+def test_messages_that_cannot_be_shown_are_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rerun_node, "THROTTLE_S", 0.0)
+    rclpy.init(args=[*parameters(recording=tmp_path / "a.rrd"), "-r", "__ns:=/garbled"])
+    node = rerun_node.RerunNode()
+    try:
+        node._scan = 0  # diagnostics are shown after the first scan
+        name = "/garbled/sqsegv3"
+        image = Image(height=4, width=4, data=bytes(7))
+        status = DiagnosticStatus(name=f"{name}: processing", values=[KeyValue(key="latency_p50_ms", value="fast")])
+        for topic, message, profile in (
+            (f"{name}/output/label_set", String(data="{"), qos.LATCHED),
+            (f"{name}/output/range_image", image, qos.OUTPUT),
+            (f"{name}/output/label_image", image, qos.OUTPUT),
+            (f"{name}/output/points", PointCloud2(width=9), qos.OUTPUT),
+            ("/diagnostics", DiagnosticArray(status=[status]), 10),
+        ):
+            publisher = node.create_publisher(type(message), topic, profile)
+            said = ""
+            for _ in range(100):
+                publisher.publish(message)
+                rclpy.spin_once(node, timeout_sec=0.1)
+                said += capfd.readouterr().err
+                if f"{topic} not shown: " in said:
+                    break
+            assert f"{topic} not shown: " in said, said
+    finally:
+        node.recording.close()
+        node.destroy_node()
+        rclpy.shutdown()
 
 
 def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from sqsegv3_ros.data.semantic_kitti import read_labels, read_scan
 from sqsegv3_ros.inference.backends import has_native_bf16
 from sqsegv3_ros.inference.model_file import read_info
 
+Start = Callable[[list[str]], "subprocess.Popen[str]"]
 STEPS = 3
 GIB_PER_PROCESS = {"21": 6.5, "53": 13.0}
 
@@ -33,11 +36,40 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "sqsegv3_ros.cli", *map(str, arguments)]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """Start a command in a process group of its own, so that a signal reaches its processes and workers alone."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(arguments, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+@contextmanager
+def starting() -> Iterator[Start]:
+    """Start commands in process groups of their own, for signals to all of their processes; at the end kill them."""
+    started = []
+
+    def start(arguments: list[str]) -> subprocess.Popen[str]:
+        environment, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+        process = subprocess.Popen(
+            arguments, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+        started.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            with suppress(ProcessLookupError):  # all of the group have ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with starting() as start:
+        yield start
+
+
+def test_a_failed_assertion_leaves_no_process_behind() -> None:
+    child = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(AssertionError), starting() as start:
+        process = start([sys.executable, "-c", f"import subprocess; subprocess.run({child})"])
+        raise AssertionError
+    assert process.returncode == -signal.SIGKILL
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -62,7 +94,7 @@ def history_without_time(run: Path) -> list[dict[str, float]]:
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(("size", "processes"), [("21", 2), ("53", 1)])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_and_its_model_labels(
-    size: str, processes: int, root: Path, tmp_path: Path
+    size: str, processes: int, root: Path, tmp_path: Path, start: Start
 ) -> None:
     needed = processes * GIB_PER_PROCESS[size]
     if available_gib() < needed:
