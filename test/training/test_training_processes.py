@@ -130,6 +130,8 @@ def test_the_process_whose_peer_failed_says_so_without_a_traceback(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode != 0
     assert "invalid trainer settings: You requested to check 0.5" in done.stderr
+    assert "another training process ended" in done.stderr
+    assert "resume with --run.resume true" in done.stderr
     assert "Traceback" not in done.stderr
 
 
