@@ -25,7 +25,7 @@ _SHOWN_PROBLEMS = 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     model = "model file, name of a shipped model (default: default), or folder of SemanticKITTI"
-    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL|ROOT", help=model)
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL|DATASET", help=model)
     add_json(parser)
     complete = "the folder must be the whole SemanticKITTI: every scan of sequences 00 to 10, with labels"
     parser.add_argument("--complete", action="store_true", help=complete)
