@@ -25,7 +25,7 @@ from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.export import export_model
 from sqsegv3_ros.network.model import SqueezeSegV3
 from sqsegv3_ros.simulation.measured_sensor import measure_sensor
-from sqsegv3_ros.simulation.sensors import SensorModel, sensor_named
+from sqsegv3_ros.simulation.sensors import sensor_named
 from sqsegv3_ros.training.adaptation.checks import require_sound
 from sqsegv3_ros.training.adaptation.pseudo_labels import ScanLabels, label_scan
 from sqsegv3_ros.training.adaptation.recipe import (
@@ -37,7 +37,7 @@ from sqsegv3_ros.training.adaptation.recipe import (
     write_settings,
 )
 from sqsegv3_ros.training.adaptation.recording import CopiedScans, Recording, copy_scans
-from sqsegv3_ros.training.adaptation.source import simulate_source
+from sqsegv3_ros.training.adaptation.source import sensor_from_dict, sensor_to_dict, simulate_source
 from sqsegv3_ros.training.adaptation.teacher import (
     START_NAME,
     agreement,
@@ -174,7 +174,7 @@ class Adaptation:
         """
         began = time.monotonic()
         facts = self._copy()
-        sensor, height = _sensor_of(facts), facts["height_m"]
+        sensor, height = sensor_from_dict(facts["sensor_name"], facts["sensor"]), facts["height_m"]
         print(
             f"{facts['scans']} scans of the recording; simulating a {sensor.name} sensor: {sensor.beams} beams, "
             f"{sensor.columns} columns, {height:.2f} m above the ground",
@@ -254,7 +254,7 @@ class Adaptation:
                 "unusable": copied.unusable,
                 "height_m": height,
                 "height": source,
-                "sensor": None if name else _sensor_dict(sensor),
+                "sensor": None if name else sensor_to_dict(sensor),
                 "sensor_name": sensor.name,
             }
             if known is not None:
@@ -390,24 +390,3 @@ class Adaptation:
 
 def _recorded_height(facts: Mapping[str, Any]) -> float | None:
     return None if facts["height"] == "model" else float(facts["height_m"])
-
-
-def _sensor_dict(sensor: SensorModel) -> dict[str, Any]:
-    """The measured values of a sensor."""
-    return {
-        "elevations_deg": list(sensor.elevations_deg),
-        "columns": sensor.columns,
-        "min_range_m": sensor.min_range_m,
-        "max_range_m": sensor.max_range_m,
-        "range_noise_m": sensor.range_noise_m,
-        "reach_m": sensor.reach_m,
-    }
-
-
-def _sensor_of(facts: Mapping[str, Any]) -> SensorModel:
-    values = facts["sensor"]
-    if values is None:
-        return sensor_named(facts["sensor_name"])
-    return SensorModel(
-        "measured", tuple(values["elevations_deg"]), **{k: v for k, v in values.items() if k != "elevations_deg"}
-    )

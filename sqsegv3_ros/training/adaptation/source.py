@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,7 @@ import numpy.typing as npt
 from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_scan, write_scan
 from sqsegv3_ros.files import progress
 from sqsegv3_ros.simulation.dataset import SimulationSettings, simulate
-from sqsegv3_ros.simulation.sensors import SensorModel
+from sqsegv3_ros.simulation.sensors import SensorModel, sensor_named
 from sqsegv3_ros.training.adaptation.workspace import DRAFT_SUFFIX
 
 TRAINING, VALIDATION = "00", "01"
@@ -53,6 +55,27 @@ def simulate_source(
             pass
     match_remission(draft, recording)
     draft.rename(root)
+
+
+def sensor_to_dict(sensor: SensorModel) -> dict[str, Any]:
+    """Return the measured values of a sensor in plain JSON types."""
+    return {
+        "elevations_deg": list(sensor.elevations_deg),
+        "columns": sensor.columns,
+        "min_range_m": sensor.min_range_m,
+        "max_range_m": sensor.max_range_m,
+        "range_noise_m": sensor.range_noise_m,
+        "reach_m": sensor.reach_m,
+    }
+
+
+def sensor_from_dict(name: str, values: Mapping[str, Any] | None) -> SensorModel:
+    """Return the sensor with measured values, or the simulated sensor of this name if there are none."""
+    if values is None:
+        return sensor_named(name)
+    return SensorModel(
+        name, tuple(values["elevations_deg"]), **{k: v for k, v in values.items() if k != "elevations_deg"}
+    )
 
 
 def match_remission(source: Path, target: Path) -> None:
