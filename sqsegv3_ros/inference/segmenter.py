@@ -240,7 +240,7 @@ class Segmenter:
 
     def _upload(self, values: npt.NDArray[Any] | Tensor) -> Tensor:
         if isinstance(values, np.ndarray):
-            values = torch.from_numpy(values)
+            values = torch.from_numpy(values if values.flags.writeable else values.copy())  # torch warns otherwise
         if self.device.type == "cuda" and values.device.type == "cpu":
             values = values.pin_memory()  # from pageable memory the host would wait for the copy
         return values.to(self.device, non_blocking=True)
