@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 60
 """Time for the training process to finish its step after SIGTERM."""
 
@@ -52,7 +53,12 @@ class ResumableLoader(DataLoader):
         self._delivered = self._resume_at % len(self)
         self._resume_at = 0
         self.sampler.skip = self._delivered * self.batch_size
-        for batch in super().__iter__():
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until a new worker can deal with them
+        try:
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for batch in batches:
             self._delivered += 1
             yield batch
 
@@ -76,3 +82,4 @@ def outlive_signals(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.semantic_kitti import write_labels, write_scan
@@ -281,15 +282,18 @@ def test_batches_of_all_processes_hold_the_same_crops_on_any_number_of_processes
 
 
 @pytest.mark.slow
-def test_workers_finish_their_batches_after_ctrl_c_and_sigterm(root):
-    loader = make_data(root, workers=2, samples_per_epoch=12).train_dataloader()
-    batches = iter(loader)
-    for _ in range(2):  # a batch of each worker: now both ignore the signals
-        next(batches)
-    for worker in loader._iterator._workers:
-        os.kill(worker.pid, signal.SIGINT)
-        os.kill(worker.pid, signal.SIGTERM)
-    assert len(list(batches)) == 4
+def test_workers_finish_their_batches_after_ctrl_c_and_sigterm(root, monkeypatch):
+    original = DataLoader.__iter__
+
+    def stopped_while_starting(loader):
+        batches = original(loader)
+        for worker in batches._workers:
+            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal.SIGTERM)
+        return batches
+
+    monkeypatch.setattr(DataLoader, "__iter__", stopped_while_starting)
+    assert len(list(make_data(root, workers=2, samples_per_epoch=12).train_dataloader())) == 6
 
 
 def test_more_processes_than_validation_scans_are_refused(root):
