@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs = "recording: bag, folder of bags, SemanticKITTI data set, or point-cloud files; it is not changed"
     parser.add_argument("input", nargs="+", metavar="INPUT", help=inputs)
     add_output(parser, "MODEL")
-    model = "model to start from: model file, or the name of a shipped model (default: %(default)s)"
-    parser.add_argument("--model", default="default", help=model)
+    model = "model to start from: model file, or name of a shipped model (default: that of --params, else default)"
+    parser.add_argument("--model", help=model)
     minutes = "total time to spend (default: %(default)s)"
     parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help=minutes)
     params = "parameter file of the node for the sensor (YAML); repeatable, later files take precedence"
@@ -58,35 +58,41 @@ def run(args: argparse.Namespace) -> int:
         raise missing_package(error.name or "lightning", "adaptation", "train") from error
     from sqsegv3_ros.inference.parameter_file import read_parameters
     from sqsegv3_ros.inference.settings import DEFAULTS, Settings
+    from sqsegv3_ros.simulation.raycast import require_embree
     from sqsegv3_ros.training.adaptation.report import finish, labelled_scans
     from sqsegv3_ros.training.adaptation.run import Adaptation, AdaptationSettings
-    from sqsegv3_ros.training.adaptation.workspace import refuse_inputs_inside
+    from sqsegv3_ros.training.adaptation.workspace import is_unfinished, refuse_inputs_inside
     from sqsegv3_ros.viewing.pictures import require_pillow
 
-    check_output(args.output, ".pt", args.force)
+    workspace = args.output.with_suffix(".adapt")
+    check_output(args.output, ".pt", args.force or is_unfinished(workspace))
     require(0 < args.minutes < 1e5, "--minutes", "above 0", args.minutes)
-    require_pillow()  # fail before the adaptation, not after it
+    require(0 <= args.seed < 2**32, "--seed", "in 0..4294967295", args.seed)
+    require_embree()  # fail before the adaptation, not in it or after it
+    require_pillow()
     parameters: dict[str, Any] = {}
     for file in args.params:
         parameters |= read_parameters(file)
     parameters |= intensity_settings(args)
     if "intensity_fields" in parameters:
         parameters["intensity_fields"] = list(parameters["intensity_fields"]) or [""]
+    model = args.model or parameters.get("model") or "default"
     parameters = {name: value for name, value in parameters.items() if name not in _IGNORED_PARAMETERS}
     recording = _recording(args, Settings({**DEFAULTS, **parameters}))
-    workspace = args.output.with_suffix(".adapt")
-    settings = AdaptationSettings(args.model, parameters, _preset(args.params), args.minutes, args.seed)
+    settings = AdaptationSettings(model, parameters, _preset(args.params), args.minutes, args.seed)
     adaptation = Adaptation(recording, settings, workspace)
     labelled = [] if args.evaluate is None else labelled_scans(args.evaluate, adaptation)
     evaluated = [] if args.evaluate is None else [args.evaluate]
     refuse_inputs_inside(workspace, [*args.input, *args.params, adaptation.model, *evaluated])
-    with adaptation.opened(fresh=args.force):
-        with redirect_stdout(sys.stderr):  # progress; stdout has the results
-            outcome = adaptation.run()
-        if outcome is None:
-            print("interrupted; the same command continues", file=sys.stderr)
-            return 130
-        results = finish(adaptation, outcome, args.output, labelled)
+    try:
+        with adaptation.opened(fresh=args.force):
+            with redirect_stdout(sys.stderr):  # progress; stdout has the results
+                outcome = adaptation.run()
+            results = finish(adaptation, outcome, args.output, labelled)
+    except KeyboardInterrupt:
+        without = " without --force" * args.force
+        print(f"interrupted; the same command{without} continues", file=sys.stderr)
+        return 130
     print_results(args, *results)
     return 0
 

@@ -41,12 +41,19 @@ class Hits:
     instance: npt.NDArray[np.uint16]
 
 
-def _embree_scene(mesh: Mesh) -> Any:
+def require_embree() -> None:
+    """Raise UserError if embreex is not installed."""
     try:
-        from embreex.mesh_construction import TriangleMesh
-        from embreex.rtcore_scene import EmbreeScene
+        import embreex.rtcore_scene  # noqa: F401
     except ImportError as error:
         raise missing_package("embreex", "simulating LiDAR scans", "simulate") from error
+
+
+def _embree_scene(mesh: Mesh) -> Any:
+    require_embree()
+    from embreex.mesh_construction import TriangleMesh
+    from embreex.rtcore_scene import EmbreeScene
+
     scene = EmbreeScene()
     TriangleMesh(scene, mesh.vertices, mesh.faces)
     return scene

@@ -149,11 +149,12 @@ def train(options: Sequence[str]) -> int:
     return 0
 
 
-def fit(options: Sequence[str]) -> TrainCLI:
+def fit(options: Sequence[str], resume: str = "--run.resume true") -> TrainCLI:
     """Train until the run is finished, or stopped by Ctrl-C or SIGTERM.
 
     Args:
         options: Command line of `sqsegv3 train`.
+        resume: What resumes the run, for error messages.
 
     Returns:
         The run; `last.stopped_at` is the step after which it was stopped.
@@ -176,19 +177,20 @@ def fit(options: Sequence[str]) -> TrainCLI:
     except MisconfigurationException as error:
         raise UserError(f"invalid trainer settings: {error}") from error
     except (OSError, RuntimeError, UserError) as error:
-        raise _as_user_error(error) from error
+        raise _as_user_error(error, resume) from error
     return cli
 
 
 def _prepare_output(cli: TrainCLI) -> Path | None:
-    """Create the output folder, write the settings into it and return the checkpoint to resume, if any."""
+    """Return the checkpoint to resume; for a new run, create its folder and write the settings into it."""
     output = cli.settings.folder
     last = output / f"{LAST_NAME}.ckpt"
     if cli.settings.resume:
         if not last.is_file():
             raise UserError(f"nothing to resume: there is no {last}")
         read_checkpoint(last)
-    elif last.exists():
+        return last
+    if last.exists():
         raise UserError(
             f"{output} already holds a run ({last.name}); resume it with --run.resume true or choose another "
             "--run.output"
@@ -196,27 +198,27 @@ def _prepare_output(cli: TrainCLI) -> Path | None:
     if cli.trainer.is_global_zero:
         output.mkdir(parents=True, exist_ok=True)
         (output / CONFIG_NAME).write_text(cli.parser.dump(cli.config))
-    return last if cli.settings.resume else None
+    return None
 
 
-def _as_user_error(error: Exception) -> Exception:
+def _as_user_error(error: Exception, resume: str) -> Exception:
     """Return an error with a message for the user if the cause is known, else the error itself."""
     text = str(error)
     if "No space left" in text:
-        return OperationError(f"{text}. Earlier checkpoints are intact: free space, then resume with --run.resume true")
+        return OperationError(f"{text}. Earlier checkpoints are intact: free space, then resume with {resume}")
     if isinstance(error, UserError):  # a worker's error has its traceback before the message
         return UserError(text.rsplit("UserError: ", 1)[-1].strip())
     if "DataLoader worker" in text or isinstance(error, ConnectionError):
         return OperationError(
-            "a process that prepares training data was killed, probably out of memory; resume with --run.resume "
-            f"true and fewer --data.workers or a smaller --data.cache_gb ({text.splitlines()[0]})"
+            "a process that prepares training data was killed, probably out of memory; resume with "
+            f"{resume} and fewer --data.workers or a smaller --data.cache_gb ({text.splitlines()[0]})"
         )
     if isinstance(error, OSError):
         return OperationError(f"{error.filename or 'file'}: {error.strerror or error}")
     if any(lost in text for lost in _CONNECTION_LOST):
         return OperationError(
-            "another training process ended, with its own message; remove the cause, then resume with --run.resume "
-            f"true ({text.splitlines()[0]})"
+            f"another training process ended, with its own message; remove the cause, then resume with {resume} "
+            f"({text.splitlines()[0]})"
         )
     return error
 

@@ -156,6 +156,7 @@ def test_wrong_use_is_refused_in_one_line(
     assert "must end in .pt" in refused(capsys, root, "--output", tmp_path / "mine.onnx")
     assert "no input is a bag; omit --topic" in refused(capsys, root, *model, "--topic", "/points")
     assert "--minutes must be above 0" in refused(capsys, root, *model, "--minutes", "0")
+    assert "--seed must be in 0..4294967295, found -1" in refused(capsys, root, *model, "--seed", "-1")
     assert "nothing does not exist" in refused(capsys, tmp_path / "nothing", *model)
     assert "adapt reads local recordings" in refused(capsys, "s3://fleet/drive", *model)
     assert "model file" in refused(capsys, root, "--model", tmp_path / "no.pt", "--output", mine)
@@ -214,6 +215,16 @@ def test_parameters_that_adaptation_cannot_follow_are_refused(
         file = tmp_path / "robot.yaml"
         file.write_text(json.dumps({"/**": {"ros__parameters": {name: value}}}))
         assert message in refused(capsys, drive[0], *model, "--params", file)
+
+
+def test_the_model_of_a_parameter_file_is_adapted_unless_another_is_given(
+    drive: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "robot.yaml"
+    file.write_text(json.dumps({"/**": {"ros__parameters": {"model": "robots_own"}}}))
+    arguments = (drive[0], "--output", tmp_path / "mine.pt", "--params", file)
+    assert "model robots_own not found" in refused(capsys, *arguments)
+    assert "model nope not found" in refused(capsys, *arguments, "--model", "nope")
 
 
 def test_other_classes_than_those_of_simulated_scans_are_refused(

@@ -149,7 +149,12 @@ class Interrupt(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def adapt(monkeypatch, data, model, output, *more, interrupt=None):
+class FullDisk(Callback):
+    def on_train_batch_end(self, *_):
+        raise OSError(28, "No space left on device", "last.ckpt")
+
+
+def adapt(monkeypatch, data, model, output, *more, fault=None):
     """Run the command with few simulated scans, or rather those of the data set, and a short plan."""
     source, target = data
 
@@ -163,9 +168,9 @@ def adapt(monkeypatch, data, model, output, *more, interrupt=None):
     with monkeypatch.context() as patch:
         patch.setattr(adaptation_run, "simulate_source", copied_source)
         patch.setattr(adaptation_run, "plan_run", lambda *_: Plan(3, 6))
-        if interrupt is not None:
+        if fault is not None:
             original = training_run.run_callbacks
-            patch.setattr(training_run, "run_callbacks", lambda run: [Interrupt(interrupt), *original(run)])
+            patch.setattr(training_run, "run_callbacks", lambda run: [fault, *original(run)])
         return main(["adapt", str(target), "--model", str(model), "--output", str(output), *more])
 
 
@@ -199,10 +204,16 @@ def test_a_third_of_the_result_is_the_start(model, adapted):
 
 
 def test_the_same_command_writes_a_model_again_that_was_moved_away(data, model, adapted, tmp_path, monkeypatch, capfd):
-    output = tmp_path / "mine.pt"
+    output, facts = tmp_path / "mine.pt", tmp_path / "mine.adapt" / "recording.json"
     shutil.copytree(adapted[0].with_suffix(".adapt"), tmp_path / "mine.adapt")
+    known = facts.read_text()
+    facts.write_text(json.dumps(json.loads(known) | {"scans": 7}))
+    assert adapt(monkeypatch, data, model, output) == 2
+    assert "the recording has changed since the adaptation in" in capfd.readouterr().err
+    facts.write_text(known)
     assert adapt(monkeypatch, data, model, output) == 0
-    assert "training: 3 rounds" not in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "simulating" not in said and "training: 3 rounds" not in said
     ours, whole = (read_trained(path)[1] for path in (output, adapted[0]))
     assert all(torch.equal(ours[name], value) for name, value in whole.items())
     assert sorted(path.name for path in (tmp_path / "mine.adapt").iterdir()) == [
@@ -230,18 +241,23 @@ def test_the_model_names_its_origin_and_the_report_compares(adapted):
 
 
 def test_nothing_is_lost_by_an_interruption_or_a_collapse(data, model, adapted, tmp_path, monkeypatch, capfd):
-    """The same command continues, and comes to the model of an uninterrupted run."""
+    """The same command without --force continues, and comes to the model of an uninterrupted run."""
     output, evaluate = tmp_path / "mine.pt", ("--evaluate", str(data[1]))
-    assert adapt(monkeypatch, data, model, output, *evaluate, interrupt=8) == 130
-    assert "interrupted; the same command continues" in capfd.readouterr().err
-    assert adapt(monkeypatch, data, model, output, "--seed", "1") == 2
-    assert "has an adaptation with another seed" in capfd.readouterr().err
+    output.write_bytes(b"an earlier model")
+    assert adapt(monkeypatch, data, model, output, *evaluate, "--force", fault=Interrupt(8)) == 130
+    assert "interrupted; the same command without --force continues" in capfd.readouterr().err
+    assert adapt(monkeypatch, data, model, output, "--seed", "1", "--minutes", "9") == 2
+    assert "holds an adaptation with different settings (seed)" in capfd.readouterr().err
+    assert adapt(monkeypatch, data, model, output, "--minutes", "9") == 2
+    assert "holds an adaptation with different settings (minutes)" in capfd.readouterr().err
+    assert adapt(monkeypatch, data, model, output, *evaluate, fault=FullDisk()) == 1
+    assert "free space, then resume with the same command without --force" in capfd.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(checks, "LEAST_AGREEMENT", 1.01)
         assert adapt(monkeypatch, data, model, output, *evaluate) == 1
     said = capfd.readouterr().err
     assert "the adapted model collapsed and is not written: only" in said and f"kept in {tmp_path}/mine.adapt" in said
-    assert not output.exists()
+    assert output.read_bytes() == b"an earlier model"
     assert adapt(monkeypatch, data, model, output, *evaluate, "--json", str(tmp_path / "results.json")) == 0
     assert "training: 3 rounds" not in capfd.readouterr().err
     ours, whole = (read_trained(path)[1] for path in (output, adapted[0]))

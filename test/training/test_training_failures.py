@@ -63,7 +63,7 @@ def failing(error):
 def test_a_lost_connection_is_the_failure_of_another_process(root, tmp_path, monkeypatch, capsys, text):
     monkeypatch.setattr(run_module, "run_callbacks", lambda *_: [failing(RuntimeError(text))()])
     said = refused(capsys, options(root, tmp_path), code=1)
-    assert "another training process ended" in said and text in said
+    assert "another training process ended" in said and f"then resume with --run.resume true ({text})" in said
 
 
 def test_a_failure_of_this_process_is_not_blamed_on_another_one(root, tmp_path, monkeypatch, capsys):

@@ -347,6 +347,7 @@ def refused(capsys, arguments, code=2):
 
 def test_invalid_use_is_refused_with_one_message(finished, root, tmp_path, capsys):
     output, _ = finished
+    configuration = (output / "config.yaml").read_text()
     assert "already holds a run (last.ckpt); resume it with --run.resume true" in refused(capsys, options(root, output))
     wrong = options(root, output, run__resume="true", model__network__attention_kernel=3)
     assert "has another network: attention_kernel differ" in refused(capsys, wrong)
@@ -356,6 +357,7 @@ def test_invalid_use_is_refused_with_one_message(finished, root, tmp_path, capsy
     assert "3 an epoch, 3 a step. Resume with the same data" in refused(capsys, accumulated)
     longer = options(root, output, run__resume="true", trainer__max_epochs=4)
     assert "planned for 9 steps, now there would be 12, but one-cycle cannot be extended" in refused(capsys, longer)
+    assert (output / "config.yaml").read_text() == configuration
     assert "nothing to resume: there is no" in refused(capsys, options(root, tmp_path, run__resume="true"))
     assert "unrecognized arguments: --data.rot" in refused(capsys, [*options(root, tmp_path), "--data.rot", "x"])
     assert "crop_width must be a multiple of 8" in refused(capsys, options(root, tmp_path, data__crop_width=7))

@@ -76,7 +76,7 @@ def finish(
         changes = (f"{percent(before[key])} -> {percent(after[key])} %" for key in ("miou_present", "accuracy"))
         lines.append(f"{len(labelled)} labelled scans: mIoU of the classes present {', accuracy '.join(changes)}")
     height = outcome.recorded_height_m
-    if height is not None and "extrinsics.height_m" not in adaptation.settings.parameters:
+    if height is not None and not adaptation.settings.parameters.get("extrinsics.height_m"):
         lines.append(f"the sensor is {height:g} m above the ground: set extrinsics.height_m in your parameter file")
     lines.append(f"{output}: {outcome.info.name}, licence {outcome.info.licence}")
     lines.append(f"look at {report} before you use it")

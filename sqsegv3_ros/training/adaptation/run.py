@@ -126,6 +126,7 @@ class Adaptation:
 
     def __init__(self, recording: Recording, settings: AdaptationSettings, workspace: Path) -> None:
         self.recording, self.settings, self.workspace = recording, settings, workspace
+        self._last = self.run_folder / f"{LAST_NAME}.ckpt"
         self.model = find_model(settings.model)
         self.start_info = read_info(self.model)
         self.model_sha256 = hashlib.sha256(self.model.read_bytes()).hexdigest()
@@ -142,9 +143,11 @@ class Adaptation:
             UserError: The workspace is in use or not of an adaptation, or has one with other settings.
         """
         with locked(self.workspace, fresh=fresh):
-            facts = self._read(FACTS_NAME)
+            facts, plan = self._read(FACTS_NAME), self._read(PLAN_NAME)
             if facts is not None:
                 self._require_own(facts["settings"], self._identity())
+            if plan is not None:
+                self._require_own(plan, {"minutes": self.settings.minutes})
             yield
 
     @property
@@ -162,29 +165,21 @@ class Adaptation:
         """Folder of the training run."""
         return self.workspace / RUN
 
-    def run(self) -> Outcome | None:
+    def run(self) -> Outcome:
         """Copy, simulate, train and compare, in an `opened` block.
 
         Returns:
-            The result, not yet written; None if it was interrupted.
+            The result, not yet written.
 
         Raises:
             UserError: The recording cannot be used, or the time is too short.
             OperationError: The result is worse than the start, as far as can be seen without labels.
+            KeyboardInterrupt: Ctrl-C or SIGTERM stopped it.
         """
         began = time.monotonic()
-        facts = self._copy()
-        sensor, height = sensor_from_dict(facts["sensor_name"], facts["sensor"]), facts["height_m"]
-        print(
-            f"{facts['scans']} scans of the recording; simulating a {sensor.name} sensor: {sensor.beams} beams, "
-            f"{sensor.columns} columns, {height:.2f} m above the ground",
-            flush=True,
-        )
-        simulate_source(self.simulated, self.scans, sensor, height, seed=self.settings.seed, jobs=usable_cores())
-        trained = Trained(self._model_settings(facts), self.scans, self.simulated, self.run_folder, self.settings.seed)
-        plan = self._plan(trained, facts["scans"], began)
-        if not self._train(trained, plan):
-            return None
+        facts, plan = self._copy(), self._known_plan()
+        if plan is None or not self._is_trained(plan):
+            plan = self._train(facts, plan, began)
         return self._compare(facts, plan)
 
     def write(self, outcome: Outcome, output: Path) -> None:
@@ -232,8 +227,8 @@ class Adaptation:
         different = ", ".join(key for key in own if found.get(key) != own[key])
         if different:
             raise UserError(
-                f"{self.workspace} has an adaptation with another {different}: choose another --output, or "
-                "start anew with --force"
+                f"{self.workspace} holds an adaptation with different settings ({different}): choose another "
+                "--output, or start anew with --force"
             )
 
     def _copy(self) -> dict[str, Any]:
@@ -257,8 +252,11 @@ class Adaptation:
                 "sensor": None if name else sensor_to_dict(sensor),
                 "sensor_name": sensor.name,
             }
-            if known is not None:
-                self._require_own(known, facts)  # the recording itself may have changed
+            if known not in (None, facts):
+                raise UserError(
+                    f"the recording has changed since the adaptation in {self.workspace}: choose another --output, or "
+                    "start anew with --force"
+                )
             (self.workspace / draft).rename(self.scans)
             self._write(FACTS_NAME, facts)
             return facts
@@ -289,30 +287,42 @@ class Adaptation:
         }
         return dict(json.loads(json.dumps(values)))
 
-    def _plan(self, trained: Trained, scans: int, began: float) -> Plan:
-        own, found = {"minutes": self.settings.minutes}, self._read(PLAN_NAME)
-        if found is not None:
-            self._require_own(found, own)
-            return Plan(found["rounds"], found["steps"])
-        probe = write_settings(self.workspace / SETTINGS_NAME, trained, Plan(1, 10))
-        plan = plan_run(probe, scans, 60.0 * self.settings.minutes - (time.monotonic() - began))
-        self._write(PLAN_NAME, {**own, **plan_dict(plan)})
-        return plan
-
-    def _train(self, trained: Trained, plan: Plan) -> bool:
-        """Train, or go on with it. Returns whether all steps are done."""
+    def _train(self, facts: Mapping[str, Any], plan: Plan | None, began: float) -> Plan:
+        """Simulate, plan if that is not done, and train or resume. Returns the plan."""
+        sensor, height = sensor_from_dict(facts["sensor_name"], facts["sensor"]), facts["height_m"]
+        print(
+            f"{facts['scans']} scans of the recording; simulating a {sensor.name} sensor: {sensor.beams} beams, "
+            f"{sensor.columns} columns, {height:.2f} m above the ground",
+            flush=True,
+        )
+        simulate_source(self.simulated, self.scans, sensor, height, seed=self.settings.seed, jobs=usable_cores())
+        trained = Trained(self._model_settings(facts), self.scans, self.simulated, self.run_folder, self.settings.seed)
+        plan = plan or self._plan(trained, facts["scans"], began)
         options = write_settings(self.workspace / SETTINGS_NAME, trained, plan)
-        last = self.run_folder / f"{LAST_NAME}.ckpt"
-        if last.is_file():
-            if read_checkpoint(last)[0]["training"]["steps"] >= plan.rounds * plan.steps:
-                return True
+        if self._last.is_file():
             options += ["--run.resume", "true"]
         print(f"training: {plan.rounds} rounds of {plan.steps} steps", flush=True)
-        return fit(options).last.stopped_at is None
+        if fit(options, resume="the same command without --force").last.stopped_at is not None:
+            raise KeyboardInterrupt
+        return plan
+
+    def _known_plan(self) -> Plan | None:
+        found = self._read(PLAN_NAME)
+        return None if found is None else Plan(found["rounds"], found["steps"])
+
+    def _plan(self, trained: Trained, scans: int, began: float) -> Plan:
+        probe = write_settings(self.workspace / SETTINGS_NAME, trained, Plan(1, 10))
+        plan = plan_run(probe, scans, 60.0 * self.settings.minutes - (time.monotonic() - began))
+        self._write(PLAN_NAME, {"minutes": self.settings.minutes, **plan_dict(plan)})
+        return plan
+
+    def _is_trained(self, plan: Plan) -> bool:
+        """Whether the run has done all steps."""
+        return self._last.is_file() and read_checkpoint(self._last)[0]["training"]["steps"] >= plan.rounds * plan.steps
 
     def _adapted_module(self, recorded_height_m: float | None) -> SegmentationModule:
         """The module with the mean of the weights that the run ended and started with."""
-        info, weights = read_trained(self.run_folder / f"{LAST_NAME}.ckpt")
+        info, weights = read_trained(self._last)
         start = read_trained(self.model)[1]
         weights = {
             name: torch.lerp(value, start[name], START_SHARE) if value.is_floating_point() else value

@@ -27,6 +27,11 @@ def refuse_inputs_inside(workspace: Path, inputs: Iterable[str | Path]) -> None:
         raise UserError(f"{inside} is in {workspace}, where adapt keeps its own files; choose another --output")
 
 
+def is_unfinished(workspace: Path) -> bool:
+    """Whether a folder has an adaptation that was begun and not finished."""
+    return (workspace / LOCK_NAME).exists() and not (workspace / REPORT_NAME).exists()
+
+
 @contextmanager
 def locked(workspace: Path, *, fresh: bool) -> Iterator[None]:
     """Create the workspace, or lock an existing one, until the block ends.
