@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqsegv3_ros.commands.options import add_json, add_output, model_results, print_results
+from sqsegv3_ros.commands.options import add_json, add_output, check_output, model_results, print_results
 from sqsegv3_ros.errors import UserError, require
-from sqsegv3_ros.files import refuse_existing
 
 if TYPE_CHECKING:
     from sqsegv3_ros.inference.model_file import ModelInfo
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--knn-k", type=int, metavar="K", help="number of neighbours that vote (default: as trained)")
     parser.add_argument("--knn-search", type=int, metavar="S", help="KNN window size in pixels (default: as trained)")
     bias = "add X to the logit of a class: labels it more often, or less if negative; several are given as A=X B=Y"
-    parser.add_argument("--class-bias", nargs="*", default=(), metavar="CLASS=X", help=bias)
+    parser.add_argument("--class-bias", nargs="*", action="extend", default=[], metavar="CLASS=X", help=bias)
     parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: as trained)")
     height = "height above ground of the sensor that recorded the training data (default: as configured in training)"
     parser.add_argument("--sensor-height-m", type=float, metavar="H", help=height)
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Export. Returns the exit code."""
     from sqsegv3_ros.training.checkpoint import load_network, read_trained
 
-    refuse_existing(args.output, args.force)
+    check_output(args.output, ".onnx" if args.format == "onnx" else ".pt", args.force)
     if args.half and args.format == "onnx":
         raise UserError("--half is for model files; TensorRT sets the precision when it builds its engine")
     valid = args.sensor_height_m is None or 0 < args.sensor_height_m < 100
@@ -57,8 +56,10 @@ def run(args: argparse.Namespace) -> int:
     for name, value in biases.items():
         model.get_parameter("heads.0.conv.bias").data[info.labels.index(name)] += value
     info = _with_options(info, model.config, args)
-    if biases:
-        info = replace(info, provenance={**info.provenance, "class_bias": biases})
+    if biases:  # a model file that is exported again may have some in its weights
+        earlier = info.provenance.get("class_bias", {})
+        total = {**earlier, **{name: earlier.get(name, 0.0) + value for name, value in biases.items()}}
+        info = replace(info, provenance={**info.provenance, "class_bias": total})
     if args.format == "onnx":
         from sqsegv3_ros.network.export import export_onnx
 
@@ -93,8 +94,8 @@ def _class_biases(given: Sequence[str]) -> dict[str, float]:
 
 def _with_options(info: ModelInfo, config: NetworkConfig, args: argparse.Namespace) -> ModelInfo:
     """Metadata of the model file, from those of the source and the options."""
-    trained_width = info.projection.width
-    width = trained_width if args.width is None else args.width
+    trained_width = info.provenance.get("trained_width", info.projection.width)
+    width = info.projection.width if args.width is None else args.width
     valid = width % config.width_divisor == 0 and width >= config.minimum_width
     require(valid, "--width", f"a multiple of {config.width_divisor}, at least {config.minimum_width}", width)
     provenance = {

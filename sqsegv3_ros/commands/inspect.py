@@ -137,7 +137,7 @@ def _describe(info: ModelInfo, path: Path, sha256: str, runtime: dict[str, Any])
 
 
 def _describe_provenance(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Source, data, accuracy and every other plain value; nested ones, such as the augmentation, only in --json."""
+    """Source, data, accuracy, class biases and every other plain value; nested ones, such as the augmentation, only in --json."""
     rows = []
     for key, value in provenance.items():
         if key == "data" and isinstance(value, Mapping):
@@ -149,6 +149,8 @@ def _describe_provenance(provenance: Mapping[str, Any]) -> list[tuple[str, str]]
             found = [f"{names[k]} {v:.1%}" for k, v in value.items() if k in names and isinstance(v, float)]
             if found:
                 rows.append(("validation", ", ".join(found)))
+        elif key == "class_bias" and isinstance(value, Mapping):
+            rows.append(("class bias", ", ".join(f"{name} {bias:+g}" for name, bias in value.items())))
         elif key != "licence" and isinstance(value, (str, int, float)):
             rows.append((key.replace("_", " "), str(value)))
     return rows

@@ -201,15 +201,22 @@ def test_exported_model_agrees_with_the_trained_network(finished, tmp_path, imag
 def test_a_class_bias_is_added_to_the_logits_of_the_class(finished, tmp_path, image, capsys):
     checkpoint = str(finished[0] / "best.ckpt")
     assert main(["export", checkpoint, "--output", str(tmp_path / "plain.pt")]) == 0
-    biases = ["--class-bias", "person=1.5", "car=-0.25"]
-    assert main(["export", checkpoint, "--output", str(tmp_path / "biased.pt"), *biases]) == 0
-    biased = load_model(tmp_path / "biased.pt")
+    once, twice = str(tmp_path / "once.pt"), str(tmp_path / "twice.pt")
+    assert main(["export", checkpoint, "--output", once, "--class-bias", "person=1", "--class-bias", "car=-0.25"]) == 0
+    assert main(["export", once, "--output", twice, "--class-bias", "person=0.5"]) == 0  # biases in the weights add up
+    biased = load_model(twice)
     with torch.no_grad():
         difference = biased.network(image)[0] - load_model(tmp_path / "plain.pt").network(image)[0]
     shifts = dict.fromkeys(range(20), 0.0) | {6: 1.5, 1: -0.25}
     assert difference.mean((1, 2)).tolist() == pytest.approx(list(shifts.values()), abs=1e-5)
     assert float(difference.std((1, 2)).max()) < 1e-5
     assert biased.info.provenance["class_bias"] == {"person": 1.5, "car": -0.25}
+    capsys.readouterr()
+    assert main(["inspect", twice]) == 0
+    assert any(
+        line.split(maxsplit=2) == ["class", "bias", "person +1.5, car -0.25"]
+        for line in capsys.readouterr().out.splitlines()
+    )
     for wrong, message in (("person", "expected CLASS=NUMBER"), ("cow=1", "no class 'cow'")):
         assert main(["export", checkpoint, "--output", str(tmp_path / "x.pt"), "--class-bias", wrong]) == 2
         assert message in capsys.readouterr().err
@@ -374,6 +381,10 @@ def test_export_at_another_width(finished, tmp_path, capsys):
     assert main(["export", checkpoint, "--output", str(model), "--width", str(2 * trained)]) == 0
     info = read_info(model)
     assert info.projection.width == 2 * trained and info.provenance["trained_width"] == trained
+    assert main(["export", str(model), "--output", str(tmp_path / "wider.pt"), "--width", str(3 * trained)]) == 0
+    assert read_info(tmp_path / "wider.pt").provenance["trained_width"] == trained
+    assert main(["export", checkpoint, "--output", str(tmp_path / "x.onnx")]) == 2
+    assert "x.onnx must end in .pt" in capsys.readouterr().err
     for width in ("100", "0", "-8"):
         assert main(["export", checkpoint, "--output", str(tmp_path / "x.pt"), "--width", width]) == 2
         assert f"--width must be a multiple of 8, at least 8, found {width}" in capsys.readouterr().err
