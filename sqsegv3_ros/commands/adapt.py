@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     recording = _recording(args, Settings({**DEFAULTS, **parameters}))
     settings = AdaptationSettings(model, parameters, _preset(args.params), args.minutes, args.seed)
     adaptation = Adaptation(recording, settings, workspace)
-    labelled = [] if args.evaluate is None else labelled_scans(args.evaluate, adaptation)
+    labelled = None if args.evaluate is None else labelled_scans(args.evaluate, adaptation)
     evaluated = [] if args.evaluate is None else [args.evaluate]
     refuse_inputs_inside(workspace, [*args.input, *args.params, adaptation.model, *evaluated])
     try:

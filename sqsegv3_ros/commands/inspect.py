@@ -137,7 +137,7 @@ def _describe(info: ModelInfo, path: Path, sha256: str, runtime: dict[str, Any])
 
 
 def _describe_provenance(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Source, data, accuracy, class biases and every other plain value; nested ones, such as the augmentation, only in --json."""
+    """Source, data, accuracy, class biases and plain values; other nested ones, as the augmentation, only in --json."""
     rows = []
     for key, value in provenance.items():
         if key == "data" and isinstance(value, Mapping):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sqsegv3_ros.data.conversion import BagImport
 from sqsegv3_ros.data.label_set import LabelSet
 from sqsegv3_ros.data.labelled_bag import folder_of
 from sqsegv3_ros.data.partial_labels import ClassSet, PartialLabels, RawCoding
@@ -188,7 +189,7 @@ class ScanStore:
 
     def _add_root(self, root: Root, coding: LabelSet | RawCoding, cache_bytes: float) -> None:
         indices = []
-        folder = folder_of(Path(root.path).expanduser(), self.labels)
+        folder = folder_of(Path(root.path).expanduser(), BagImport(labels=self.labels))
         for file in find_scans(folder, root.sequences):
             index = len(self.files)
             try:

@@ -22,6 +22,7 @@ from sqsegv3_ros.pointcloud2 import CloudSettings
 from sqsegv3_ros.simulation.dataset import SimulationSettings, simulate, simulate_sweeps
 from sqsegv3_ros.simulation.measured_sensor import measure_sensor
 from sqsegv3_ros.simulation.sensors import SENSORS
+from sqsegv3_ros.training.adaptation import recording as recording_module
 from sqsegv3_ros.training.adaptation.recording import MIN_SCANS, Recording, copy_scans
 from sqsegv3_ros.training.adaptation.source import simulate_source
 from sqsegv3_ros.training.adaptation.workspace import locked
@@ -86,6 +87,26 @@ def test_no_more_than_twice_the_wanted_scans_are_looked_at(drive: tuple[Path, Pa
         write_scan(tmp_path / "long" / "sequences" / "00" / "velodyne" / f"{number:06d}.bin", points)
     copied = copy_scans(recording(tmp_path / "long", tmp_path), tmp_path / "copy" / "sequences" / "00", limit=5)
     assert (copied.read, copied.scans) == (8, 5)  # every second of 15
+
+
+def test_of_a_single_file_no_more_than_twice_the_wanted_scans_are_on_the_disk(
+    drive: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    originals = scans_of(drive[0])
+    for number in range(40):
+        write_scan(tmp_path / "long" / "sequences" / "00" / "velodyne" / f"{number:06d}.bin", originals[number % SCANS])
+    copies, written = tmp_path / "copy" / "sequences" / "00", []
+
+    def counted(path: Path, points: np.ndarray) -> None:
+        write_scan(path, points)
+        written.append(len(list(path.parent.iterdir())))
+
+    monkeypatch.setattr(recording_module, "write_scan", counted)
+    monkeypatch.setattr(recording_module, "_count", lambda *_: 1)  # as of a .pcap or .osf
+    copied = copy_scans(recording(tmp_path / "long", tmp_path), copies, limit=8)
+    assert (copied.scans, max(written)) == (8, 16)
+    kept = [next(i for i, o in enumerate(originals) if np.array_equal(o, k)) for k in scans_of(tmp_path / "copy")]
+    assert kept == [0, 4, 8, 2, 0, 4, 8, 2]  # 0, 4, 8, 12, 20, 24, 28, 32 of 40; every tenth is the same
 
 
 def test_scans_are_levelled_and_points_without_a_position_left_out(drive: tuple[Path, Path], tmp_path: Path) -> None:

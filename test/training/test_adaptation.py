@@ -16,10 +16,14 @@ from test_training_data import IMAGE, write_data_set
 from test_training_run import options
 
 from sqsegv3_ros.cli import main
+from sqsegv3_ros.data.conversion import sequence_to_bag
 from sqsegv3_ros.data.semantic_kitti import find_scans, read_labels, read_scan, write_labels, write_scan
+from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.model_file import read_info
 from sqsegv3_ros.inference.range_image import project
+from sqsegv3_ros.labelling.plan import BagOptions
 from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.pointcloud2 import CloudSettings
 from sqsegv3_ros.training import run as training_run
 from sqsegv3_ros.training.adaptation import checks
 from sqsegv3_ros.training.adaptation import run as adaptation_run
@@ -32,6 +36,9 @@ from sqsegv3_ros.training.adaptation.pseudo_labels import (
     thresholds,
 )
 from sqsegv3_ros.training.adaptation.recipe import Plan
+from sqsegv3_ros.training.adaptation.recording import Recording
+from sqsegv3_ros.training.adaptation.report import labelled_scans
+from sqsegv3_ros.training.adaptation.run import Adaptation, AdaptationSettings
 from sqsegv3_ros.training.adaptation.source import map_quantiles
 from sqsegv3_ros.training.checkpoint import read_trained
 from sqsegv3_ros.training.module import SegmentationModule
@@ -266,6 +273,23 @@ def test_nothing_is_lost_by_an_interruption_or_a_collapse(data, model, adapted, 
     assert after["accuracy"] > before["accuracy"]
     assert adapt(monkeypatch, data, model, output) == 2
     assert "already exists" in capfd.readouterr().err
+
+
+def test_a_bag_is_evaluated_with_the_intensity_settings_of_the_recording(data, model, tmp_path, monkeypatch):
+    """Like the data set that it was made from, whose remission needs no settings."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    raw, bag, clouds = tmp_path / "raw", tmp_path / "bag", CloudSettings(intensity_scale=0.01)
+    shutil.copytree(data[1], raw)
+    for file in find_scans(raw):
+        write_scan(file.path, read_scan(file.path) * np.float32((1, 1, 1, 100)))
+    sequence_to_bag(raw, None, bag, "mcap")
+    summaries = []
+    for path, file_clouds in ((data[1], CloudSettings()), (raw, clouds), (bag, clouds)):
+        recording = Recording([], [], BagOptions(), clouds, file_clouds, Extrinsics())
+        adaptation = Adaptation(recording, AdaptationSettings(str(model), {}, None, 1.0), tmp_path / "mine.adapt")
+        summaries.append(labelled_scans(path, adaptation).evaluate(model, {})["iou"])
+    assert summaries[0] == pytest.approx(summaries[1], abs=1e-3, nan_ok=True)
+    assert summaries[0] == pytest.approx(summaries[2], abs=1e-3, nan_ok=True)
 
 
 def record(**shares):

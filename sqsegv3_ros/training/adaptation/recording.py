@@ -95,7 +95,7 @@ def copy_scans(recording: Recording, folder: Path, limit: int = MAX_SCANS) -> Co
         UserError: An input cannot be read, or fewer than `MIN_SCANS` scans are left.
     """
     copied = CopiedScans()
-    heights: list[float] = []
+    heights: list[float | None] = []
     last: npt.NDArray[np.float32] | None = None
     total = sum(_count(job, recording.bags) for job in recording.jobs)
     every = max(1, math.ceil(total / (_CANDIDATES * limit)))
@@ -120,11 +120,12 @@ def copy_scans(recording: Recording, folder: Path, limit: int = MAX_SCANS) -> Co
             copied.standing += 1
             continue
         last = coarse
+        if copied.scans == _CANDIDATES * limit:  # a single file has an unknown number of clouds
+            copied.scans, every = _thin(folder, copied.scans, limit), every * _CANDIDATES
         write_scan(folder / "velodyne" / f"{copied.scans:06d}.bin", level)
         write_labels(folder / "labels" / f"{copied.scans:06d}.label", np.zeros(len(level), np.uint32))
         copied.scans += 1
-        height = ground_height(level[::17, :3].astype(np.float64))
-        heights += [] if height is None else [height]
+        heights.append(ground_height(level[::17, :3].astype(np.float64)))
         if copied.scans <= _SENSOR_SCANS:
             copied.clouds.append((points, rings))
     if copied.scans < MIN_SCANS:
@@ -133,7 +134,8 @@ def copy_scans(recording: Recording, folder: Path, limit: int = MAX_SCANS) -> Co
             f"{copied.scans} different scans found in {copied.read} clouds ({copied.standing} of a standing vehicle, "
             f"{copied.unusable} unusable); expected at least {MIN_SCANS}: record a drive of some minutes{because}"
         )
-    copied.height_m = float(np.median(heights)) if len(heights) > copied.scans / 3 else None
+    found = [height for height in heights if height is not None]
+    copied.height_m = float(np.median(found)) if len(found) > len(heights) / 3 else None
     copied.scans = _thin(folder, copied.scans, limit)
     return copied
 

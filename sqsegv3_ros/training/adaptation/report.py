@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqsegv3_ros.data.conversion import BagImport
 from sqsegv3_ros.data.labelled_bag import folder_of
 from sqsegv3_ros.data.semantic_kitti import ScanFile, find_scans, read_known_labels, read_scan
 from sqsegv3_ros.errors import UserError
@@ -15,7 +17,7 @@ from sqsegv3_ros.evaluation.evaluator import Evaluator
 from sqsegv3_ros.evaluation.summary import percent
 from sqsegv3_ros.files import atomic_output, progress, write_atomically
 from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
-from sqsegv3_ros.pointcloud2 import to_remission
+from sqsegv3_ros.pointcloud2 import CloudSettings, to_remission
 from sqsegv3_ros.training.adaptation.checks import shrunk_classes
 from sqsegv3_ros.training.adaptation.run import Adaptation, Outcome
 from sqsegv3_ros.training.adaptation.teacher import spread
@@ -24,21 +26,50 @@ from sqsegv3_ros.training.adaptation.workspace import REPORT_NAME
 SHOWN_SCANS = 5
 
 
-def labelled_scans(path: Path, adaptation: Adaptation) -> list[ScanFile]:
+@dataclass(frozen=True)
+class LabelledScans:
+    """Labelled scans to evaluate models on.
+
+    Attributes:
+        files: The scans.
+        clouds: How their intensity becomes the remission.
+    """
+
+    files: Sequence[ScanFile]
+    clouds: CloudSettings
+
+    def evaluate(self, model: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the summary of a model with the parameters of the sensor."""
+        segmenter = CloudSegmenter.from_parameters(
+            {**parameters, "model": str(model.absolute())}, warm_up=False
+        ).segmenter
+        evaluator = Evaluator(segmenter.info.labels)
+        for scan in progress(self.files, len(self.files), "scan"):
+            points = read_scan(scan.path)
+            truth = read_known_labels(scan.labels_path, len(points), segmenter.info.labels)
+            to_remission(points[:, 3], self.clouds)
+            evaluator.add(f"{scan.sequence}/{scan.stem}", points, segmenter.segment(points).labels, truth)
+        return evaluator.summary()
+
+
+def labelled_scans(path: Path, adaptation: Adaptation) -> LabelledScans:
     """Find the labelled scans of a SemanticKITTI data set or a labelled bag.
 
     Raises:
         UserError: There are none, or one has no labels.
     """
-    scans = find_scans(folder_of(path, adaptation.start_info.labels))
+    recording = adaptation.recording
+    root = folder_of(path, BagImport(cloud=recording.bag_clouds, labels=adaptation.start_info.labels))
+    scans = find_scans(root)
     missing = next((scan.labels_path for scan in scans if not scan.labels_path.is_file()), None)
     if missing is not None:
         raise UserError(f"--evaluate {path}: labels {missing} are missing")
-    return scans
+    of_bag = root != path  # its copy holds the remission
+    return LabelledScans(scans, CloudSettings() if of_bag else recording.file_clouds)
 
 
 def finish(
-    adaptation: Adaptation, outcome: Outcome, output: Path, labelled: Sequence[ScanFile]
+    adaptation: Adaptation, outcome: Outcome, output: Path, labelled: LabelledScans | None
 ) -> tuple[str, dict[str, Any]]:
     """Write model and report, and delete the copies of the scans.
 
@@ -46,7 +77,7 @@ def finish(
         adaptation: The adaptation.
         outcome: Its result.
         output: Model file to write.
-        labelled: Scans to evaluate before and after.
+        labelled: Scans to evaluate before and after, if any.
 
     Returns:
         What was found, as text and in plain JSON types.
@@ -57,9 +88,11 @@ def finish(
     evaluations = []
     with atomic_output(output) as draft:
         adaptation.write(outcome, draft)
-        if labelled:
-            models = (adaptation.model, draft)
-            evaluations = [_evaluate(model, labelled, adaptation, outcome) for model in models]
+        if labelled is not None:
+            parameters = dict(adaptation.settings.parameters)
+            if outcome.recorded_height_m is not None:
+                parameters["extrinsics.height_m"] = outcome.recorded_height_m
+            evaluations = [labelled.evaluate(model, parameters) for model in (adaptation.model, draft)]
         report = adaptation.workspace / REPORT_NAME
         write_atomically(report, _report(adaptation, outcome, evaluations).encode())
     adaptation.clear()
@@ -71,10 +104,10 @@ def finish(
     shrunk = shrunk_classes(start, end)
     if shrunk:
         lines.append(f"much rarer than before, check them in the report: {', '.join(shrunk)} of the points")
-    if evaluations:
+    if labelled is not None:
         before, after = evaluations
         changes = (f"{percent(before[key])} -> {percent(after[key])} %" for key in ("miou_present", "accuracy"))
-        lines.append(f"{len(labelled)} labelled scans: mIoU of the classes present {', accuracy '.join(changes)}")
+        lines.append(f"{len(labelled.files)} labelled scans: mIoU of the classes present {', accuracy '.join(changes)}")
     height = outcome.recorded_height_m
     if height is not None and not adaptation.settings.parameters.get("extrinsics.height_m"):
         lines.append(f"the sensor is {height:g} m above the ground: set extrinsics.height_m in your parameter file")
@@ -88,21 +121,6 @@ def finish(
         "evaluations": evaluations,
     }
     return "\n".join(lines), results
-
-
-def _evaluate(model: Path, scans: Sequence[ScanFile], adaptation: Adaptation, outcome: Outcome) -> dict[str, Any]:
-    """Evaluate a model on labelled scans with the parameters of the sensor."""
-    parameters = {**adaptation.settings.parameters, "model": str(model.absolute())}
-    if outcome.recorded_height_m is not None:
-        parameters["extrinsics.height_m"] = outcome.recorded_height_m
-    segmenter = CloudSegmenter.from_parameters(parameters, warm_up=False).segmenter
-    evaluator = Evaluator(segmenter.info.labels)
-    for scan in progress(scans, len(scans), "scan"):
-        points = read_scan(scan.path)
-        truth = read_known_labels(scan.labels_path, len(points), segmenter.info.labels)
-        to_remission(points[:, 3], adaptation.recording.file_clouds)
-        evaluator.add(f"{scan.sequence}/{scan.stem}", points, segmenter.segment(points).labels, truth)
-    return evaluator.summary()
 
 
 def _report(adaptation: Adaptation, outcome: Outcome, evaluations: Sequence[dict[str, Any]]) -> str:
