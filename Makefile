@@ -59,22 +59,26 @@ test-cuda: $(INSTALLED)
 demo: $(INSTALLED)
 	$(CLI) demo --output demo $(if $(MODEL),--model $(MODEL))
 
-# Train models like the shipped ones: hours on two cores each. Interrupted runs resume. EXTRA=... names a folder with folders of
-# compressed scans (`sqsegv3 convert --help`): pandaset, and for `kitti` kitti_object, nuscenes_lidarseg and nuscenes_boxes.
+# Train models like the shipped ones: hours on two cores each. Interrupted runs resume; `make clean` removes the data, but not the
+# runs. EXTRA=... names a folder with folders of compressed scans (docs/training.md): pandaset, and for `kitti` kitti_object,
+# nuscenes_lidarseg and nuscenes_boxes.
 #   make model EXTRA=DIR                  models/default.pt: simulated scans and PandaSet, free for any use
 #   make model-kitti KITTI=ROOT EXTRA=DIR models/kitti.pt: from that one, with SemanticKITTI, KITTI and nuScenes
 #   make model-small                      models/small.pt: simulated scans alone, at 64 x 1024, then at 64 x 512
 MODEL_DATA := build/model
-MODEL_RUN := build/model/run
+MODEL_RUN := runs/model
+PANDASET := $(MODEL_DATA)/pandaset/sequences/31
+KITTI_OBJECT := $(MODEL_DATA)/kitti_object/sequences/40
+NUSCENES := $(MODEL_DATA)/nuscenes/sequences/50 $(MODEL_DATA)/nuscenes/sequences/51
 SIMULATED := 01 02 03 04 05 11 12 13 14 15 16 17 18 19 22 23
-model: $(INSTALLED) $(MODEL_DATA)/pandaset
+model: $(INSTALLED) $(PANDASET)
 	for i in $(SIMULATED); do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
 	$(call simulate,30,9100,06)
 	$(call simulate,120,7100,21,--sensor ouster_os1_128)
 	$(call train,default,ssgv3_default)
 	$(CLI) export $(MODEL_RUN)/default/last.ckpt --output models/default.pt --half --licence "$(FREE)" --force
 
-model-kitti: $(INSTALLED) $(MODEL_DATA)/pandaset $(MODEL_DATA)/kitti_object $(MODEL_DATA)/nuscenes
+model-kitti: $(INSTALLED) $(PANDASET) $(KITTI_OBJECT) $(NUSCENES)
 	@test -n "$(KITTI)" || { echo "KITTI=... names the folder of SemanticKITTI (with sequences/NN/velodyne and labels)"; exit 2; }
 	for i in $(SIMULATED); do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
 	$(call simulate,30,9100,06)
@@ -92,20 +96,25 @@ model-small: $(INSTALLED)
 FREE := Apache-2.0; trained on simulated scans and PandaSet (Hesai and Scale AI, CC BY 4.0)
 NON_COMMERCIAL := CC BY-NC-SA 4.0 (trained on SemanticKITTI, KITTI and nuScenes): not for commercial use
 
-# scene 003 is held out; the remission is made to resemble KITTI's
-$(MODEL_DATA)/pandaset: $(INSTALLED)
-	$(call compressed,pandaset,scene-00[12]*,$@,31,--intensity-scale 0.0814 --intensity-exponent 0.5 --objects 30 31)
+# a sequence appears when it is complete; scene 003 is held out; the remission is made to resemble KITTI's
+$(PANDASET): | $(INSTALLED)
+	$(call compressed,pandaset,scene-00[12]*,--intensity-scale 0.0814 --intensity-exponent 0.5 --objects 30 31)
 
-$(MODEL_DATA)/kitti_object: $(INSTALLED)
-	$(call compressed,kitti_object,*,$@,40,--least-confidence 9 --objects 16 18 30 31)
+$(KITTI_OBJECT): | $(INSTALLED)
+	$(call compressed,kitti_object,*,--least-confidence 9 --objects 16 18 30 31)
 
 # scenes 0006 and 1072 are held out
-$(MODEL_DATA)/nuscenes: $(INSTALLED)
-	$(call compressed,nuscenes_boxes,*,$@,51,--intensity-scale 0.0626 --intensity-exponent 0.5 --objects 2 4)
-	$(call compressed,nuscenes_lidarseg,scene-000[1245]*,$@,50,--intensity-scale 0.0626 --intensity-exponent 0.5 --objects 2 4)
+$(MODEL_DATA)/nuscenes/sequences/50: | $(INSTALLED)
+	$(call compressed,nuscenes_lidarseg,scene-000[1245]*,--intensity-scale 0.0626 --intensity-exponent 0.5 --objects 2 4)
 
-# folder in EXTRA, files, root to write, sequence, further options
-compressed = $(CLI) convert $(EXTRA)/$(1) --match '$(2).npz' --output $(3) --sequence $(4) $(5) --force
+$(MODEL_DATA)/nuscenes/sequences/51: | $(INSTALLED)
+	$(call compressed,nuscenes_boxes,*,--intensity-scale 0.0626 --intensity-exponent 0.5 --objects 2 4)
+
+# writes the target, a sequence of a data set: folder in EXTRA, files, further options
+define compressed
+@test -n "$(EXTRA)" || { echo "EXTRA=... names the folder with folders of compressed scans (docs/training.md)"; exit 2; }
+$(CLI) convert $(EXTRA)/$(1) --match '$(2).npz' --output $(patsubst %/sequences/,%,$(dir $@)) --sequence $(notdir $@) $(3)
+endef
 
 # scans, seed, sequence, further options
 simulate = $(CLI) simulate --scans $(1) --seed $(2) --sequence $(3) --output $(MODEL_DATA)/scans --jobs 2 $(4)
