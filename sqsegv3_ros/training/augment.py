@@ -52,7 +52,10 @@ class RandomMagnitude:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation settings, in the order of application.
+    """Augmentation settings.
+
+    `transform_scene`, `mix_scans`, `ObjectBank.paste`, `perturb_points` and `perturb_field_of_view` apply them, in this
+    order.
 
     Attributes:
         mix_sector_deg: Replace a sector of this width by that of another scan, as in PolarMix.

@@ -208,7 +208,7 @@ def write_settings(path: Path, trained: Trained, plan: Plan) -> list[str]:
 
     from sqsegv3_ros.files import write_atomically
 
-    text = "# written by `sqsegv3 adapt`; `sqsegv3 train --config` runs it\n"
+    text = "# written by `sqsegv3 adapt`, which deletes the scans named here when it is done\n"
     write_atomically(path, (text + yaml.safe_dump(training_settings(trained, plan), sort_keys=False)).encode())
     return ["--config", str(path)]
 
