@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--knn-search", type=int, metavar="S", help="KNN window size in pixels (default: as trained)")
     bias = "add X to the logit of a class: labels it more often, or less if negative; several are given as A=X B=Y"
     parser.add_argument("--class-bias", nargs="*", action="extend", default=[], metavar="CLASS=X", help=bias)
+    calibrate = "choose such biases by the labelled scans of SemanticKITTI data sets or of their folders sequences/NN"
+    parser.add_argument("--calibrate", nargs="+", action="extend", type=Path, default=[], metavar="DIR", help=calibrate)
     parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: as trained)")
     height = "height above ground of the sensor that recorded the training data (default: as configured in training)"
     parser.add_argument("--sensor-height-m", type=float, metavar="H", help=height)
@@ -52,10 +54,15 @@ def run(args: argparse.Namespace) -> int:
     require(valid, "--sensor-height-m", "between 0 and 100 metres", args.sensor_height_m)
     info, weights = read_trained(args.checkpoint)
     model = load_network({"network": info.architecture}, weights)
+    info = _with_options(info, model.config, args)
     biases = _class_biases(args.class_bias)
+    if args.calibrate:
+        from sqsegv3_ros.training.calibration import choose_biases
+
+        for name, value in choose_biases(model, info, args.calibrate).items():
+            biases[name] = biases.get(name, 0.0) + value
     for name, value in biases.items():
         model.get_parameter("heads.0.conv.bias").data[info.labels.index(name)] += value
-    info = _with_options(info, model.config, args)
     if biases:  # a model file that is exported again may have some in its weights
         earlier = info.provenance.get("class_bias", {})
         total = {**earlier, **{name: earlier.get(name, 0.0) + value for name, value in biases.items()}}
