@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from sqsegv3_ros.training.adaptation.workspace import is_unfinished, refuse_inputs_inside
     from sqsegv3_ros.viewing.pictures import require_pillow
 
-    workspace = args.output.with_suffix(".adapt")
+    workspace = args.output.parent / f"{args.output.stem}.adapt"  # with_suffix fails on "."
     check_output(args.output, ".pt", args.force or is_unfinished(workspace))
     require(0 < args.minutes < 1e5, "--minutes", "above 0", args.minutes)
     require(0 <= args.seed < 2**32, "--seed", "in 0..4294967295", args.seed)

@@ -175,6 +175,7 @@ def test_wrong_use_is_refused_in_one_line(
     root, mine = drive[0], tmp_path / "mine.pt"
     model = ("--model", small_model, "--output", mine)
     assert "must end in .pt" in refused(capsys, root, "--output", tmp_path / "mine.onnx")
+    assert "must end in .pt" in refused(capsys, root, "--output", ".")
     assert "no input is a bag; omit --topic" in refused(capsys, root, *model, "--topic", "/points")
     assert "--minutes must be above 0" in refused(capsys, root, *model, "--minutes", "0")
     assert "--seed must be in 0..4294967295, found -1" in refused(capsys, root, *model, "--seed", "-1")
