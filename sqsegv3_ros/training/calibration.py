@@ -59,7 +59,7 @@ def choose_biases(network: SqueezeSegV3, info: ModelInfo, datasets: Sequence[Pat
         Bias by class name, without zeros.
 
     Raises:
-        UserError: A data set cannot be read, or has no labelled pixel.
+        UserError: A data set cannot be read, or has too few labelled pixels.
     """
     pixels = [read_pixels(network, info, path) for path in datasets]
     biases = SHARE * best_biases(pixels, info.labels)
@@ -86,12 +86,14 @@ def read_pixels(network: SqueezeSegV3, info: ModelInfo, dataset: Path) -> Labell
         counted = (pixel >= 0) & torch.isin(true, torch.tensor(info.labels.evaluated))
         logits.append(own[:, counted])
         labels.append(true[counted])
-    if not sum(map(len, labels)):
-        raise UserError(f"{dataset} has no labelled points: calibration needs scans with .label files")
-    joined = torch.cat(logits, 1)
-    ignored = [c for c in range(len(info.labels)) if c not in info.labels.evaluated]
-    joined[ignored] = -torch.inf
-    return LabelledPixels(joined, torch.cat(labels))
+    if not labels:
+        raise UserError(f"{dataset} has no .label files: calibration needs labelled scans")
+    pixels = LabelledPixels(torch.cat(logits, 1), torch.cat(labels))
+    most = int(torch.bincount(pixels.labels, minlength=1).max())
+    if most < FEWEST_PIXELS:
+        raise UserError(f"{dataset}: {most} labelled pixels of the most frequent class; expected {FEWEST_PIXELS}")
+    pixels.logits[[c for c in range(len(info.labels)) if c not in info.labels.evaluated]] = -torch.inf
+    return pixels
 
 
 def best_biases(pixels: Sequence[LabelledPixels], labels: LabelSet) -> Tensor:

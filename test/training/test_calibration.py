@@ -97,13 +97,19 @@ def test_export_adds_and_records_the_biases(model, tmp_path, capsys):
     assert len(read_pixels(network, info, root).labels) > len(pixels.labels)  # all sequences
 
 
-def test_export_refuses_scans_without_labels(model, tmp_path, capsys):
-    root = write_data_set(tmp_path / "data")
-    for path in root.glob("sequences/*/labels/*.label"):
+def test_export_refuses_scans_without_enough_labels(model, tmp_path, capsys):
+    root, output = write_data_set(tmp_path / "data"), tmp_path / "calibrated.pt"
+    labels = list(root.glob("sequences/*/labels/*.label"))
+
+    def refused(folder):
+        assert main(["export", str(model[2]), "--output", str(output), "--calibrate", str(folder)]) == 2
+        return capsys.readouterr().err
+
+    for path in labels:
+        path.write_bytes(bytes(path.stat().st_size))  # unlabeled
+    assert f"{root}: 0 labelled pixels of the most frequent class; expected 300" in refused(root)
+    for path in labels:
         path.unlink()
-    output = tmp_path / "calibrated.pt"
-    assert main(["export", str(model[2]), "--output", str(output), "--calibrate", str(root)]) == 2
-    assert "calibration needs scans with .label files" in capsys.readouterr().err
-    assert main(["export", str(model[2]), "--output", str(output), "--calibrate", str(tmp_path / "none")]) == 2
-    assert "is not a SemanticKITTI data set" in capsys.readouterr().err
+    assert f"{root} has no .label files" in refused(root)
+    assert "is not a SemanticKITTI data set" in refused(tmp_path / "none")
     assert not output.exists()
