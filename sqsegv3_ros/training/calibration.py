@@ -53,7 +53,8 @@ def choose_biases(network: SqueezeSegV3, info: ModelInfo, datasets: Sequence[Pat
     Args:
         network: The network, in eval mode.
         info: Its metadata.
-        datasets: SemanticKITTI data sets with labels, or sequence folders (`sequences/NN`).
+        datasets: SemanticKITTI data sets with labels, or sequence folders (`sequences/NN`), recorded at the height of
+            the model's sensor.
 
     Returns:
         Bias by class name, without zeros.
@@ -68,8 +69,9 @@ def choose_biases(network: SqueezeSegV3, info: ModelInfo, datasets: Sequence[Pat
 
 def read_pixels(network: SqueezeSegV3, info: ModelInfo, dataset: Path) -> LabelledPixels:
     """Compute the logits of the labelled pixels of a data set, or of one of its sequence folders."""
-    one = (dataset / "velodyne").is_dir()
-    found = find_scans(dataset.parent.parent, [dataset.name]) if one else find_scans(dataset)
+    folder = dataset.absolute()  # "." has neither name nor parent
+    one = (folder / "velodyne").is_dir()
+    found = find_scans(folder.parent.parent, [folder.name]) if one else find_scans(dataset)
     files = [file for file in found if file.labels_path.is_file()]
     count = min(len(files), MOST_SCANS)
     chosen = [files[i * len(files) // count] for i in range(count)]

@@ -12,9 +12,12 @@ from test_training_data import write_data_set
 
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
+from sqsegv3_ros.data.semantic_kitti import find_scans, read_labels, read_scan
+from sqsegv3_ros.evaluation.metrics import ConfusionMatrix
 from sqsegv3_ros.inference.knn import KnnConfig
 from sqsegv3_ros.inference.model_file import ModelInfo, read_info
-from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig
+from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig, project
+from sqsegv3_ros.inference.segmenter import Segmenter
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.export import export_model
 from sqsegv3_ros.network.model import SqueezeSegV3
@@ -71,6 +74,7 @@ def model(tmp_path):
     """A network that has learned nothing, and its file."""
     torch.manual_seed(0)
     network = SqueezeSegV3(NetworkConfig(blocks=(1, 1, 1, 1, 1), channels=(8, 8, 8, 8, 8), attention_kernel=1)).eval()
+    network.get_parameter("heads.0.conv.bias").data[0] = -100.0  # never unlabeled
     info = ModelInfo(
         name="tiny",
         architecture=network.config.to_dict(),
@@ -83,12 +87,31 @@ def model(tmp_path):
     return network, info, tmp_path / "tiny.pt"
 
 
-def test_export_adds_and_records_the_biases(model, tmp_path, capsys):
+def test_pixels_have_the_labels_that_the_exported_model_gives_them(model, tmp_path):
+    network, info, path = model
+    root = write_data_set(tmp_path / "data")
+    segmenter = Segmenter(path, backend="torch", device="cpu", precision="fp32", knn=KnnConfig(mode="off"))
+    expected = ConfusionMatrix(SEMANTIC_KITTI)
+    for scan in find_scans(root):
+        points = read_scan(scan.path)
+        truth = SEMANTIC_KITTI.to_labels(read_labels(scan.labels_path))
+        index = project(torch.from_numpy(points), info.projection).index.flatten().numpy()
+        nearest = index[index >= 0]
+        nearest = nearest[truth[nearest] > 0]
+        expected.add(segmenter.segment(points).labels[nearest], truth[nearest])
+    pixels = read_pixels(network, info, root)
+    found = ConfusionMatrix(SEMANTIC_KITTI)
+    found.add(pixels.logits.argmax(0).numpy(), pixels.labels.numpy())
+    assert expected.points > 1000
+    assert found.counts.tolist() == expected.counts.tolist()
+
+
+def test_export_adds_and_records_the_biases(model, tmp_path, monkeypatch):
     network, info, path = model
     root = write_data_set(tmp_path / "data")
     output = tmp_path / "calibrated.pt"
-    command = ["export", str(path), "--output", str(output), "--calibrate", str(root / "sequences" / "01")]
-    assert main(command) == 0
+    monkeypatch.chdir(root / "sequences" / "01")
+    assert main(["export", str(path), "--output", str(output), "--calibrate", "."]) == 0
     pixels = read_pixels(network, info, root / "sequences" / "01")
     expected = SHARE * best_biases([pixels], SEMANTIC_KITTI)
     assert expected.any()
