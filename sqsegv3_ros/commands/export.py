@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--knn-search", type=int, metavar="S", help="KNN window size in pixels (default: as trained)")
     bias = "add X to the logit of a class: labels it more often, or less if negative; several are given as A=X B=Y"
     parser.add_argument("--class-bias", nargs="*", action="extend", default=[], metavar="CLASS=X", help=bias)
-    calibrate = "choose such biases by the labelled scans of SemanticKITTI data sets or of their folders sequences/NN"
+    calibrate = "choose such biases from the labelled scans of SemanticKITTI data sets or of their folders sequences/NN"
     parser.add_argument("--calibrate", nargs="+", action="extend", type=Path, default=[], metavar="DIR", help=calibrate)
     parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: as trained)")
     height = "height above ground of the sensor that recorded the training data (default: as configured in training)"
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if biases:  # a model file that is exported again may have some in its weights
         earlier = info.provenance.get("class_bias", {})
         total = {**earlier, **{name: earlier.get(name, 0.0) + value for name, value in biases.items()}}
+        total = {name: value for name, value in total.items() if value}
         info = replace(info, provenance={**info.provenance, "class_bias": total})
     if args.format == "onnx":
         from sqsegv3_ros.network.export import export_onnx
