@@ -39,7 +39,7 @@ MATERIALS = (
     Material("paving", roughness_m=0.0012, floor=0.06, speckle=0.04),
     Material("grass", roughness_m=0.0065, floor=0.25, speckle=0.06),
     Material("wall", roughness_m=0.004, floor=0.12, speckle=0.06),
-    Material("glass", opacity=0.88, floor=0.02, gloss=0.9, speckle=0.05, loss=0.88),
+    Material("glass", opacity=0.88, floor=0.02, gloss=0.9, speckle=0.05, loss=0.6),
     Material("paint", roughness_m=0.003, floor=0.05, gloss=0.75, speckle=0.04, loss=0.01),
     Material("rubber", roughness_m=0.005, floor=0.1, speckle=0.04, loss=0.08),
     Material("metal", roughness_m=0.004, floor=0.08, gloss=0.35, speckle=0.09, loss=0.015),

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from sqsegv3_ros.simulation.frontage import frontages
+from sqsegv3_ros.simulation.gatherings import add_gatherings
 from sqsegv3_ros.simulation.plans import random_plan
 from sqsegv3_ros.simulation.rural_roads import furnish_country, furnish_highway, furnish_median
 from sqsegv3_ros.simulation.tiles import Tile, TileBuilder
@@ -34,9 +35,11 @@ class Street:
         plan = self.plan
         builder = TileBuilder(plan, number)
         rng = np.random.default_rng([*self.seed, 2, number + 100000])
+        people = np.random.default_rng([*self.seed, 4, number + 100000])
         for front in frontages(plan, builder):
             if plan.kind in ("city", "dense"):
                 furnish_town(front, plan.kind == "dense", rng)
+                add_gatherings(front, people)
             else:
                 left = front.v > 0
                 style = int(np.random.default_rng([*self.seed, 3, (number + 100000) // 3, int(left)]).integers(1000))

@@ -14,6 +14,8 @@ from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.simulation import buildings, furniture, mesh_pools, people, plants, vehicles
 from sqsegv3_ros.simulation.actors import actors_at, traffic_lanes
+from sqsegv3_ros.simulation.frontage import frontages
+from sqsegv3_ros.simulation.gatherings import add_gatherings
 from sqsegv3_ros.simulation.ground import SURFACES, TILE_M, height, to_world
 from sqsegv3_ros.simulation.materials import MATERIALS
 from sqsegv3_ros.simulation.meshes import box, merge_meshes, tube, wheel
@@ -207,3 +209,22 @@ def test_every_kind_of_scene_can_be_drawn_and_others_are_refused():
         assert random_plan(scene, (1, 2), (0, 100)).kind in ("city", "dense", "country", "highway")
     with pytest.raises(UserError, match=r"no scene .moon.*city, highway, country, mixed"):
         random_plan("moon", (0,), (0, 100))
+
+
+def test_people_gather_beside_the_road_and_partly_behind_screens():
+    straight = {"bend": (0.0, 100.0, 0.0), "crossings": (), "sidewalks": (3.0, 3.0)}
+    plan = dataclasses.replace(random_plan("city", (0, 0), (-50, 50)), **straight)
+    labels: set[int] = set()
+    groups = 0
+    for seed in range(40):
+        builder = TileBuilder(plan, 0)
+        front = next(front for front in frontages(plan, builder) if front.v > 0)
+        add_gatherings(front, np.random.default_rng(seed))
+        objects = builder.build().objects
+        if not len(objects.faces):
+            continue
+        labels |= set(objects.label.tolist())
+        groups += 1
+        assert objects.vertices[:, 1].min() > plan.half_width - 1.5  # a bicycle in a rack may stand over the kerb
+    assert 10 < groups < 40  # some stretches are quiet
+    assert labels >= {30, 11, 51, 70, 99}  # people, bicycles; fences, plants, planters and tables
