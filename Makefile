@@ -72,7 +72,7 @@ KITTI_OBJECT := $(MODEL_DATA)/kitti_object/sequences/40
 NUSCENES := $(MODEL_DATA)/nuscenes/sequences/50 $(MODEL_DATA)/nuscenes/sequences/51
 SIMULATED := 01 02 03 04 05 11 12 13 14 15 16 17 18 19 22 23
 model: $(INSTALLED) $(PANDASET)
-	for i in $(SIMULATED); do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
+	for i in $(SIMULATED); do $(call simulate,200,$$(expr $$i + 0)00,$$i) || exit; done
 	$(call simulate,30,9100,06)
 	$(call simulate,120,7100,21,--sensor ouster_os1_128)
 	$(call train,default,ssgv3_default)
@@ -81,7 +81,7 @@ model: $(INSTALLED) $(PANDASET)
 
 model-kitti: $(INSTALLED) $(PANDASET) $(KITTI_OBJECT) $(NUSCENES)
 	@test -n "$(KITTI)" || { echo "KITTI=... names the folder of SemanticKITTI (with sequences/NN/velodyne and labels)"; exit 2; }
-	for i in $(SIMULATED); do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
+	for i in $(SIMULATED); do $(call simulate,200,$$(expr $$i + 0)00,$$i) || exit; done
 	$(call simulate,30,9100,06)
 	$(call simulate,120,7100,21,--sensor ouster_os1_128)
 	$(call train,kitti,ssgv3_kitti,--data.root $(KITTI))
@@ -95,7 +95,7 @@ model-small: $(INSTALLED)
 	$(CLI) export $(MODEL_RUN)/small2/best.ckpt --output models/small.pt --width 576 --half --licence Apache-2.0 --force
 
 # the second run: classes as frequent as they are, which makes the common ones better
-NATURAL := --model.loss.class_weights none --model.optimizer.lr 0.002 --trainer.max_epochs 6
+NATURAL := --model.loss.class_weights none --model.optimizer.lr 0.002
 CALIBRATE := --calibrate $(MODEL_DATA)/scans/sequences/06
 FREE := Apache-2.0; trained on simulated scans and PandaSet (Hesai and Scale AI, CC BY 4.0)
 NON_COMMERCIAL := CC BY-NC-SA 4.0 (trained on SemanticKITTI, KITTI and nuScenes): not for commercial use
