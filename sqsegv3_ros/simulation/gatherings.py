@@ -18,8 +18,8 @@ from sqsegv3_ros.simulation.meshes import Mesh, box, merge_meshes, tube
 from sqsegv3_ros.simulation.vehicles import BICYCLE
 
 _ROOM_M = 8.0  # along the frontage, for one gathering
-_PLACES_PER_M = (0.0, 0.015, 0.05)
-_LIVELY = (0.3, 0.4, 0.3)
+_PER_M = (0.0, 0.015, 0.05)  # gatherings along quiet, normal and busy frontages
+_SHARES = (0.3, 0.4, 0.3)  # of such frontages
 
 
 def add_gatherings(front: Frontage, rng: np.random.Generator) -> None:
@@ -31,7 +31,7 @@ def add_gatherings(front: Frontage, rng: np.random.Generator) -> None:
     """
     if front.walk < 1.0 or front.length < 2 * _ROOM_M:
         return
-    density = rng.choice(_PLACES_PER_M, p=_LIVELY)
+    density = rng.choice(_PER_M, p=_SHARES)
     for _ in range(rng.poisson(density * front.length)):
         place = (_group, _terrace, _garden, _rack)[rng.integers(4)]
         place(front, rng.uniform(0.0, front.length - _ROOM_M), rng)
@@ -116,5 +116,5 @@ def _table(rng: np.random.Generator, albedo: float) -> Mesh:
 def _parasol(rng: np.random.Generator) -> Mesh:
     half, albedo = rng.uniform(1.0, 1.6), rng.uniform(0.2, 0.6)
     pole = tube((0, 0, 0), (0, 0, 2.4), 0.03, OTHER_OBJECT, METAL, 0.3, 5)
-    roof = [tube((0, 0, 2.15), (0, 0, 2.5), (half, 0.05), OTHER_OBJECT, WOOD, albedo, 8)]
-    return merge_meshes([pole, *roof])
+    roof = tube((0, 0, 2.15), (0, 0, 2.5), (half, 0.05), OTHER_OBJECT, WOOD, albedo, 8)
+    return merge_meshes([pole, roof])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
 from sqsegv3_ros.errors import UserError
-from sqsegv3_ros.simulation import buildings, furniture, mesh_pools, people, plants, vehicles
+from sqsegv3_ros.simulation import buildings, furniture, gatherings, mesh_pools, people, plants, vehicles
 from sqsegv3_ros.simulation.actors import actors_at, traffic_lanes
 from sqsegv3_ros.simulation.frontage import frontages
 from sqsegv3_ros.simulation.gatherings import add_gatherings
@@ -211,20 +211,37 @@ def test_every_kind_of_scene_can_be_drawn_and_others_are_refused():
         random_plan("moon", (0,), (0, 100))
 
 
-def test_people_gather_beside_the_road_and_partly_behind_screens():
+def straight_frontage():
+    """A builder and the left frontage of a straight street: y grows away from the road."""
     straight = {"bend": (0.0, 100.0, 0.0), "crossings": (), "sidewalks": (3.0, 3.0)}
     plan = dataclasses.replace(random_plan("city", (0, 0), (-50, 50)), **straight)
+    builder = TileBuilder(plan, 0)
+    return builder, next(front for front in frontages(plan, builder) if front.v > 0)
+
+
+def test_people_gather_beside_the_road():
     labels: set[int] = set()
-    groups = 0
+    lively = 0
     for seed in range(40):
-        builder = TileBuilder(plan, 0)
-        front = next(front for front in frontages(plan, builder) if front.v > 0)
+        builder, front = straight_frontage()
         add_gatherings(front, np.random.default_rng(seed))
         objects = builder.build().objects
         if not len(objects.faces):
             continue
+        lively += 1
         labels |= set(objects.label.tolist())
-        groups += 1
-        assert objects.vertices[:, 1].min() > plan.half_width - 1.5  # a bicycle in a rack may stand over the kerb
-    assert 10 < groups < 40  # some stretches are quiet
+        assert objects.vertices[:, 1].min() > front.v - front.walk - 1.5  # a bicycle in a rack may stand over the kerb
+    assert 10 < lively < 40  # some stretches are quiet
     assert labels >= {30, 11, 51, 70, 99}  # people, bicycles; fences, plants, planters and tables
+
+
+def test_people_in_gardens_stand_behind_a_low_screen():
+    for seed in range(20):
+        builder, front = straight_frontage()
+        gatherings._garden(front, 10.0, np.random.default_rng(seed))
+        objects = builder.build().objects
+        corners, person = objects.vertices[objects.faces].reshape(-1, 3), np.repeat(objects.label == 30, 3)
+        assert person.any()
+        screen, ground = corners[~person], height(builder.plan, np.array([14.0]), np.array([front.v]))[0]
+        assert screen[:, 1].mean() < np.median(corners[person, 1]) - 0.2
+        assert 0.3 < screen[:, 2].max() - ground < 2.0
