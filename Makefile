@@ -104,10 +104,8 @@ NON_COMMERCIAL := CC BY-NC-SA 4.0 (trained on SemanticKITTI, KITTI and nuScenes)
 $(PANDASET): | $(INSTALLED)
 	$(call compressed,pandaset,scene-00[12]*,--intensity-scale 0.0814 --intensity-exponent 0.5 --objects 30 31)
 
-# in front, where boxes are complete, nine tenths of the points that the teacher calls truck and a third of those it calls person
-# are outside of such a box: people, two-wheelers and large vehicles are those in boxes
 $(KITTI_OBJECT): | $(INSTALLED)
-	$(call compressed,kitti_object,*,--least-confidence 9 --boxes-only 11 15 16 18 20 30 31 32 --objects 16 18 30 31)
+	$(call compressed,kitti_object,*,--least-confidence 9 --objects 16 18 30 31)
 
 # scenes 0006 and 1072 are held out
 $(MODEL_DATA)/nuscenes/sequences/50: | $(INSTALLED)

@@ -43,8 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     confidence = "ignore a teacher's labels below this confidence, 0..15 (default: %(default)s)"
     compressed.add_argument("--least-confidence", type=int, default=0, metavar="C", help=confidence)
-    boxes_only = "raw ids that a teacher does not know well: ignore its labels of them, keep those of boxes"
-    compressed.add_argument("--boxes-only", type=int, nargs="*", default=(), metavar="ID", help=boxes_only)
     objects = "raw ids of objects whose connected points become instances, for training to paste"
     compressed.add_argument("--objects", type=int, nargs="*", default=(), metavar="ID", help=objects)
 
@@ -93,7 +91,6 @@ def _compressed_to_sequence(args: argparse.Namespace) -> tuple[str, dict[str, An
     settings = CompressedImport(
         **{key: value for key, value in given.items() if value is not None},
         least_confidence=args.least_confidence,
-        boxes_only=tuple(args.boxes_only),
         objects=tuple(args.objects),
     )
     name = (args.sequence or "00").zfill(2)

@@ -35,14 +35,12 @@ class CompressedImport:
         remission_scale: The remission is scale * rem ** exponent.
         remission_exponent: See there.
         least_confidence: A teacher's label of less confidence, 0..15, becomes 'unlabeled'.
-        boxes_only: Raw ids that only boxes give: where a teacher does, its label becomes 'unlabeled'.
         objects: Raw ids whose connected groups of points become instances.
     """
 
     remission_scale: float = 0.01
     remission_exponent: float = 1.0
     least_confidence: int = 0
-    boxes_only: tuple[int, ...] = ()
     objects: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -110,7 +108,6 @@ def _raw_ids(data: dict[str, npt.NDArray[np.integer]], settings: CompressedImpor
         return np.asarray(data["label"] if "label" in data else data["box_label"]).astype(np.int64) & 0xFFFF
     sure = data["teacher_confidence"] >= settings.least_confidence
     teacher = SEMANTIC_KITTI.to_raw(np.where(sure, data["teacher"], 0)).astype(np.int64)
-    teacher[np.isin(teacher, settings.boxes_only)] = 0
     boxes = data["box_label"].astype(np.int64)
     return np.where(boxes > 0, boxes, teacher)
 

@@ -41,13 +41,6 @@ def test_boxes_override_a_teacher_who_must_be_sure_enough(tmp_path):
     assert raw.tolist() == [10, 30, 0, 40]  # car, person, unsure, road
 
 
-def test_a_teacher_does_not_label_classes_that_only_boxes_give(tmp_path):
-    labels = {"box_label": [0, 30, 0, 0, 0], "teacher": [6, 1, 6, 1, 9], "teacher_confidence": [15] * 5}
-    write(tmp_path / "a.npz", **{name: np.array(values, np.uint8) for name, values in labels.items()})
-    raw = convert(tmp_path, tmp_path / "root", "--boxes-only", 30, 40)[1]
-    assert raw.tolist() == [0, 30, 0, 0]  # only the person in a box stays; the teacher's people and road do not
-
-
 def test_touching_points_of_an_object_class_become_an_instance(tmp_path):
     write(tmp_path / "a.npz", label=np.array([30, 30, 30, 0, 11], np.uint8))
     raw = convert(tmp_path, tmp_path / "root", "--objects", 30)[1]
