@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqsegv3_ros.inference.settings import Settings
     from sqsegv3_ros.training.adaptation.recording import Recording
 
-_IGNORED_PARAMETERS = ("label_map", "model", "model_sha256")  # the network learns its own classes
+_NOT_OF_THE_SENSOR = ("label_map", "model", "model_sha256")  # and the network learns its own classes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         import torchmetrics  # noqa: F401
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "lightning", "adaptation", "train") from error
+    from sqsegv3_ros.inference.model_file import check_sha256
     from sqsegv3_ros.inference.parameter_file import read_parameters
     from sqsegv3_ros.inference.settings import DEFAULTS, Settings
     from sqsegv3_ros.simulation.raycast import require_embree
@@ -76,11 +77,12 @@ def run(args: argparse.Namespace) -> int:
     parameters |= intensity_settings(args)
     if "intensity_fields" in parameters:
         parameters["intensity_fields"] = list(parameters["intensity_fields"]) or [""]
-    model = args.model or parameters.get("model") or "default"
-    parameters = {name: value for name, value in parameters.items() if name not in _IGNORED_PARAMETERS}
+    model, sha256 = args.model or parameters.get("model") or "default", parameters.get("model_sha256")
+    parameters = {name: value for name, value in parameters.items() if name not in _NOT_OF_THE_SENSOR}
     recording = _recording(args, Settings({**DEFAULTS, **parameters}))
     settings = AdaptationSettings(model, parameters, _preset(args.params), args.minutes, args.seed)
     adaptation = Adaptation(recording, settings, workspace)
+    check_sha256(adaptation.model, adaptation.model_sha256, sha256)
     labelled = None if args.evaluate is None else labelled_scans(args.evaluate, adaptation)
     evaluated = [] if args.evaluate is None else [args.evaluate]
     refuse_inputs_inside(workspace, [*args.input, *args.params, adaptation.model, *evaluated])

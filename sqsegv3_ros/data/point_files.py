@@ -132,7 +132,7 @@ def find_point_files(path: Path, file_format: str | None = None) -> list[PointFi
             )
         return files
     if not path.exists():
-        raise UserError(f"{path} does not exist")
+        raise UserError(f"{path} does not exist; expected a point-cloud file ({SUFFIXES}) or a folder of them")
     suffix = _suffix(path)
     if file_format is None and suffix is None:
         raise UserError(f"{path}: expected a point-cloud file ({SUFFIXES}), or --format ({', '.join(READERS)})")

@@ -223,7 +223,7 @@ def storage_of(path: Path) -> str:
         text = (path / _METADATA).read_text(encoding="utf-8", errors="replace")
         return MCAP if re.search(r"^\s*storage_identifier:\s*[\"']?mcap", text, re.M) else SQLITE3
     if not path.exists():
-        raise UserError(f"bag {path} does not exist")
+        raise UserError(f"bag {path} does not exist; expected a .bag, .mcap or .db3 file, or a ROS 2 bag's folder")
     if path.suffix not in STORAGE_BY_SUFFIX:
         raise UserError(f"{path} is not a rosbag: expected a .bag, .mcap or .db3 file, or a ROS 2 bag's folder")
     return STORAGE_BY_SUFFIX[path.suffix]

@@ -227,8 +227,7 @@ def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
     with _memory_file(path) as copy:
         with _open(path) as file:
             digest = _copy(file, copy, path)
-        if sha256 and digest != sha256.lower():  # before anything in it is parsed
-            raise UserError(f"model {path} has sha256 {digest}, expected {sha256.lower()}")
+        check_sha256(path, digest, sha256)  # before anything in it is parsed
         info = _read_info(path, copy)
         try:
             network = torchscript.load(copy)
@@ -240,6 +239,12 @@ def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
             f"model {path} is damaged: its weights have sha256 {found}, its metadata says {info.weights_sha256}"
         )
     return ModelFile(info, network.float().eval(), path, digest)
+
+
+def check_sha256(path: Path, found: str, expected: str | None) -> None:
+    """Raise UserError if a model file has another sha256 than the expected one, if any; letter case does not matter."""
+    if expected and found != expected.lower():
+        raise UserError(f"model {path} has sha256 {found}, expected {expected.lower()}")
 
 
 def read_training_state(path: str | Path) -> dict[str, torch.Tensor]:

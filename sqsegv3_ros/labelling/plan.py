@@ -136,7 +136,10 @@ def _jobs_of_path(
 ) -> Iterator[Job]:
     path = Path(given)
     if not path.exists():
-        raise UserError(f"{path} does not exist")
+        raise UserError(
+            f"{path} does not exist; expected a bag, a SemanticKITTI data set, a point-cloud file ({SUFFIXES}) or a "
+            "folder of them"
+        )
     if path.is_dir() and is_dataset(path) and file_format is None:
         folders: dict[Path, dict[str, int]] = {}
         for scan in find_scans(path, sequences):
@@ -189,7 +192,7 @@ def _jobs_of_url(given: str, output: str, sequences: list[str] | None, options: 
     url = given.rstrip("/")
     files = list_files(url)
     if not files:
-        raise UserError(f"{url} does not exist or is empty")
+        raise UserError(f"{url} does not exist or is empty; expected a folder of clouds or bags")
     name = PurePosixPath(url).name
     if "" in files and url.endswith(".bin"):
         yield Job(f"{PurePosixPath(url).stem}.label", url.rpartition("/")[0], output, files[""], (name,))

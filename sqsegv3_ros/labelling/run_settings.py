@@ -128,15 +128,13 @@ def resolve_for_gpus(
 
 
 def _settings(parameters: Mapping[str, Any], bags: BagOptions, scans: CloudSettings, on_error: str) -> RunSettings:
-    from sqsegv3_ros.inference.model_file import find_model, read_info
+    from sqsegv3_ros.inference.model_file import check_sha256, find_model, read_info
     from sqsegv3_ros.inference.settings import DEFAULTS, Settings
 
     path = find_model(parameters["model"])
     info = read_info(path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = parameters["model_sha256"].lower()
-    if expected and expected != sha256:
-        raise UserError(f"model {path} has sha256 {sha256}, expected {expected}")
+    check_sha256(path, sha256, parameters["model_sha256"])
     values = {**parameters, "model": str(path), "model_sha256": sha256}
     found, own = (Settings(dict(given)).for_model(info).values for given in (values, DEFAULTS))
     resolved = {"model", "model_sha256", *_RUNTIME}

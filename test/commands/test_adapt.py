@@ -182,6 +182,9 @@ def test_wrong_use_is_refused_in_one_line(
     assert "nothing does not exist" in refused(capsys, tmp_path / "nothing", *model)
     assert "adapt reads local recordings" in refused(capsys, "s3://fleet/drive", *model)
     assert "model file" in refused(capsys, root, "--model", tmp_path / "no.pt", "--output", mine)
+    pinned = tmp_path / "pinned.yaml"
+    pinned.write_text(f"/**:\n  ros__parameters:\n    model_sha256: {'f' * 64}\n")
+    assert f"expected {'f' * 64}" in refused(capsys, root, *model, "--params", pinned)
     assert "labels" in refused(capsys, root, *model, "--evaluate", _unlabelled(root, tmp_path))
     few = tmp_path / "few"
     for file in find_scans(root)[: MIN_SCANS - 1]:
