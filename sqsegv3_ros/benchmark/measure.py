@@ -29,7 +29,10 @@ COMPARABLE = {
 CODEC_POINTS = 130_000
 EDGE = 1e-3  # pixels at 2048 columns, in proportion at more; float32 positions are right to half of it
 KNN_SIZES = (5, 7)  # RangeNet++'s and the release's: as many neighbours as the window has columns
-_ABOUT = ("model", "backend", "device", "precision", "threads", "cuda_graph", "points", "height", "width", "knn")
+_ABOUT = (
+    *("model", "backend", "device", "precision", "threads", "cuda_graph", "average_mirrored"),
+    *("points", "height", "width", "knn"),
+)
 _ABOUT_REFERENCE = ("threads", "projection", "normalization", "knn", "classes")
 
 
@@ -51,6 +54,7 @@ class Options:
         precision: 'auto', 'fp32', 'fp16' or 'bf16'.
         threads: CPU threads; None: one per core.
         cuda_graph: Record the network's kernels once and replay them.
+        average_mirrored: Run the network on the mirrored image, too.
         repeat: Scans to measure.
         compare: Which of COMPARABLE are measured too.
     """
@@ -68,6 +72,7 @@ class Options:
     precision: str = "auto"
     threads: int | None = None
     cuda_graph: bool = False
+    average_mirrored: bool = False
     repeat: int = 10
     compare: tuple[str, ...] = ()
 
@@ -81,6 +86,8 @@ class Options:
             raise UserError(f"compare takes any of {', '.join(COMPARABLE)}, found '{', '.join(unknown)}'")
         if self.compare and self.device.startswith("cuda"):
             raise UserError("comparisons run on the CPU; use --device cpu")
+        if self.compare and self.average_mirrored:
+            raise UserError("the others run on the image alone; omit --compare or --average-mirrored")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -99,6 +106,7 @@ class Options:
             "precision": self.precision,
             "threads": self.threads or 0,
             "cuda_graph": self.cuda_graph,
+            "average_mirrored": self.average_mirrored,
             **{name: value for name, value in given.items() if value is not None},
         }
 

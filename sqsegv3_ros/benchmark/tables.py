@@ -42,9 +42,10 @@ def _heading(result: Mapping[str, Any]) -> str:
     knn = result["knn"]
     vote = "no KNN" if knn["mode"] == "off" else f"KNN {knn['k']} of {knn['search']} x {knn['search']} ({knn['mode']})"
     load, graph = result["load_average"], ", CUDA graph" if result["cuda_graph"] else ""
+    mirrored = ", mirrored image too" if result["average_mirrored"] else ""
     return (
         f"{result['model']} ({result['weights']}), {result['height']} x {result['width']}, {vote}, "
-        f"{result['backend']} {result['precision']}{graph}\n"
+        f"{result['backend']} {result['precision']}{graph}{mirrored}\n"
         f"{result['points']} points ({result['scan']}), {result['repeat']} times, {result['threads']} threads, "
         f"{result['device']}: {result['machine']}\n"
         f"CPU seconds a second: {result['cpu_per_wall']:.2f} in a scan; other processes used "

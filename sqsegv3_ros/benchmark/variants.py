@@ -63,6 +63,7 @@ class Pipeline:
             "precision": runtime.precision,
             "threads": runtime.threads,
             "cuda_graph": runtime.cuda_graph,
+            "average_mirrored": segmenter.average_mirrored,
             "architecture": info.architecture,
             "height": segmenter.projection.height,
             "width": segmenter.projection.width,

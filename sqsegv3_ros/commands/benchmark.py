@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sqsegv3_ros.commands.options import add_json, print_results
+from sqsegv3_ros.commands.options import add_average_mirrored, add_json, print_results
 from sqsegv3_ros.errors import UserError
 
 LOAD_NETWORK, LOAD_WIDTH = "1/16", 128
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
     parser.add_argument("--cuda-graph", action="store_true", help="replay the network as a CUDA graph")
+    add_average_mirrored(parser)
     parser.add_argument("--repeat", type=int, metavar="N", help="scans to measure (default: 10)")
     parser.add_argument("--height", type=int, metavar="H", help="rows of the image (default: the model's own)")
     parser.add_argument("--width", type=int, metavar="W", help="columns of the image (default: the model's own)")
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     names = ("height", "width", "knn_k", "knn_search", "backend", "device", "precision", "threads", "cuda_graph")
-    given = {name: getattr(args, name) for name in (*names, "repeat", "compare")}
+    given = {name: getattr(args, name) for name in (*names, "average_mirrored", "repeat", "compare")}
     settings = {name: value for name, value in given.items() if value is not None}
     if args.scan is not None:
         from sqsegv3_ros.data.label_set import SEMANTIC_KITTI
@@ -157,6 +158,7 @@ def _load(args: argparse.Namespace) -> int:
         read_info(model)
     cases = load_test.cases(args.rates, args.points, args.bytes, [p == "reliable" for p in args.publisher])
     runtime = {name: getattr(args, name) for name in ("backend", "device", "precision", "cuda_graph")}
+    runtime["average_mirrored"] = bool(args.average_mirrored)
     bench = load_test.Bench(model, network, args.width or LOAD_WIDTH, {**runtime, "threads": args.threads or 0})
     if args.soak:
         with bench.running() as running:

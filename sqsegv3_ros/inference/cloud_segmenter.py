@@ -110,6 +110,7 @@ class CloudSegmenter:
             precision=settings["precision"],
             threads=settings["threads"] or None,
             cuda_graph=settings["cuda_graph"],
+            average_mirrored=settings["average_mirrored"],
             projection=settings.projection(model.info),
             label_map=settings.label_map,
         )

@@ -297,6 +297,13 @@ def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
     return result[None]
 
 
+def mirror(image: RangeImage) -> RangeImage:
+    """The image of the scene mirrored left to right (y to -y); its points and the way back to them stay as they are."""
+    channels = image.channels.flip(2)
+    channels[2].neg_()
+    return replace(image, channels=channels, mask=image.mask.flip(1))
+
+
 def fill_gaps(image: RangeImage, rows: int) -> RangeImage:
     """The image for the network: an empty pixel takes the values of the nearest filled one above or below.
 

@@ -25,7 +25,7 @@ from sqsegv3_ros.inference.backends import make_backend, resolve_runtime, torch_
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.knn import KnnConfig, refine
 from sqsegv3_ros.inference.model_file import ModelFile, find_model, load_model
-from sqsegv3_ros.inference.range_image import ProjectionConfig, RangeImage, fill_gaps, normalize, project
+from sqsegv3_ros.inference.range_image import ProjectionConfig, RangeImage, fill_gaps, mirror, normalize, project
 
 # a message's data may be read-only memory, and nothing here writes to its input
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -67,6 +67,7 @@ class Segmenter:
         precision: str = "auto",
         threads: int | None = None,
         cuda_graph: bool = False,
+        average_mirrored: bool = False,
         projection: ProjectionConfig | None = None,
         knn: KnnConfig | None = None,
         extrinsics: Extrinsics | None = None,
@@ -82,6 +83,7 @@ class Segmenter:
             precision: 'auto', 'fp32', 'fp16' or 'bf16'.
             threads: CPU threads that share a scan; None: one per core.
             cuda_graph: Record the network's kernels on a CUDA device once and replay them.
+            average_mirrored: Run the network on the mirrored image, too, and average the probabilities.
             projection: Instead of the model's own; its height and width hold from now on.
             knn: Instead of the model's own.
             extrinsics: Levels the points of a tilted sensor.
@@ -98,6 +100,7 @@ class Segmenter:
         self.info, self.model_path, self.model_sha256 = model.info, model.path, model.sha256
         self.projection = projection or self.info.projection
         self.knn = knn or self.info.knn
+        self.average_mirrored = average_mirrored
         self.extrinsics = extrinsics or Extrinsics()
         self._classes = len(self.info.labels)  # of the network
         self._folding: _Folding | None = None
@@ -148,10 +151,10 @@ class Segmenter:
 
         The host never waits for the device here.
         """
-        image, network_input = self._project(self.extrinsics.level(points), rings)
+        image, network_inputs = self._project(self.extrinsics.level(points), rings)
         clock.stop("project")
 
-        logits = self._network(network_input)[0]
+        logits = self._infer(*network_inputs)
         clock.stop("network")
 
         label_image, odds, total = self._classify(logits)
@@ -172,12 +175,23 @@ class Segmenter:
         # in the vote, masked pixels count as in the reference implementation; the published image is empty there
         return of_points, image, label_image * (image.index >= 0), entropy_image
 
-    def _project(self, points: Tensor, rings: Tensor | None) -> tuple[RangeImage, Tensor]:
-        """The range image of levelled points, and the network's input (1, 5, H, W) made from it."""
+    def _project(self, points: Tensor, rings: Tensor | None) -> tuple[RangeImage, list[Tensor]]:
+        """The range image of levelled points, and the network's one or two inputs (1, 5, H, W) made from it."""
         image = project(points, self.projection, rings)
         filled = fill_gaps(image, self.projection.fill_rows)
-        network_image = self.extrinsics.compensate_height(filled, self.info.sensor_height_m)
-        return image, normalize(network_image, self.info.normalization)
+        network_images = [self.extrinsics.compensate_height(filled, self.info.sensor_height_m)]
+        if self.average_mirrored:
+            network_images.append(mirror(network_images[0]))
+        return image, [normalize(network_image, self.info.normalization) for network_image in network_images]
+
+    def _infer(self, network_input: Tensor, mirrored: Tensor | None = None) -> Tensor:
+        """(C, H, W) logits of the network, or the logarithm of both views' summed probabilities."""
+        logits = self._network(network_input)[0]
+        if mirrored is None:
+            return logits
+        odds = logits.softmax(0)  # before the second call, which reuses the memory of the logits
+        odds += self._network(mirrored)[0].flip(2).softmax(0)
+        return odds.log_()
 
     def _classify(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(H, W) labels, (C, H, W) numerators and (H, W) denominator of the softmax; overwrites the (C, H, W) logits.

@@ -354,6 +354,7 @@ def test_a_child_that_fails_says_why() -> None:
         (["--model", "/no/such.pt"], "model file /no/such.pt not found"),
         (["--scan", "/no/such.bin"], "/no/such.bin"),
         (["--device", "cuda", "--compare", "reference"], "--device cpu"),
+        (["--average-mirrored", "--compare", "reference"], "omit --compare or --average-mirrored"),
         (["--compare", "reference,tensorrt"], "any of reference, onnxruntime, openvino, found 'tensorrt'"),
         (["--device", "cpu", "--cuda-graph"], "cuda_graph requires a CUDA device"),
         (["--load", "--plot", "a.png"], "--plot cannot be used here"),

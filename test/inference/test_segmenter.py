@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,26 @@ def test_confidence_is_the_softmax_of_the_label_at_the_points_own_pixel(segmente
     expected = softmax[torch.from_numpy(result.labels).long(), rows, columns]
     np.testing.assert_allclose(result.confidences, expected, atol=1e-5)
     assert result.labels.dtype == np.uint8 and result.confidences.dtype == np.float32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_average_with_the_mirrored_image_labels_a_scan_and_its_mirror_image_alike(
+    small_model: Path, backend: str
+) -> None:
+    points = random_points()
+    mirrored = points * np.float32([1, -1, 1, 1])
+    settings: dict[str, Any] = {"backend": backend, "precision": "fp32", "knn": KnnConfig("off")}
+    alone, averaged = Segmenter(small_model, **settings), Segmenter(small_model, average_mirrored=True, **settings)
+    result, of_mirrored = averaged.segment(points, entropy=True), averaged.segment(mirrored, entropy=True)
+    # a point on the border of two columns is in the other one of them in the mirrored image
+    same = (result.labels == of_mirrored.labels) & (abs(result.confidences - of_mirrored.confidences) < 1e-4)
+    assert same.mean() > 0.999
+    assert (abs(result.entropies - of_mirrored.entropies) < 1e-4).mean() > 0.999
+    one, other = alone.segment(points), alone.segment(mirrored)
+    assert (one.labels == other.labels).mean() < 0.95
+    agree = (one.labels == other.labels) & (one.labels == result.labels)
+    mean = (one.confidences + other.confidences) / 2
+    assert agree.mean() > 0.2 and np.median(abs(result.confidences - mean)[agree]) < 1e-5
 
 
 def test_points_that_cannot_be_used_get_label_0_and_confidence_0_and_change_nothing_else(segmenter: Segmenter) -> None:
@@ -188,6 +209,15 @@ def test_cuda_gives_nearly_the_labels_of_the_cpu(small_model: Path, segmenter: S
     on_gpu = Segmenter(small_model, device="cuda", precision=precision)
     on_gpu.warm_up()
     assert (on_gpu.segment(points).labels == segmenter.segment(points).labels).mean() > 0.95
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_cuda_averages_with_the_mirrored_image_as_the_cpu_does(small_model: Path, cuda_graph: bool) -> None:
+    points = random_points()
+    on_gpu = Segmenter(small_model, device="cuda", precision="fp32", cuda_graph=cuda_graph, average_mirrored=True)
+    on_cpu = Segmenter(small_model, device="cpu", precision="fp32", average_mirrored=True)
+    assert (on_gpu.segment(points).labels == on_cpu.segment(points).labels).mean() > 0.95
 
 
 def test_a_loaded_model_file_serves_as_well_as_its_path(small_model: Path, segmenter: Segmenter) -> None:
