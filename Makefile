@@ -63,8 +63,8 @@ demo: $(INSTALLED)
 # runs. EXTRA=... names a folder with folders of compressed scans (docs/training.md): pandaset, and for `kitti` kitti_object,
 # nuscenes_lidarseg and nuscenes_boxes.
 #   make model EXTRA=DIR                  models/default.pt: simulated scans and PandaSet, free for any use
-#   make model-kitti KITTI=ROOT EXTRA=DIR models/kitti.pt: from that one, with SemanticKITTI, KITTI and nuScenes
-#   make model-small                      models/small.pt: simulated scans alone, at 64 x 1024, then at 64 x 512
+#   make model-small EXTRA=DIR            models/small.pt: the same with a third of the work
+#   make model-kitti KITTI=ROOT EXTRA=DIR models/kitti.pt: from default, with SemanticKITTI, KITTI and nuScenes
 MODEL_DATA := build/model
 MODEL_RUN := runs/model
 PANDASET := $(MODEL_DATA)/pandaset/sequences/31
@@ -72,28 +72,25 @@ KITTI_OBJECT := $(MODEL_DATA)/kitti_object/sequences/40
 NUSCENES := $(MODEL_DATA)/nuscenes/sequences/50 $(MODEL_DATA)/nuscenes/sequences/51
 SIMULATED := 01 02 03 04 05 11 12 13 14 15 16 17 18 19 22 23
 model: $(INSTALLED) $(PANDASET)
-	for i in $(SIMULATED); do $(call simulate,200,$$(expr $$i + 0)00,$$i) || exit; done
-	$(call simulate,30,9100,06)
-	$(call simulate,120,7100,21,--sensor ouster_os1_128)
+	$(SIMULATE)
 	$(call train,default,ssgv3_default)
 	$(call train,default2,ssgv3_default,--model.start_from $(MODEL_RUN)/default/last.ckpt $(NATURAL))
 	$(CLI) export $(MODEL_RUN)/default2/last.ckpt --output models/default.pt --half --licence "$(FREE)" $(CALIBRATE) --force
 
+model-small: $(INSTALLED) $(PANDASET)
+	$(SIMULATE)
+	$(call train,small,ssgv3_default,$(SMALL))
+	$(call train,small2,ssgv3_default,$(SMALL) --model.start_from $(MODEL_RUN)/small/last.ckpt $(NATURAL))
+	$(CLI) export $(MODEL_RUN)/small2/last.ckpt --output models/small.pt --half --licence "$(FREE)" $(CALIBRATE) --force
+
 model-kitti: $(INSTALLED) $(PANDASET) $(KITTI_OBJECT) $(NUSCENES)
 	@test -n "$(KITTI)" || { echo "KITTI=... names the folder of SemanticKITTI (with sequences/NN/velodyne and labels)"; exit 2; }
-	for i in $(SIMULATED); do $(call simulate,200,$$(expr $$i + 0)00,$$i) || exit; done
-	$(call simulate,30,9100,06)
-	$(call simulate,120,7100,21,--sensor ouster_os1_128)
+	$(SIMULATE)
 	$(call train,kitti,ssgv3_kitti,--data.root $(KITTI))
 	$(CLI) export $(MODEL_RUN)/kitti/last.ckpt --output models/kitti.pt --half --licence "$(NON_COMMERCIAL)" $(CALIBRATE) --force
 
-model-small: $(INSTALLED)
-	for i in 01 02 03 04 05; do $(call simulate,100,$$(expr $$i + 0)00,$$i) || exit; done
-	$(call simulate,30,9100,06)
-	$(call train,small1,ssgv3_sim,--data.root $(MODEL_DATA)/scans)
-	$(call train,small2,ssgv3_sim_512,--data.root $(MODEL_DATA)/scans --model.start_from $(MODEL_RUN)/small1/best.ckpt)
-	$(CLI) export $(MODEL_RUN)/small2/best.ckpt --output models/small.pt --width 576 --half --licence Apache-2.0 --force
-
+SMALL := --model.name ssgv3-small --model.network.blocks [1,1,1,1,1] --model.network.channels [8,16,24,48,48] \
+	--model.projection.width 576 --model.knn.k 5 --model.knn.search 5 --data.crop_width null
 # the second run: classes as frequent as they are, which makes the common ones better
 NATURAL := --model.loss.class_weights none --model.optimizer.lr 0.002
 CALIBRATE := --calibrate $(MODEL_DATA)/scans/sequences/06
@@ -118,6 +115,13 @@ $(MODEL_DATA)/nuscenes/sequences/51: | $(INSTALLED)
 define compressed
 @test -n "$(EXTRA)" || { echo "EXTRA=... names the folder with folders of compressed scans (docs/training.md)"; exit 2; }
 $(CLI) convert $(EXTRA)/$(1) --match '$(2).npz' --output $(patsubst %/sequences/,%,$(dir $@)) --sequence $(notdir $@) $(3)
+endef
+
+# all scans of the three models
+define SIMULATE
+for i in $(SIMULATED); do $(call simulate,200,$$(expr $$i + 0)00,$$i) || exit; done
+$(call simulate,30,9100,06)
+$(call simulate,120,7100,21,--sensor ouster_os1_128)
 endef
 
 # scans, seed, sequence, further options
