@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqsegv3_ros.inference.settings import Settings
     from sqsegv3_ros.training.adaptation.recording import Recording
 
-_NOT_OF_THE_SENSOR = ("label_map", "model", "model_sha256")  # and the network learns its own classes
+_NOT_OF_THE_SENSOR = ("label_map", "model", "model_sha256")  # label_map: the network learns its own classes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

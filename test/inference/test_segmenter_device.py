@@ -32,12 +32,19 @@ class CopiesBetweenDevices(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "average_mirrored"), [*((mode, False) for mode in MODES), ("safe", True)])
 def test_between_upload_and_download_no_value_is_looked_at_and_none_comes_from_the_host(
-    mode: str, small_model: Path
+    mode: str, average_mirrored: bool, small_model: Path
 ) -> None:
     # tensors of the meta device have no values: whatever would make the host wait for a GPU to learn one fails there
-    segmenter = Segmenter(small_model, backend="torch", device="cpu", precision="fp32", knn=KnnConfig(mode))
+    segmenter = Segmenter(
+        small_model,
+        backend="torch",
+        device="cpu",
+        precision="fp32",
+        knn=KnnConfig(mode),
+        average_mirrored=average_mirrored,
+    )
     on_meta = replace(segmenter.runtime, device=torch.device("meta"))
     segmenter.device = on_meta.device
     network = ExportedNetwork(SqueezeSegV3(NetworkConfig.ssgv3_21().scaled(0.125))).to("meta")
