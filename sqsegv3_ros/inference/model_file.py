@@ -244,7 +244,9 @@ def load_model(path: str | Path, sha256: str | None = None) -> ModelFile:
 def check_sha256(path: Path, found: str, expected: str | None) -> None:
     """Raise UserError if a model file has another sha256 than the expected one, if any; letter case does not matter."""
     if expected and found != expected.lower():
-        raise UserError(f"model {path} has sha256 {found}, expected {expected.lower()}")
+        raise UserError(
+            f"model {path} has sha256 {found}, expected {expected.lower()}; take the right file or change model_sha256"
+        )
 
 
 def read_training_state(path: str | Path) -> dict[str, torch.Tensor]:

@@ -79,6 +79,22 @@ def test_knn_settings_change_the_labels_and_come_from_the_model_unless_given(
         np.testing.assert_array_equal(read_labels(tmp_path / name / "000000.label"), expected)
 
 
+def test_the_mirrored_image_counts_if_asked_for(small_model: Path, root: Path, tmp_path: Path) -> None:
+    path = root / "sequences/03/velodyne/000000.bin"
+    parameters = tmp_path / "mirrored.yaml"
+    parameters.write_text("/**:\n  ros__parameters:\n    average_mirrored: true\n")
+    for name, options in (("option", ("--average-mirrored",)), ("file", ("--params", parameters))):
+        assert call("label", "--model", small_model, path, "--output", tmp_path / name, *TORCH, *options) == 0
+    alone, averaged = (
+        Segmenter(small_model, backend="torch", average_mirrored=average).segment(scan(2)).labels
+        for average in (False, True)
+    )
+    assert (alone != averaged).any()
+    for name in ("option", "file"):
+        labels = read_labels(tmp_path / name / "000000.label")
+        np.testing.assert_array_equal(labels, SEMANTIC_KITTI.to_raw(averaged))
+
+
 def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
     small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
