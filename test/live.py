@@ -227,7 +227,7 @@ def publish_until_labelled(client: Client, labelled: list[PointCloud2], topic: s
     """Publish clouds until one is labelled: the node skips clouds before it discovers the subscriber of its output."""
 
     def is_labelled() -> bool:
-        client.publish(message(street(5000)), topic)
+        client.publish(message(street()), topic)
         end = time.monotonic() + 1
         while not labelled and time.monotonic() < end:
             time.sleep(0.01)
