@@ -207,16 +207,18 @@ def summarize(
     """The result from the answers of the children; see `measure`."""
     own = samples["ours"]
     stages = stage_statistics(own)
+    passes = 2 if about["average_mirrored"] else 1
+    gmac = passes * work["gmac"]
     result: dict[str, Any] = {
         "stages": stages,
         "cpu_seconds": median([s["cpu_s"] for s in own]),
         "cpu_per_wall": _cpu_per_wall(own),
         "peak_rss_mb": ends["ours"]["peak_rss_mb"],
-        "gmac": work["gmac"],
-        "gflops": 2e3 * work["gmac"] / stages["network"]["median_ms"],
+        "gmac": gmac,
+        "gflops": 2e3 * gmac / stages["network"]["median_ms"],
         "bytes": {
             "cloud_in": about["cloud_in_bytes"],
-            "network": work["bytes"],
+            "network": passes * work["bytes"],
             "cloud_out": about["cloud_out_bytes"],
         },
         "machine": f"{_processor()}, {os.cpu_count()} cores, torch {about['torch']}",

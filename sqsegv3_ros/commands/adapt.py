@@ -62,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
     from sqsegv3_ros.simulation.raycast import require_embree
     from sqsegv3_ros.training.adaptation.report import finish, labelled_scans
     from sqsegv3_ros.training.adaptation.run import Adaptation, AdaptationSettings
-    from sqsegv3_ros.training.adaptation.workspace import is_unfinished, refuse_inputs_inside
+    from sqsegv3_ros.training.adaptation.workspace import may_replace_model, refuse_inputs_inside
     from sqsegv3_ros.viewing.pictures import require_pillow
 
     workspace = args.output.parent / f"{args.output.stem}.adapt"  # with_suffix fails on "."
-    check_output(args.output, ".pt", args.force or is_unfinished(workspace))
+    check_output(args.output, ".pt", args.force or may_replace_model(workspace))
     require(0 < args.minutes < 1e5, "--minutes", "above 0", args.minutes)
     require(0 <= args.seed < 2**32, "--seed", "in 0..4294967295", args.seed)
     require_embree()  # fail before the adaptation, not in it or after it
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     if "intensity_fields" in parameters:
         parameters["intensity_fields"] = list(parameters["intensity_fields"]) or [""]
     model, sha256 = args.model or parameters.get("model") or "default", parameters.get("model_sha256")
-    parameters = {name: value for name, value in parameters.items() if name not in _NOT_OF_THE_SENSOR}
     recording = _recording(args, Settings({**DEFAULTS, **parameters}))
+    parameters = {name: value for name, value in parameters.items() if name not in _NOT_OF_THE_SENSOR}
     settings = AdaptationSettings(model, parameters, _preset(args.params), args.minutes, args.seed)
     adaptation = Adaptation(recording, settings, workspace)
     check_sha256(adaptation.model, adaptation.model_sha256, sha256)

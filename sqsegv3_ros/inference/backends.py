@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib.util
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -313,16 +314,41 @@ def _convert(model: ModelFile, shape: tuple[int, int, int, int]) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     try:
-        with no_deprecation_warnings():
+        with _signals_deferred(), no_deprecation_warnings():
             decoder = TorchScriptPythonDecoder(model.network)  # has to outlive the conversion
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        graph = frontend.load(decoder)
-        image = graph.get_inputs()[0]  # a loaded network does not say what it takes
-        graph.set_element_type(image, openvino.Type.f32)
-        graph.set_partial_shape(image, openvino.PartialShape(list(shape)))
-        return frontend.convert(graph)
-    except RuntimeError as error:
-        raise UserError(f"OpenVINO cannot convert model {model.path}: {last_line(error)}") from error
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            graph = frontend.load(decoder)
+            image = graph.get_inputs()[0]  # a loaded network does not say what it takes
+            graph.set_element_type(image, openvino.Type.f32)
+            graph.set_partial_shape(image, openvino.PartialShape(list(shape)))
+            return frontend.convert(graph)
+    except Exception as error:  # the frontend's own have no common class
+        raise UserError(
+            f"OpenVINO cannot convert model {model.path}: {last_line(error)}; use backend: torch (--backend torch)"
+        ) from error
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM only after the block.
+
+    OpenVINO calls Python while it converts, and drops a KeyboardInterrupt from there or reports an error of the model.
+    """
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # the others receive no signals
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received: list[tuple[int, Any]] = []
+    for number, handler in handlers.items():
+        if callable(handler):
+            signal.signal(number, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
+        for number, frame in received[:1]:
+            handlers[number](number, frame)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

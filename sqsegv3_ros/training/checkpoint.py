@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +40,11 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
         raise UserError(f"there is no checkpoint {path}")
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's message recommends unsafe loading
-            first = "it is damaged, or was not made by `sqsegv3 train` or `sqsegv3 export`"
-        raise UserError(f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {first}") from None
+    except Exception as error:  # what torch raises depends on where the damage is
+        reason = "it is damaged, or was not made by `sqsegv3 train` or `sqsegv3 export`"
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        raise UserError(f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {reason}") from None
     if not isinstance(data, dict) or KEY not in data:
         raise UserError(f"checkpoint {path} was not made by `sqsegv3 train`: it has no entry '{KEY}'")
     weights = {k[len(PREFIX) :]: v for k, v in data["state_dict"].items() if k.startswith(PREFIX)}

@@ -294,27 +294,28 @@ def test_statistics_are_of_the_runs_and_the_speedup_compares_what_both_do() -> N
             "cpu_s": 2e-3 * factor * len(stages),
         }
 
-    about = dict.fromkeys((*measure._ABOUT, "torch", "startup"), "x") | {"cloud_in_bytes": 1, "cloud_out_bytes": 2}
-    result = measure.summarize(
-        about,
-        {"gmac": 0.5, "bytes": 7},
-        {
-            "ours": [sample(f, STAGES[:-1]) for f in (9.0, 10.0, 20.0)],
-            "reference": [sample(f, COMPARED) for f in (39.0, 40.0, 80.0)],
-            "openvino": [sample(5.0, ("network",))],
-        },
-        {
-            "ours": {"peak_rss_mb": 300.0},
-            "reference": {"peak_rss_mb": 600.0},
-            "openvino": {"peak_rss_mb": 200.0, "precision": "bf16"},
-        },
-    )
+    about = dict.fromkeys((*measure._ABOUT, "torch", "startup"), "x")
+    about |= {"cloud_in_bytes": 1, "cloud_out_bytes": 2, "average_mirrored": False}
+    samples = {
+        "ours": [sample(f, STAGES[:-1]) for f in (9.0, 10.0, 20.0)],
+        "reference": [sample(f, COMPARED) for f in (39.0, 40.0, 80.0)],
+        "openvino": [sample(5.0, ("network",))],
+    }
+    ends = {
+        "ours": {"peak_rss_mb": 300.0},
+        "reference": {"peak_rss_mb": 600.0},
+        "openvino": {"peak_rss_mb": 200.0, "precision": "bf16"},
+    }
+    work = {"gmac": 0.5, "bytes": 7}
+    result = measure.summarize(about, work, samples, ends)
     assert result["stages"]["knn"] == {"min_ms": 9.0, "median_ms": 10.0, "p95_ms": pytest.approx(19.0)}
     assert result["speedup"] == {"project": 4.0, "network": 4.0, "knn": 4.0, "total": 4.0}
     assert result["rss_ratio"] == 0.5 and result["gflops"] == 100.0
     assert result["cpu_per_wall"] == pytest.approx(2.0)
     found = {name: (variant["network_ms"], variant["precision"]) for name, variant in result["variants"].items()}
     assert found == {"ours": (10.0, "x"), "reference": (40.0, "fp32"), "openvino": (5.0, "bf16")}
+    twice = measure.summarize(about | {"average_mirrored": True}, work, samples, ends)
+    assert (twice["gmac"], twice["gflops"], twice["bytes"]["network"]) == (1.0, 200.0, 14)
 
 
 def test_children_start_with_the_environment_that_was_there_before_this_packages_settings(

@@ -185,6 +185,8 @@ def test_wrong_use_is_refused_in_one_line(
     pinned = tmp_path / "pinned.yaml"
     pinned.write_text(f"/**:\n  ros__parameters:\n    model_sha256: {'f' * 64}\n")
     assert f"expected {'f' * 64}" in refused(capsys, root, *model, "--params", pinned)
+    pinned.write_text("/**:\n  ros__parameters:\n    model_sha256: abc\n")
+    assert "must be 64 hexadecimal digits, found 'abc'" in refused(capsys, root, *model, "--params", pinned)
     assert "labels" in refused(capsys, root, *model, "--evaluate", _unlabelled(root, tmp_path))
     few = tmp_path / "few"
     for file in find_scans(root)[: MIN_SCANS - 1]:
@@ -192,6 +194,8 @@ def test_wrong_use_is_refused_in_one_line(
     text = refused(capsys, few, *model)
     assert f"{MIN_SCANS - 1} different scans found in {MIN_SCANS - 1} clouds" in text and "record a drive" in text
     assert not mine.exists()
+    mine.write_bytes(b"a model that came from elsewhere")  # beside the folder of the adaptation that failed
+    assert "already exists" in refused(capsys, root, *model)
 
 
 def test_force_deletes_nothing_before_all_is_checked(

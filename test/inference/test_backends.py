@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -277,3 +278,39 @@ def test_a_container_uses_no_more_threads_than_its_quota(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(Path, "read_text", lambda *_: quota)
     assert usable_cores() == cores
+
+
+@needs_openvino
+def test_ctrl_c_while_openvino_converts_ends_with_keyboard_interrupt(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO itself drops it, or reports it as an error of the model."""
+    from openvino.frontend.pytorch import ts_decoder
+
+    class Interrupted(ts_decoder.TorchScriptPythonDecoder):  # type: ignore[misc, no-any-unimported]
+        sent = 0
+
+        def get_op_type(self) -> Any:  # called from C++
+            Interrupted.sent += 1
+            if Interrupted.sent in (1, 20):
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().get_op_type()
+
+    model, before = load_model(small_model), signal.getsignal(signal.SIGINT)
+    runtime = resolve_runtime("openvino", "cpu")
+    monkeypatch.setattr(ts_decoder, "TorchScriptPythonDecoder", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_backend(model, runtime, 64, 256)
+    assert Interrupted.sent > 20 and signal.getsignal(signal.SIGINT) is before
+
+
+@needs_openvino
+def test_a_network_that_openvino_cannot_convert_is_refused(small_model: Path) -> None:
+    class Eigenvalues(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvals(image @ image.transpose(2, 3)).real
+
+    network = torch.jit.trace(Eigenvalues(), torch.ones(1, 5, 8, 8))
+    model = replace(load_model(small_model), network=network)
+    with pytest.raises(UserError, match=r"OpenVINO cannot convert model .*small\.pt: .*--backend torch"):
+        make_backend(model, resolve_runtime("openvino", "cpu"), 64, 256)

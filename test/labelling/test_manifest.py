@@ -286,8 +286,8 @@ def test_other_settings_are_refused_once_labels_exist(
     before = (tmp_path / "out" / "manifest-2-of-2.jsonl").read_text()
     for options, words in (
         (("--threads", 2), "runtime.threads: was 1, now 2"),
-        (("--knn", "off"), "parameters.knn.mode: was None, now off"),
-        (("--output-topic", "/x"), "bags.output_topic: was None, now /x"),
+        (("--knn", "off"), "parameters.knn.mode: was not set, now off"),
+        (("--output-topic", "/x"), "bags.output_topic: was not set, now /x"),
     ):
         capsys.readouterr()
         assert label("--on-error", "quarantine", *options) == 2

@@ -257,6 +257,9 @@ def test_nothing_is_lost_by_an_interruption_or_a_collapse(data, model, adapted, 
     assert "holds an adaptation with different settings (seed)" in capfd.readouterr().err
     assert adapt(monkeypatch, data, model, output, "--minutes", "9") == 2
     assert "holds an adaptation with different settings (minutes)" in capfd.readouterr().err
+    (tmp_path / "other.yaml").write_text("/**:\n  ros__parameters:\n    knn.k: 3\n    threads: 1\n")
+    assert adapt(monkeypatch, data, model, output, "--params", str(tmp_path / "other.yaml")) == 2
+    assert "different settings (parameters.knn.k)" in capfd.readouterr().err  # threads change no label
     assert adapt(monkeypatch, data, model, output, *evaluate, fault=FullDisk()) == 1
     assert "free space, then resume with the same command without --force" in capfd.readouterr().err
     with monkeypatch.context() as patch:

@@ -392,10 +392,12 @@ def test_export_at_another_width(finished, tmp_path, capsys):
 
 
 def test_export_refuses_files_that_are_not_checkpoints(tmp_path, capsys):
-    (tmp_path / "x.ckpt").write_bytes(b"nothing")
-    for name, message in (("x.ckpt", "cannot be read"), ("y.ckpt", "there is no checkpoint")):
-        assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "m.pt")]) == 2
-        assert message in capsys.readouterr().err
+    unreadable = "cannot be read: it is damaged, or was not made by"
+    for content in (b"nothing", b"junk\n", b"", b"PK\x03\x04" + bytes(500), bytes(3000)):
+        (tmp_path / "x.ckpt").write_bytes(content)
+        for name, message in (("x.ckpt", unreadable), ("y.ckpt", "there is no checkpoint")):
+            assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "m.pt")]) == 2
+            assert message in capsys.readouterr().err
     torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
     assert main(["export", str(tmp_path / "x.ckpt"), "--output", str(tmp_path / "m.pt")]) == 2
     assert "was not made by `sqsegv3 train`" in capsys.readouterr().err

@@ -215,7 +215,7 @@ class Adaptation:
         identity = {
             "model": [self.start_info.name, self.model_sha256],
             "inputs": [job.input for job in recording.jobs],
-            "parameters": dict(self.settings.parameters),
+            **{f"parameters.{name}": value for name, value in self.settings.parameters.items() if _of_the_image(name)},
             "clouds": repr((recording.bags, recording.bag_clouds, recording.file_clouds)),
             "sensor": self.settings.sensor,
             "seed": self.settings.seed,
@@ -224,7 +224,8 @@ class Adaptation:
 
     def _require_own(self, found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Refuse a workspace with other settings."""
-        different = ", ".join(key for key in own if found.get(key) != own[key])
+        dropped = [key for key in found if key.startswith("parameters.") and key not in own]
+        different = ", ".join([*(key for key in own if found.get(key) != own[key]), *dropped])
         if different:
             raise UserError(
                 f"{self.workspace} holds an adaptation with different settings ({different}): choose another "
@@ -396,6 +397,11 @@ class Adaptation:
 
     def _write(self, name: str, value: Any) -> None:
         write_atomically(self.workspace / name, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _of_the_image(parameter: str) -> bool:
+    """Whether a parameter determines the images or how their labels are refined; others only concern the node."""
+    return parameter.startswith(("projection.", "extrinsics.", "knn."))
 
 
 def _recorded_height(facts: Mapping[str, Any]) -> float | None:

@@ -17,6 +17,7 @@ RECORDING, SIMULATED, RUN = "recording", "simulated", "run"
 DRAFT_SUFFIX = ".draft"
 FACTS_NAME, PLAN_NAME, SETTINGS_NAME, REPORT_NAME = "recording.json", "plan.json", "train.yaml", "report.html"
 _FOLDERS = (RECORDING, f"{RECORDING}{DRAFT_SUFFIX}", SIMULATED, f"{SIMULATED}{DRAFT_SUFFIX}", RUN)
+_FORCED = "--force"  # what the lock file then says
 _FILES = (FACTS_NAME, PLAN_NAME, SETTINGS_NAME, REPORT_NAME)
 
 
@@ -27,9 +28,10 @@ def refuse_inputs_inside(workspace: Path, inputs: Iterable[str | Path]) -> None:
         raise UserError(f"{inside} is in {workspace}, where adapt keeps its own files; choose another --output")
 
 
-def is_unfinished(workspace: Path) -> bool:
-    """Whether a folder has an adaptation that was begun and not finished."""
-    return (workspace / LOCK_NAME).exists() and not (workspace / REPORT_NAME).exists()
+def may_replace_model(workspace: Path) -> bool:
+    """Whether a folder has an unfinished adaptation that was begun with --force."""
+    lock = workspace / LOCK_NAME
+    return lock.is_file() and lock.read_text() == _FORCED and not (workspace / REPORT_NAME).exists()
 
 
 @contextmanager
@@ -50,6 +52,9 @@ def locked(workspace: Path, *, fresh: bool) -> Iterator[None]:
     with lock:
         if fresh:
             delete(workspace, *_FOLDERS, *_FILES)
+            lock.truncate(0)
+            lock.write(_FORCED)
+            lock.flush()
         yield
 
 
