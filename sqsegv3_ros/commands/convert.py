@@ -17,6 +17,8 @@ from sqsegv3_ros.data.sequences import Contents
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.pointcloud2 import CloudSettings
 
+_EXPECTED = "a bag, a SemanticKITTI data set or a folder of .npz scans"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
@@ -54,7 +56,12 @@ def run(args: argparse.Namespace) -> int:
             "give either --bag OUT to convert a sequence to a bag, or --output DIR to convert a bag to a sequence"
         )
     if not args.source.exists():
-        raise UserError(f"{args.source} does not exist; expected a bag or a SemanticKITTI data set")
+        raise UserError(f"{args.source} does not exist; expected {_EXPECTED}")
+    if args.source.is_file() and args.source.suffix == ".npz":
+        raise UserError(
+            f"{args.source} is a file; expected {_EXPECTED}: pass {args.source.parent}, with --match "
+            f"'{args.source.name}' for this scan only"
+        )
     if args.bag is not None:
         text, results = _to_bag(args)
     elif args.source.is_dir() and any(args.source.glob("*.npz")):

@@ -186,6 +186,7 @@ def test_wrong_use_is_refused_in_one_line(
     pinned.write_text(f"/**:\n  ros__parameters:\n    model_sha256: {'f' * 64}\n")
     assert f"expected {'f' * 64}" in refused(capsys, root, *model, "--params", pinned)
     assert "labels" in refused(capsys, root, *model, "--evaluate", _unlabelled(root, tmp_path))
+    assert "no.bag does not exist; expected" in refused(capsys, root, *model, "--evaluate", tmp_path / "no.bag")
     few = tmp_path / "few"
     for file in find_scans(root)[: MIN_SCANS - 1]:
         write_scan(few / "sequences" / "00" / "velodyne" / file.path.name, read_scan(file.path))

@@ -56,6 +56,10 @@ def test_files_that_are_no_compressed_scans_are_refused(tmp_path, capsys):
     assert "a.npz is not a compressed scan" in capsys.readouterr().err
     assert main([*command, "--match", "b*"]) == 2
     assert "no file that matches --match 'b*'" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "a.npz"), *command[2:]]) == 2
+    assert f"a.npz is a file; expected a bag, a SemanticKITTI data set or a folder of .npz scans: pass {tmp_path}, " in (
+        capsys.readouterr().err
+    )
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04")
     assert main(command) == 2
     assert not (tmp_path / "root" / "sequences").exists() or not any((tmp_path / "root" / "sequences").iterdir())

@@ -166,7 +166,7 @@ def test_unusable_input_is_refused_and_leaves_no_output(
     refused("no sequence '09'", root, "--sequence", "09", "--bag", out)
     refused("not a SemanticKITTI data set", bag, "--bag", out)
     refused("either --bag OUT", bag)
-    refused("does not exist", tmp_path / "absent", "--bag", out)
+    refused("does not exist; expected a bag, a SemanticKITTI", tmp_path / "absent", "--bag", out)
     refused("--force", root, "--sequence", "04", "--bag", bag)
     refused("cannot hold", root, "--sequence", "04", "--bag", tmp_path / "out.bag")
     refused("two digits", bag, "--output", back, "--sequence", "abc")

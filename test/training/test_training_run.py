@@ -368,7 +368,7 @@ def test_invalid_use_is_refused_with_one_message(finished, root, tmp_path, capsy
     assert "nothing to resume: there is no" in refused(capsys, options(root, tmp_path, run__resume="true"))
     assert "unrecognized arguments: --data.rot" in refused(capsys, [*options(root, tmp_path), "--data.rot", "x"])
     assert "crop_width must be a multiple of 8" in refused(capsys, options(root, tmp_path, data__crop_width=7))
-    assert "is not a SemanticKITTI data set" in refused(capsys, options(tmp_path / "nowhere", tmp_path / "o"))
+    assert "nowhere does not exist; expected" in refused(capsys, options(tmp_path / "nowhere", tmp_path / "o"))
     cut = tmp_path / "cut"
     cut.mkdir()
     (cut / "last.ckpt").write_bytes((output / "last.ckpt").read_bytes()[:5000])
