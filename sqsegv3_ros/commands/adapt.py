@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     workspace = args.output.parent / f"{args.output.stem}.adapt"  # with_suffix fails on "."
     check_output(args.output, ".pt", args.force or may_replace_model(workspace))
-    require(0 < args.minutes < 1e5, "--minutes", "above 0", args.minutes)
+    require(0 < args.minutes < 1e5, "--minutes", "above 0 and below 100000", args.minutes)
     require(0 <= args.seed < 2**32, "--seed", "in 0..4294967295", args.seed)
     require_embree()  # fail before the adaptation, not in it or after it
     require_pillow()

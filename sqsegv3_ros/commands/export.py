@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from sqsegv3_ros.commands.options import add_json, add_output, check_output, mod
 from sqsegv3_ros.errors import UserError, require
 
 if TYPE_CHECKING:
+    from sqsegv3_ros.data.label_set import LabelSet
     from sqsegv3_ros.inference.model_file import ModelInfo
     from sqsegv3_ros.network.config import NetworkConfig
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     info, weights = read_trained(args.checkpoint)
     model = load_network({"network": info.architecture}, weights)
     info = _with_options(info, model.config, args)
-    biases = _class_biases(args.class_bias)
+    biases = _class_biases(args.class_bias, info.labels)
     if args.calibrate:
         from sqsegv3_ros.training.calibration import choose_biases
 
@@ -88,15 +90,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _class_biases(given: Sequence[str]) -> dict[str, float]:
+def _class_biases(given: Sequence[str], labels: LabelSet) -> dict[str, float]:
     """Biases by class from 'class=number'."""
-    biases = {}
+    biases: dict[str, float] = {}
     for text in given:
         name, _, number = text.partition("=")
         try:
-            biases[name] = float(number)
+            value = float(number)
         except ValueError:
-            raise UserError(f"--class-bias: expected CLASS=NUMBER, such as person=0.5, found '{text}'") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(f"--class-bias: expected CLASS=NUMBER, finite, such as person=0.5, found '{text}'")
+        if labels.index(name) not in labels.evaluated:
+            names = ", ".join(labels.names[c] for c in labels.evaluated)
+            raise UserError(f"--class-bias: class '{name}' is ignored in evaluation; expected one of {names}")
+        if name in biases:
+            raise UserError(f"--class-bias: found {name}={biases[name]:g} and {text}; give a class once")
+        biases[name] = value
     return biases
 
 

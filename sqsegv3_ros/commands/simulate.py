@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     motion = "motion of the vehicle within a sweep: compensated, as in KITTI, or raw (default: %(default)s)"
     parser.add_argument("--motion", choices=("compensated", "raw"), default="compensated", help=motion)
     parser.add_argument("--sequence", default="00", metavar="NN", help="sequence below DIR (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="overwrite scans made with other settings")
+    parser.add_argument("--force", action="store_true", help="replace existing scans and an existing bag")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel processes (default: 1)")
     add_json(parser)
 

@@ -27,8 +27,10 @@ def folder_of(path: Path, settings: BagImport) -> Path:
         settings: How to read the clouds of a bag.
 
     Raises:
-        UserError: The bag has no labels, or unusable clouds, or cannot be copied.
+        UserError: The path does not exist, or the bag has no labels, or unusable clouds, or cannot be copied.
     """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; expected a bag or a SemanticKITTI data set")
     if not is_bag(path) or is_dataset(path):
         return path
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqsegv3_ros" / "bags"

@@ -127,8 +127,10 @@ def find_scans(root: str | Path, sequences: Sequence[str] | None = None) -> list
         sequences: Sequences ('00', '01'; one digit is padded); None for all.
 
     Raises:
-        UserError: The folder is not a SemanticKITTI data set, or a sequence is missing or empty.
+        UserError: The folder does not exist or is not a SemanticKITTI data set, or a sequence is missing or empty.
     """
+    if not Path(root).exists():
+        raise UserError(f"{root} does not exist; expected a SemanticKITTI data set")
     base = Path(root) / "sequences"
     if not base.is_dir():
         raise UserError(f"{root} is not a SemanticKITTI data set: it has no folder 'sequences'")

@@ -161,8 +161,10 @@ def _jobs_of_path(
         bags = find_bags(path) if file_format is None else []
         has_files = file_format is not None or any(is_point_file(child) for child in path.rglob("*"))
         if not bags and not has_files:
-            found = f"has no bags and no point-cloud files ({SUFFIXES})" if any(path.iterdir()) else "is empty"
-            raise UserError(f"{path} {found}")
+            found = "has no bags and no point-cloud files" if any(path.iterdir()) else "is empty"
+            raise UserError(
+                f"{path} {found}; expected bags, point-cloud files ({SUFFIXES}) or a SemanticKITTI data set"
+            )
         if has_files:
             yield from _jobs_of_files(path, output, file_format)
         for bag in bags:

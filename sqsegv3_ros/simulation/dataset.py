@@ -114,7 +114,7 @@ def simulate(
         output: SemanticKITTI data set to write to. Scans of an interrupted run with the same settings are kept.
         bag: ROS 2 bag to write.
         sequence: Sequence to write below `output`, two digits.
-        force: Overwrite scans of other settings, and an existing bag.
+        force: Replace existing scans, and an existing bag.
         jobs: Number of processes.
 
     Yields:
@@ -203,20 +203,24 @@ def _description(settings: SimulationSettings) -> dict[str, Any]:
 def _prepare_folder(folder: Path, settings: SimulationSettings, force: bool) -> bool:
     """Prepare the folder of a sequence. Returns whether its existing scans are of the same settings.
 
-    Raises UserError if it has other files and `force` is not set.
+    Raises UserError if it has other files or more scans and `force` is not set.
     """
     path = folder / "simulation.json"
-    present = sorted(folder.glob("velodyne/*.bin")) + sorted(folder.glob("labels/*.label"))
+    scans = sorted(folder.glob("velodyne/*.bin"))
+    present = scans + sorted(folder.glob("labels/*.label"))
     try:
         same = bool(json.loads(path.read_text(encoding="utf-8")) == _description(settings))
     except (OSError, ValueError):
         same = False
-    if present and not same:
-        if not force:
-            raise UserError(
-                f"{folder} already has {len(present)} files of other settings or another origin; "
-                "choose another --output or --sequence, or overwrite them with --force"
-            )
+    instead = "choose another --output or --sequence, or overwrite them with --force"
+    if present and not same and not force:
+        raise UserError(f"{folder} already has {len(present)} files of other settings or another origin; {instead}")
+    if scans and scans[-1].stem >= f"{settings.scans:06d}" and not force:
+        raise UserError(
+            f"{folder} already has {len(scans)} scans, up to {scans[-1].name}; expected at most {settings.scans}: "
+            f"pass more --scans, {instead}"
+        )
+    if force:
         for file in present:
             file.unlink()
     write_atomically(path, (json.dumps(_description(settings), indent=2) + "\n").encode())

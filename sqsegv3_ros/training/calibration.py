@@ -70,6 +70,8 @@ def choose_biases(network: SqueezeSegV3, info: ModelInfo, datasets: Sequence[Pat
 def read_pixels(network: SqueezeSegV3, info: ModelInfo, dataset: Path) -> LabelledPixels:
     """Compute the logits of the labelled pixels of a data set, or of one of its sequence folders."""
     folder = dataset.absolute()  # "." has neither name nor parent
+    if not folder.exists():
+        raise UserError(f"{dataset} does not exist; expected a SemanticKITTI data set or its folder sequences/NN")
     one = (folder / "velodyne").is_dir()
     found = find_scans(folder.parent.parent, [folder.name]) if one else find_scans(dataset)
     files = [file for file in found if file.labels_path.is_file()]

@@ -185,6 +185,8 @@ def _prepare_output(cli: TrainCLI) -> Path | None:
     """Return the checkpoint to resume; for a new run, create its folder and write the settings into it."""
     output = cli.settings.folder
     last = output / f"{LAST_NAME}.ckpt"
+    if output.is_file():
+        raise UserError(f"--run.output {output} is a file; choose a folder")
     if cli.settings.resume:
         if not last.is_file():
             raise UserError(f"nothing to resume: there is no {last}")

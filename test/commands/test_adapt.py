@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +178,9 @@ def test_wrong_use_is_refused_in_one_line(
     assert "must end in .pt" in refused(capsys, root, "--output", tmp_path / "mine.onnx")
     assert "must end in .pt" in refused(capsys, root, "--output", ".")
     assert "no input is a bag; omit --topic" in refused(capsys, root, *model, "--topic", "/points")
-    assert "--minutes must be above 0" in refused(capsys, root, *model, "--minutes", "0")
+    for minutes in ("0", "1e6"):
+        expected = "--minutes must be above 0 and below 100000, found"
+        assert expected in refused(capsys, root, *model, "--minutes", minutes)
     assert "--seed must be in 0..4294967295, found -1" in refused(capsys, root, *model, "--seed", "-1")
     assert "nothing does not exist" in refused(capsys, tmp_path / "nothing", *model)
     assert "adapt reads local recordings" in refused(capsys, "s3://fleet/drive", *model)
@@ -188,6 +191,7 @@ def test_wrong_use_is_refused_in_one_line(
     pinned.write_text("/**:\n  ros__parameters:\n    model_sha256: abc\n")
     assert "must be 64 hexadecimal digits, found 'abc'" in refused(capsys, root, *model, "--params", pinned)
     assert "labels" in refused(capsys, root, *model, "--evaluate", _unlabelled(root, tmp_path))
+    assert "no.bag does not exist; expected" in refused(capsys, root, *model, "--evaluate", tmp_path / "no.bag")
     few = tmp_path / "few"
     for file in find_scans(root)[: MIN_SCANS - 1]:
         write_scan(few / "sequences" / "00" / "velodyne" / file.path.name, read_scan(file.path))
@@ -298,7 +302,8 @@ def test_too_little_time_is_refused_after_measuring(
     ]
     assert main([*command, "--params", str(PRESETS / "vlp16.yaml")]) == 2
     said = capsys.readouterr()
-    assert "minutes are left for training, but this machine needs at least" in said.err
+    assert "0 minutes are left for training, but this machine needs at least" in said.err
+    assert re.search(r"pass --minutes \d+ or more", said.err)
     assert "simulating a vlp16 sensor: 16 beams, 1808 columns" in said.err
     facts = json.loads((tmp_path / "mine.adapt" / "recording.json").read_text())
     assert facts["scans"] == SCANS

@@ -134,7 +134,7 @@ def test_intensity_and_projection_options_apply_and_input_warnings_are_printed(
     [
         (("label", "{root}"), "--output"),
         (("label", "{missing}", "--output", "{out}"), "does not exist"),
-        (("label", "{empty}", "--output", "{out}"), "is empty"),
+        (("label", "{empty}", "--output", "{out}"), "is empty; expected bags, point-cloud files"),
         (("label", "{root}", "--output", "{out}", "--sequences", "42"), "no sequence '42'"),
         (("label", "{scan}", "{scan_03}", "--output", "{out}"), "would both be written"),
         (("label", "{scan}", "--output", "{out}", "--sequences", "00"), "no input is one"),

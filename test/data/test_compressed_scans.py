@@ -56,9 +56,18 @@ def test_files_that_are_no_compressed_scans_are_refused(tmp_path, capsys):
     assert "a.npz is not a compressed scan" in capsys.readouterr().err
     assert main([*command, "--match", "b*"]) == 2
     assert "no file that matches --match 'b*'" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "a.npz"), *command[2:]]) == 2
+    assert f"or a folder of .npz scans: pass {tmp_path}, with --match 'a.npz'" in capsys.readouterr().err
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04")
     assert main(command) == 2
     assert not (tmp_path / "root" / "sequences").exists() or not any((tmp_path / "root" / "sequences").iterdir())
+
+
+def test_options_of_bags_are_refused(tmp_path, capsys):
+    write(tmp_path / "a.npz", label=np.zeros(5, np.uint8))
+    options = ["--topic", "/x", "--ground-truth-field", "ground_truth"]
+    assert main(["convert", str(tmp_path), "--output", str(tmp_path / "root"), *options]) == 2
+    assert "no input is a bag; omit --topic and --ground-truth-field" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("confidence", [-1, 16])

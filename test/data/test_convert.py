@@ -161,12 +161,12 @@ def test_unusable_input_is_refused_and_leaves_no_output(
         said = capsys.readouterr().err
         assert words in said and "Traceback" not in said, said
 
-    out, back = tmp_path / "out", tmp_path / "back"
+    out, back, field = tmp_path / "out", tmp_path / "back", ("--ground-truth-field", "label")
     refused("several sequences (04, 05)", root, "--bag", out)
     refused("no sequence '09'", root, "--sequence", "09", "--bag", out)
     refused("not a SemanticKITTI data set", bag, "--bag", out)
     refused("either --bag OUT", bag)
-    refused("does not exist", tmp_path / "absent", "--bag", out)
+    refused("does not exist; expected a bag, a SemanticKITTI", tmp_path / "absent", "--bag", out)
     refused("--force", root, "--sequence", "04", "--bag", bag)
     refused("cannot hold", root, "--sequence", "04", "--bag", tmp_path / "out.bag")
     refused("two digits", bag, "--output", back, "--sequence", "abc")
@@ -175,6 +175,10 @@ def test_unusable_input_is_refused_and_leaves_no_output(
     refused("lacks labels", partly, "--output", back)
     refused("'reflectivity'", bag, "--output", back, "--intensity-field", "reflectivity")
     refused("already exists", bag, "--output", there)
+    refused("data set; omit --ground-truth-field and --match", root, *("--bag", out, "--match", "*"), *field)
+    refused("no input is a folder of .npz scans; omit --match", bag, "--output", back, "--match", "*")
+    refused("omit --least-confidence and --objects", bag, "--output", back, "--least-confidence", "0", "--objects", "3")
+    refused("no bag is written; omit --storage", bag, "--output", back, "--storage", "mcap")
     write_labels(folder / "labels" / "000001.label", np.full(7, 40))
     refused(str(folder / "labels" / "000001.label"), root, "--sequence", "04", "--bag", out)
     write_labels(folder / "labels" / "000001.label", np.full(101, 77))

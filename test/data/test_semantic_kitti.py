@@ -55,3 +55,5 @@ def test_scans_are_listed_in_order_and_a_missing_sequence_is_named_with_the_exis
         find_scans(tmp_path, ["07"])
     with pytest.raises(UserError, match="no folder 'sequences'"):
         find_scans(tmp_path / "sequences/00")
+    with pytest.raises(UserError, match="nowhere does not exist; expected a SemanticKITTI data set"):
+        find_scans(tmp_path / "nowhere")

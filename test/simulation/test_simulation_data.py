@@ -95,6 +95,14 @@ def test_scans_of_other_settings_are_not_mixed_and_overwritten_only_with_force(t
     assert [scan.sequence for scan in kitti.find_scans(tmp_path)] == ["00", "01"]
 
 
+def test_fewer_scans_than_there_are_need_force(tmp_path, capsys):
+    assert run(tmp_path, "--scans", "2") == 0
+    assert run(tmp_path, "--scans", "1") == 2
+    assert "already has 2 scans, up to 000001.bin; expected at most 1: pass more --scans" in capsys.readouterr().err
+    assert run(tmp_path, "--scans", "1", "--force") == 0
+    assert len(list(tmp_path.glob("sequences/00/*/*"))) == 2  # a scan and its labels
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -18,6 +18,7 @@ from test_training_run import options
 from sqsegv3_ros.cli import main
 from sqsegv3_ros.data.conversion import sequence_to_bag
 from sqsegv3_ros.data.semantic_kitti import find_scans, read_labels, read_scan, write_labels, write_scan
+from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.extrinsics import Extrinsics
 from sqsegv3_ros.inference.model_file import read_info
 from sqsegv3_ros.inference.range_image import project
@@ -25,7 +26,7 @@ from sqsegv3_ros.labelling.plan import BagOptions
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.pointcloud2 import CloudSettings
 from sqsegv3_ros.training import run as training_run
-from sqsegv3_ros.training.adaptation import checks
+from sqsegv3_ros.training.adaptation import checks, recipe
 from sqsegv3_ros.training.adaptation import run as adaptation_run
 from sqsegv3_ros.training.adaptation.checks import require_sound, shrunk_classes
 from sqsegv3_ros.training.adaptation.pseudo_labels import (
@@ -134,6 +135,18 @@ def test_views_are_turned_back(model, data):
         own = module(image.channels[None], image.mask[None])[0][0].softmax(0).flatten(1)[:, image.pixel]
     expected = own[torch.from_numpy(quarter.labels).long(), torch.arange(len(points))].numpy()
     assert np.median(np.abs(quarter.confidences - expected)) < 1e-3
+
+
+@pytest.mark.parametrize("per_scan", [0.001, 0.1, 2.0])
+def test_the_minutes_that_a_refused_plan_names_suffice(monkeypatch, per_scan):
+    monkeypatch.setattr(recipe, "_measure", lambda _: (8.0, per_scan))
+    with pytest.raises(UserError, match=r"^0 minutes are left for training.*pass --minutes \d+ or more$") as refused:
+        recipe.plan_run([], 100, seconds=6.0, spent=150.0)
+    minutes = int(str(refused.value).split()[-3])
+    plan = recipe.plan_run([], 100, seconds=60.0 * minutes, spent=150.0)
+    assert plan.rounds >= recipe.FEWEST_ROUNDS and plan.steps >= recipe.FEWEST_STEPS
+    with pytest.raises(UserError):
+        recipe.plan_run([], 100, seconds=60.0 * (minutes - 1), spent=150.0)
 
 
 def test_quantiles_are_mapped():

@@ -134,5 +134,5 @@ def test_export_refuses_scans_without_enough_labels(model, tmp_path, capsys):
     for path in labels:
         path.unlink()
     assert f"{root} has no .label files" in refused(root)
-    assert "is not a SemanticKITTI data set" in refused(tmp_path / "none")
+    assert "99 does not exist; expected a SemanticKITTI data set or its folder" in refused(root / "sequences" / "99")
     assert not output.exists()

@@ -189,9 +189,10 @@ def test_wrong_settings_are_refused(root, settings, message):
         make_data(settings.pop("root", root), **settings)
 
 
-def test_a_wrong_path_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere is not a SemanticKITTI data set"):
-        make_data(tmp_path / "nowhere")
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.bag"])
+def test_a_wrong_path_is_named(tmp_path, name):
+    with pytest.raises(UserError, match=f"{name} does not exist; expected a bag or a SemanticKITTI data set"):
+        make_data(tmp_path / name)
 
 
 def test_more_crops_in_a_batch_than_in_an_epoch_is_refused(root):

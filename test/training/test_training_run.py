@@ -217,8 +217,14 @@ def test_a_class_bias_is_added_to_the_logits_of_the_class(finished, tmp_path, im
         line.split(maxsplit=2) == ["class", "bias", "person +1.5, car -0.25"]
         for line in capsys.readouterr().out.splitlines()
     )
-    for wrong, message in (("person", "expected CLASS=NUMBER"), ("cow=1", "no class 'cow'")):
-        assert main(["export", checkpoint, "--output", str(tmp_path / "x.pt"), "--class-bias", wrong]) == 2
+    for wrong, message in (
+        ("person", "expected CLASS=NUMBER"),
+        ("car=nan", "expected CLASS=NUMBER, finite, such as person=0.5, found 'car=nan'"),
+        ("cow=1", "no class 'cow'"),
+        ("unlabeled=0.5", "class 'unlabeled' is ignored in evaluation; expected one of car, bicycle,"),
+        ("car=0.1 car=-0.1", "found car=0.1 and car=-0.1; give a class once"),
+    ):
+        assert main(["export", checkpoint, "--output", str(tmp_path / "x.pt"), "--class-bias", *wrong.split()]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -368,7 +374,9 @@ def test_invalid_use_is_refused_with_one_message(finished, root, tmp_path, capsy
     assert "nothing to resume: there is no" in refused(capsys, options(root, tmp_path, run__resume="true"))
     assert "unrecognized arguments: --data.rot" in refused(capsys, [*options(root, tmp_path), "--data.rot", "x"])
     assert "crop_width must be a multiple of 8" in refused(capsys, options(root, tmp_path, data__crop_width=7))
-    assert "is not a SemanticKITTI data set" in refused(capsys, options(tmp_path / "nowhere", tmp_path / "o"))
+    assert "nowhere does not exist; expected" in refused(capsys, options(tmp_path / "nowhere", tmp_path / "o"))
+    (tmp_path / "file").touch()
+    assert "/file is a file; choose a folder" in refused(capsys, options(root, tmp_path / "file"))
     cut = tmp_path / "cut"
     cut.mkdir()
     (cut / "last.ckpt").write_bytes((output / "last.ckpt").read_bytes()[:5000])

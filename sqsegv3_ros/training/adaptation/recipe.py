@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -136,30 +137,36 @@ def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16, enabled=_with_bf16())
 
 
-def plan_run(options: list[str], scans: int, seconds: float) -> Plan:
-    """Plan a run that takes about as long as wanted, from the time of a few steps and labelled scans.
+def plan_run(options: list[str], scans: int, seconds: float, spent: float) -> Plan:
+    """Plan a run that ends about when wanted, from the time of a few steps and labelled scans.
 
     Args:
         options: Command line of `sqsegv3 train`; its epochs do not matter.
         scans: Scans of the recording, which every round labels.
-        seconds: How long to train.
+        seconds: Time for the whole adaptation.
+        spent: How much of it is over.
 
     Raises:
         UserError: The time is too short.
     """
     per_step, per_scan = _measure(options)
-    labelling = scans * per_scan
-    rounds = max(FEWEST_ROUNDS, min(ROUNDS, int(_LABELLING_SHARE * seconds / max(labelling, 1e-9)) - 1))
-    # one more round of labels than of steps: the last one compares the result with the start
-    steps = int((seconds - (rounds + 1) * labelling) / per_step) // rounds
-    steps = min(steps, MOST_STEPS // rounds)
-    if steps < FEWEST_STEPS:
-        least = ((rounds + 1) * labelling + rounds * FEWEST_STEPS * per_step) / 60
+    labelling, left = scans * per_scan, max(0.0, seconds - spent)
+
+    def least(rounds: int) -> float:
+        # one more round of labels than of steps: the last one compares the result with the start
+        return (rounds + 1) * labelling + rounds * FEWEST_STEPS * per_step
+
+    if left < least(FEWEST_ROUNDS):
         raise UserError(
-            f"{seconds / 60:.0f} minutes are left for training, but this machine needs at least {least:.0f} "
-            f"({per_step:.1f} s a step, {per_scan:.1f} s to label a scan): pass more --minutes"
+            f"{left / 60:.0f} minutes are left for training, but this machine needs at least "
+            f"{math.ceil(least(FEWEST_ROUNDS) / 60)} ({per_step:.1f} s a step, {per_scan:.1f} s to label a scan): "
+            f"pass --minutes {math.ceil((spent + least(FEWEST_ROUNDS)) / 60)} or more"
         )
-    return Plan(rounds, steps)
+    rounds = max(FEWEST_ROUNDS, min(ROUNDS, int(_LABELLING_SHARE * left / max(labelling, 1e-9)) - 1))
+    while rounds > FEWEST_ROUNDS and left < least(rounds):
+        rounds -= 1
+    steps = int((left - (rounds + 1) * labelling) / per_step) // rounds
+    return Plan(rounds, min(steps, MOST_STEPS // rounds))
 
 
 def _measure(options: list[str]) -> tuple[float, float]:

@@ -313,7 +313,7 @@ class Adaptation:
 
     def _plan(self, trained: Trained, scans: int, began: float) -> Plan:
         probe = write_settings(self.workspace / SETTINGS_NAME, trained, Plan(1, 10))
-        plan = plan_run(probe, scans, 60.0 * self.settings.minutes - (time.monotonic() - began))
+        plan = plan_run(probe, scans, 60.0 * self.settings.minutes, time.monotonic() - began)
         self._write(PLAN_NAME, {"minutes": self.settings.minutes, **plan_dict(plan)})
         return plan
 
