@@ -242,6 +242,7 @@ class CloudSegmenter:
             "image_height": str(applied.projection.height),
             "image_width": str(applied.projection.width),
             "knn_mode": applied.knn.mode,
+            "average_mirrored": str(segmenter.average_mirrored).lower(),
             "label_set": segmenter.info.labels.name,
         }
 

@@ -38,6 +38,7 @@ from sqsegv3_ros.ros.cloud_subscription import subscribe_serialized
 from sqsegv3_ros.ros.parameters import set_range
 from sqsegv3_ros.ros.qos import LATCHED
 from sqsegv3_ros.ros.signals import stop_on_signals
+from sqsegv3_ros.ros.start import start_ros
 
 NODE_NAME = "evaluate_node"
 SETTLE_S = 0.5  # between discovering the node and subscribing to scans: it labels nothing before it discovers us
@@ -248,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     node = None
     with stop_on_signals() as stop:
         try:
-            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            start_ros(arguments, signal_handler_options=SignalHandlerOptions.NO)
             node = EvaluateNode()
             executor = SingleThreadedExecutor()
             executor.add_node(node)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advice to use OpenVINO or the model `small` if a CPU labels clouds more slowly than they arrive."""
+"""Advice on what makes labelling faster, if clouds arrive more quickly than they are labelled."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 SMALL = "small"  # the quickest of the shipped models
 
 
-def advise_smaller_model(logger: Any, segmenter: CloudSegmenter | None, diagnostics: NodeDiagnostics) -> None:
+def advise_faster_settings(logger: Any, segmenter: CloudSegmenter | None, diagnostics: NodeDiagnostics) -> None:
     """Log the advice, once for as long as the process runs.
 
     Args:
         logger: Logger of the node.
-        segmenter: What labels the clouds. There is advice only if it runs on a CPU, with the network of a shipped model
-            other than `small`.
+        segmenter: What labels the clouds. There is advice if it averages with the mirrored image, or runs the network
+            of a shipped model other than `small` on a CPU.
         diagnostics: Times of the last clouds.
     """
     pace = diagnostics.pace(time.monotonic())
@@ -32,15 +32,21 @@ def advise_smaller_model(logger: Any, segmenter: CloudSegmenter | None, diagnost
         return
     labelling_ms, period_ms = pace
     inner = segmenter.segmenter
-    if labelling_ms <= period_ms or inner.runtime.device.type != "cpu":
+    if labelling_ms <= period_ms:
         return
-    if inner.info.architecture not in _slower_architectures():
+    if inner.average_mirrored:
+        advice = "average_mirrored runs the network twice: set it to false"
+    elif inner.runtime.device.type == "cpu" and inner.info.architecture in _slower_architectures():
+        openvino = f"{inner.runtime.hint}. " if inner.runtime.hint else ""
+        advice = (
+            f"{openvino}The model '{SMALL}' is faster, with a lower mIoU: launch with model:={SMALL} or run with "
+            f"-p model:={SMALL}"
+        )
+    else:
         return
-    openvino = f"{inner.runtime.hint}. " if inner.runtime.hint else ""
     logger.warning(
         f"labelling takes {labelling_ms:.0f} ms per cloud, but a cloud arrives every {period_ms:.0f} ms: clouds are "
-        f"dropped. {openvino}The model '{SMALL}' is faster, with a lower mIoU: launch with model:={SMALL} or run with "
-        f"-p model:={SMALL}",
+        f"dropped. {advice}",
         once=True,
     )
 

@@ -26,6 +26,7 @@ from sqsegv3_ros.files import expand_home
 from sqsegv3_ros.pointcloud2 import CloudSettings, decode, read_field, read_layout, stamp_ns
 from sqsegv3_ros.ros import qos
 from sqsegv3_ros.ros.signals import stop_on_signals
+from sqsegv3_ros.ros.start import start_ros
 from sqsegv3_ros.viewing.rerun_recording import RerunRecording
 
 # below the namespace of this node, as those of the segmentation node are
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     node = None
     with stop_on_signals() as stop:
         try:
-            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            start_ros(arguments, signal_handler_options=SignalHandlerOptions.NO)
             node = RerunNode()
             executor = SingleThreadedExecutor()
             executor.add_node(node)

@@ -32,9 +32,10 @@ from sqsegv3_ros.ros.cloud_subscription import CloudSubscription
 from sqsegv3_ros.ros.diagnostics import ERROR, OK, WARN, Limits, NodeDiagnostics, Status, to_message
 from sqsegv3_ros.ros.distributions import answer_invalid_transitions
 from sqsegv3_ros.ros.latest_worker import LatestWorker
-from sqsegv3_ros.ros.model_advice import advise_smaller_model
+from sqsegv3_ros.ros.model_advice import advise_faster_settings
 from sqsegv3_ros.ros.parameters import declare, explain_fixed, overrides, undeclare_of_model
 from sqsegv3_ros.ros.signals import ignore_signals, treat_sigint_as_sigterm
+from sqsegv3_ros.ros.start import start_ros
 
 if TYPE_CHECKING:  # these import torch, which needs `process.prepare` first
     from sqsegv3_ros.inference.cloud_segmenter import CloudSegmenter
@@ -166,7 +167,8 @@ class SegmentNode(LifecycleNode):
         segmenter = cloud_segmenter.segmenter
         self.get_logger().info(
             f"model {segmenter.info.name} ({segmenter.model_path}), {segmenter.runtime}, "
-            f"{segmenter.projection.height} x {segmenter.projection.width} pixels, "
+            f"{segmenter.projection.height} x {segmenter.projection.width} pixels"
+            f"{' averaged with the mirrored image' if segmenter.average_mirrored else ''}, "
             f"ready in {self._startup_s:.2f} s; licence of the weights: {segmenter.info.licence}"
         )
         if segmenter.runtime.hint:
@@ -302,7 +304,7 @@ class SegmentNode(LifecycleNode):
         hardware_id = self._cloud_segmenter.segmenter.info.name if self._cloud_segmenter else ""
         stamp = self.get_clock().now().to_msg()
         self._diagnostics_publisher.publish(to_message(statuses, name, hardware_id, stamp))
-        advise_smaller_model(self.get_logger(), self._cloud_segmenter, self._diagnostics)
+        advise_faster_settings(self.get_logger(), self._cloud_segmenter, self._diagnostics)
 
     def _check_publishers(self, subscription: CloudSubscription) -> None:
         missing = subscription.missing_publisher()
@@ -348,14 +350,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
     Returns:
-        Exit code: 0 after a signal, 2 if a parameter is invalid or torch is not installed.
+        Exit code: 0 after a signal, 2 if a parameter or a ROS argument is invalid or torch is not installed.
     """
     process.prepare()
     process.use_fastdds_profile()
     treat_sigint_as_sigterm()
     node = None
     try:
-        rclpy.init(args=arguments)
+        start_ros(arguments)
         executor = SingleThreadedExecutor()
         node = SegmentNode()
         # not in on_configure: a failed import of torch cannot be repeated in the same process

@@ -40,6 +40,7 @@ def test_settings_that_change_while_a_cloud_is_in_work_hold_from_the_next_cloud_
     assert [f.name for f in after.fields][-3:] == ["time", "confidence", "label"]
     assert bytes(before.data)[:22] == bytes(after.data)[:22] == np.asarray(points)[:1].tobytes()
     assert cloud_segmenter.description()["knn_mode"] == "safe"
+    assert cloud_segmenter.description()["average_mirrored"] == "false"
 
 
 def test_a_model_that_ships_is_found_by_its_name_and_a_cuda_graph_needs_cuda() -> None:

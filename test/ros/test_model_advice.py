@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node suggests the model `small` if clouds arrive faster than a CPU labels them."""
+"""The node suggests what makes labelling faster if clouds arrive faster than it labels them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,12 +86,13 @@ def too_slow() -> NodeDiagnostics:
 def advice(segmenter: CloudSegmenter) -> list[str]:
     log = Log()
     model_advice._slower_architectures.cache_clear()
-    model_advice.advise_smaller_model(log, segmenter, too_slow())
+    model_advice.advise_faster_settings(log, segmenter, too_slow())
     return log.warnings
 
 
-def segmenter_of(model: str | Path) -> CloudSegmenter:
-    return CloudSegmenter.from_parameters({"model": str(model), "device": "cpu", "backend": "torch"}, warm_up=False)
+def segmenter_of(model: str | Path, **parameters: Any) -> CloudSegmenter:
+    parameters |= {"model": str(model), "device": "cpu", "backend": "torch"}
+    return CloudSegmenter.from_parameters(parameters, warm_up=False)
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,9 @@ def test_small_itself_and_a_model_that_keeps_up_are_not_reported(client: Client,
             wait_until(lambda n=number: len(labelled) > n, 30, lambda: node.log)
             time.sleep(1)
         assert "labelling takes" not in node.log
+
+
+@pytest.mark.parametrize("model", ["default", "small"])
+def test_the_mirrored_image_is_given_up_before_the_model(model: str) -> None:
+    (text,) = advice(segmenter_of(model, average_mirrored=True))
+    assert text.endswith("clouds are dropped. average_mirrored runs the network twice: set it to false")

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start of ROS in a process of the package's own nodes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import rclpy
+
+from sqsegv3_ros.errors import UserError
+
+
+def start_ros(arguments: list[str] | None, **options: Any) -> None:
+    """Call rclpy.init with the command line.
+
+    Args:
+        arguments: Command line; None for that of the process.
+        options: Further arguments of rclpy.init.
+
+    Raises:
+        UserError: A parameter file cannot be read, or an argument after --ros-args is wrong.
+    """
+    try:
+        rclpy.init(args=arguments, **options)
+    except RuntimeError as error:  # RCLError, UnknownROSArgsError
+        reason = re.sub(r",\s+at \S+:\d+|failed to initialize rcl: ", "", str(error)).strip()
+        raise UserError(f"cannot start with these ROS arguments: {reason}; see `ros2 run --help`") from error
