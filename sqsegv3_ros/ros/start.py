@@ -25,4 +25,4 @@ def start_ros(arguments: list[str] | None, **options: Any) -> None:
         rclpy.init(args=arguments, **options)
     except RuntimeError as error:  # RCLError, UnknownROSArgsError
         reason = re.sub(r",\s+at \S+:\d+|failed to initialize rcl: ", "", str(error)).strip()
-        raise UserError(f"cannot start with these ROS arguments: {reason}; see `ros2 run --help`") from error
+        raise UserError(f"cannot start with these ROS arguments: {reason}") from error
