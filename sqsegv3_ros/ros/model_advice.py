@@ -35,7 +35,7 @@ def advise_faster_settings(logger: Any, segmenter: CloudSegmenter | None, diagno
     if labelling_ms <= period_ms:
         return
     if inner.average_mirrored:
-        advice = "average_mirrored runs the network twice: set it to false"
+        advice = "average_mirrored runs the network twice: run with -p average_mirrored:=false"
     elif inner.runtime.device.type == "cpu" and inner.info.architecture in _slower_architectures():
         openvino = f"{inner.runtime.hint}. " if inner.runtime.hint else ""
         advice = (

@@ -19,10 +19,10 @@ def start_ros(arguments: list[str] | None, **options: Any) -> None:
         options: Further arguments of rclpy.init.
 
     Raises:
-        UserError: A parameter file cannot be read, or an argument after --ros-args is wrong.
+        UserError: A parameter file, an argument after --ros-args or a variable of the environment cannot be used.
     """
     try:
         rclpy.init(args=arguments, **options)
-    except RuntimeError as error:  # RCLError, UnknownROSArgsError
+    except Exception as error:  # RCLError, UnknownROSArgsError, UnicodeEncodeError
         reason = re.sub(r",\s+at \S+:\d+|failed to initialize rcl: ", "", str(error)).strip()
         raise UserError(f"cannot start with these ROS arguments: {reason}") from error

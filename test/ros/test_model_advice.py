@@ -7,10 +7,12 @@ import importlib.util
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
@@ -142,6 +144,12 @@ def test_small_itself_and_a_model_that_keeps_up_are_not_reported(client: Client,
 
 
 @pytest.mark.parametrize("model", ["default", "small"])
-def test_the_mirrored_image_is_given_up_before_the_model(model: str) -> None:
-    (text,) = advice(segmenter_of(model, average_mirrored=True))
-    assert text.endswith("clouds are dropped. average_mirrored runs the network twice: set it to false")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_mirrored_image_is_given_up_before_the_model(
+    model: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaging = segmenter_of(model, average_mirrored=True)
+    runtime = replace(averaging.segmenter.runtime, device=torch.device(device))
+    monkeypatch.setattr(averaging.segmenter, "runtime", runtime)
+    (text,) = advice(averaging)
+    assert text.endswith("dropped. average_mirrored runs the network twice: run with -p average_mirrored:=false")

