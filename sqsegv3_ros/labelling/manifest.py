@@ -312,7 +312,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
     """Settings that differ, by their dotted names."""
     found = []
     for key in sorted({*before, *now}):
-        old, new = before.get(key, "not set"), now.get(key, "not set")
+        old, new = ("not set" if side.get(key) is None else side[key] for side in (before, now))
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
