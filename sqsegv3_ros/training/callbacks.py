@@ -123,8 +123,8 @@ class LastCheckpoint(Checkpoint):
         """Save after an epoch without validation."""
         self._save(trainer, due=trainer.is_last_batch and trainer.global_step != self._saved_step)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the signal handlers."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the signal handlers, before Lightning restores those that it replaced."""
         self._restore_handlers()
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:

@@ -84,9 +84,11 @@ def train(monkeypatch, arguments, interrupt_after=None):
 def finished(root, tmp_path_factory):
     """A run of three epochs to the end: its folder and the loss of every step."""
     output = tmp_path_factory.mktemp("run")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.MonkeyPatch.context() as monkeypatch:
         code, losses = train(monkeypatch, options(root, output))
     assert code == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     return output, losses
 
 
