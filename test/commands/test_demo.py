@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_model
+from programs import depends_on_discovery
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 pytest.importorskip("embreex", reason="needs embreex: pip install 'sqsegv3_ros[simulate]'")
@@ -19,6 +20,7 @@ from sqsegv3_ros.commands import demo_steps
 from sqsegv3_ros.commands.demo_steps import DemoFiles
 
 
+@depends_on_discovery
 def test_the_demo_evaluates_every_scan_and_writes_numbers_report_and_picture(
     small_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
