@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'sqsegv3_ros[ros]', or a sourced ROS 2")
 
+import rclpy
 from programs import module, running
+from rclpy.signals import SignalHandlerOptions
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.ros.start import start_ros
@@ -43,12 +46,16 @@ def test_a_wrong_ros_argument_ends_the_node_with_one_line(
         assert ".c:" not in line, line
 
 
+OWN: dict[str, Any] = {"context": rclpy.Context(), "signal_handler_options": SignalHandlerOptions.NO}
+"""For a start within this process, whose other tests are not concerned."""
+
+
 def test_a_wrong_domain_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROS_DOMAIN_ID", "many")
     with pytest.raises(UserError, match="ROS_DOMAIN_ID is not an integral number"):
-        start_ros([])
+        start_ros([], **OWN)
 
 
 def test_an_argument_that_is_not_utf_8_is_refused() -> None:
     with pytest.raises(UserError, match="'utf-8' codec can't encode"):
-        start_ros(["\udcff"])  # how Python reads the byte 0xff
+        start_ros(["\udcff"], **OWN)  # how Python reads the byte 0xff
