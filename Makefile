@@ -9,6 +9,8 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 RUN := $(VENV)/bin/python -m
 CLI := $(RUN) sqsegv3_ros.cli
 INSTALLED := $(VENV)/installed
+# pytest-timeout raises an exception after 300 s; a hang in a library that never returns to Python shows its stacks and is ended
+END_HANGS := -o faulthandler_timeout=360 -o faulthandler_exit_on_timeout=true
 
 # nothing of a test leaves the machine, and a robot's domain on it is not disturbed
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
@@ -20,7 +22,7 @@ export ROS_LOG_DIR ?= $(abspath $(VENV))/ros_log
 # three at a time on two cores, as many tests wait for other processes; a worker keeps to its part, as the tests of a file
 # share what they set up
 test: lint
-	$(RUN) pytest -n 3 --dist worksteal
+	$(RUN) pytest -n 3 --dist worksteal $(END_HANGS)
 
 # quick check while editing: the tests without ROS and without processes, under a minute
 test-fast: $(INSTALLED)
@@ -28,7 +30,7 @@ test-fast: $(INSTALLED)
 
 # the node and its clients; `make ROS=kilted test-ros` runs them on Kilted
 test-ros: $(INSTALLED)
-	$(RUN) pytest -n 3 --dist worksteal test/ros
+	$(RUN) pytest -n 3 --dist worksteal $(END_HANGS) test/ros
 
 # Ouster recordings, with ouster-sdk in an environment of its own
 test-ouster: .venv-ouster/installed
