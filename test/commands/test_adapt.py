@@ -302,7 +302,7 @@ def test_too_little_time_is_refused_after_measuring(
     ]
     assert main([*command, "--params", str(PRESETS / "vlp16.yaml")]) == 2
     said = capsys.readouterr()
-    assert "0 minutes are left for training, but this machine needs at least" in said.err
+    assert "0.0 minutes are left for training, but this machine needs at least" in said.err
     assert re.search(r"pass --minutes \d+ or more", said.err)
     assert "simulating a vlp16 sensor: 16 beams, 1808 columns" in said.err
     facts = json.loads((tmp_path / "mine.adapt" / "recording.json").read_text())

@@ -140,7 +140,7 @@ def test_views_are_turned_back(model, data):
 @pytest.mark.parametrize("per_scan", [0.001, 0.1, 2.0])
 def test_the_minutes_that_a_refused_plan_names_suffice(monkeypatch, per_scan):
     monkeypatch.setattr(recipe, "_measure", lambda _: (8.0, per_scan))
-    with pytest.raises(UserError, match=r"^0 minutes are left for training.*pass --minutes \d+ or more$") as refused:
+    with pytest.raises(UserError, match=r"^0\.0 minutes are left for training.*pass --minutes \d+ or more$") as refused:
         recipe.plan_run([], 100, seconds=6.0, spent=150.0)
     minutes = int(str(refused.value).split()[-3])
     plan = recipe.plan_run([], 100, seconds=60.0 * minutes, spent=150.0)

@@ -158,7 +158,7 @@ def plan_run(options: list[str], scans: int, seconds: float, spent: float) -> Pl
 
     if left < least(FEWEST_ROUNDS):
         raise UserError(
-            f"{left / 60:.0f} minutes are left for training, but this machine needs at least "
+            f"{left / 60:.1f} minutes are left for training, but this machine needs at least "
             f"{math.ceil(least(FEWEST_ROUNDS) / 60)} ({per_step:.1f} s a step, {per_scan:.1f} s to label a scan): "
             f"pass --minutes {math.ceil((spent + least(FEWEST_ROUNDS)) / 60)} or more"
         )
