@@ -79,7 +79,7 @@ def normalize(image: ReferenceImage, normalization: Normalization, official_mask
         [
             torch.from_numpy(image.range).unsqueeze(0),
             torch.from_numpy(image.xyz).permute(2, 0, 1),
-            torch.from_numpy(image.remission).unsqueeze(0),
+            torch.from_numpy(image.remission).clamp_min(0.0).pow(normalization.remission_exponent).unsqueeze(0),
         ]
     )
     mask = torch.from_numpy((image.index > 0 if official_mask else image.index >= 0).astype(np.int32))

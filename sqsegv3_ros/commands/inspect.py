@@ -111,6 +111,7 @@ def _runtime(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _describe(info: ModelInfo, path: Path, sha256: str, runtime: dict[str, Any]) -> str:
     channels = ("range", "x", "y", "z", "remission")
+    exponent = info.normalization.remission_exponent
     rows = [
         ("model", info.name),
         ("licence", info.licence),
@@ -122,6 +123,7 @@ def _describe(info: ModelInfo, path: Path, sha256: str, runtime: dict[str, Any])
         ("image", _describe_image(info.projection)),
         ("channel means", _settings(dict(zip(channels, info.normalization.means, strict=True)))),
         ("channel stds", _settings(dict(zip(channels, info.normalization.stds, strict=True)))),
+        *([("remission", f"raised to the power {exponent:g}")] if exponent != 1.0 else []),
         ("KNN", _describe_knn(info.knn)),
         ("sensor height", f"{info.sensor_height_m} m" if info.sensor_height_m else "unknown"),
         *([("runtime", _settings(runtime))] if runtime else []),

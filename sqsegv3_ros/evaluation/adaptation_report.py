@@ -38,6 +38,8 @@ class ComparedScan:
 def build_adaptation_report(
     labels: LabelSet,
     about: Sequence[tuple[str, str]],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
     rounds: Sequence[Mapping[str, Any]],
     scans: Iterable[ComparedScan],
     projection: ProjectionConfig,
@@ -48,9 +50,10 @@ def build_adaptation_report(
     Args:
         labels: Classes of the labels.
         about: Names and values at the top of the page.
-        rounds: A record per round of labels, the first of the model before, the last of the model after: 'shares' and
-            'confidences' by class, 'confidence', 'start_agreement' and, but for the last, 'kept' and
-            'student_agreement'.
+        before: 'shares' and 'confidences' by class and mean 'confidence' of the labels before.
+        after: Those of the labels after, and 'start_agreement'.
+        rounds: A record per round of the teacher's labels: 'kept', 'confidence', 'student_agreement' and
+            'start_agreement'.
         scans: Scans to show.
         projection: Projection of the pictures.
         evaluations: Summaries of `Evaluator` before and after, or nothing.
@@ -62,7 +65,6 @@ def build_adaptation_report(
         UserError: Jinja2 or Pillow is not installed.
     """
     colors = dict(zip(labels.names, pictures.display_colors(labels).tolist(), strict=True))
-    before, after = rounds[0], rounds[-1]
     shown = [
         labels.names[c]
         for c in labels.evaluated

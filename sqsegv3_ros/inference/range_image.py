@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqsegv3_ros.errors import UserError
+from sqsegv3_ros.errors import UserError, require
 
 EMPTY = -1.0  # the value of every channel in a pixel without a point
 KEEP = ("nearest", "farthest")
@@ -104,10 +104,13 @@ class Normalization:
     Attributes:
         means: Mean of each channel.
         stds: Standard deviation of each channel.
+        remission_exponent: Power to which the remission is raised first, which brings that of a sensor closer to the
+            training data's.
     """
 
     means: tuple[float, float, float, float, float] = (12.12, 10.88, 0.23, -1.04, 0.21)
     stds: tuple[float, float, float, float, float] = (12.32, 11.47, 6.91, 0.86, 0.16)
+    remission_exponent: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("means", "stds"):
@@ -117,10 +120,16 @@ class Normalization:
             object.__setattr__(self, name, values)
         if min(self.stds) <= 0:
             raise UserError(f"stds must be greater than 0, found {self.stds}")
+        require(
+            math.isfinite(self.remission_exponent) and self.remission_exponent > 0,
+            "remission_exponent",
+            "a finite number above 0",
+            self.remission_exponent,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The statistics as plain JSON types."""
-        return {"means": list(self.means), "stds": list(self.stds)}
+        return {"means": list(self.means), "stds": list(self.stds), "remission_exponent": self.remission_exponent}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Normalization:
@@ -283,7 +292,10 @@ def rasterize(columns: Tensor, pixel: Tensor, usable: Tensor, config: Projection
 
 
 def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
-    """The network's input: (1, 5, H, W) float32, (value - mean) / std by channel, exactly 0 in masked pixels."""
+    """The network's input: (1, 5, H, W) float32, (value - mean) / std by channel, exactly 0 in masked pixels.
+
+    The remission is raised to its exponent first.
+    """
     xp, channels = library(image.channels), array(image.channels)
     means, stds = (
         array(constant(values, image.channels.device).view(5, 1, 1))
@@ -291,6 +303,8 @@ def normalize(image: RangeImage, normalization: Normalization) -> Tensor:
     )
     result = torch.empty_like(image.channels)
     values = array(result)
+    if normalization.remission_exponent != 1.0:
+        channels = xp.stack([*channels[:4], channels[4].clip(0, None) ** normalization.remission_exponent])
     xp.subtract(channels, means, out=values)
     values /= stds
     values *= array(image.mask)

@@ -124,7 +124,14 @@ class SegmentationModule(LightningModule):
             self.criterion.weights.copy_(weights)
 
     def image(self, channels: Tensor, mask: Tensor) -> Tensor:
-        """Shift channels (N, 5, H, W) in metres to the model's height, normalise them and apply the mask (N, H, W)."""
+        """Compute the network's input from channels (N, 5, H, W) in metres and mask (N, H, W).
+
+        As in the node, points are shifted to the model's height, and the remission is raised to its power before the
+        channels are normalised.
+        """
+        exponent = self.normalization.remission_exponent
+        if exponent != 1.0:
+            channels = torch.cat([channels[:, :4], channels[:, 4:].clamp_min(0.0) ** exponent], 1)
         if self.sensor_height_m is not None and self.recorded_height_m not in (None, self.sensor_height_m):
             _, x, y, z, remission = channels.unbind(1)
             z = z + (self.recorded_height_m - self.sensor_height_m)

@@ -150,14 +150,15 @@ def test_simulated_scans_have_the_sensor_and_the_remission_of_the_recording(
         points[:, 3] = 0.1 + 0.3 * points[:, 3]
         write_scan(dim / "sequences" / "00" / "velodyne" / file.path.name, points)
     sensor = replace(SENSORS["vlp16"], columns=600)
-    simulate_source(tmp_path / "simulated", dim, sensor, 1.2, seed=0, jobs=1, scans=2)
+    simulate_source(tmp_path / "simulated", dim, sensor, 1.2, exponent=1.44, seed=0, jobs=1, scans=2)
     points = np.concatenate(scans_of(tmp_path / "simulated"))
     elevation = np.degrees(np.arcsin(points[:, 2] / np.linalg.norm(points[:, :3], axis=1)))
     assert np.abs(np.percentile(elevation, [0, 0.5, 99.5, 100])).max() < 18  # the vehicle moves within a sweep
     assert np.percentile(elevation, 0.5) == pytest.approx(-15.0, abs=0.5)
     wanted = np.concatenate(scans_of(dim))[:, 3]
     shares = [0.3, 0.6, 0.9]
-    np.testing.assert_allclose(np.quantile(points[:, 3], shares), np.quantile(wanted, shares), atol=0.03)
+    seen = points[:, 3] ** 1.44  # by the network
+    np.testing.assert_allclose(np.quantile(seen, shares), np.quantile(wanted, shares), atol=0.03)
     assert len(list(tmp_path.glob("simulated/sequences/01/velodyne/*.bin"))) > 0
     raw = np.concatenate([read_labels(file.labels_path) for file in find_scans(tmp_path / "simulated", ["00"])])
     assert (raw & 0xFFFF == 40).any()
@@ -181,6 +182,8 @@ def test_wrong_use_is_refused_in_one_line(
     for minutes in ("0", "1e6"):
         expected = "--minutes must be above 0 and below 100000, found"
         assert expected in refused(capsys, root, *model, "--minutes", minutes)
+    exponent = refused(capsys, root, *model, "--remission-exponent", "0")
+    assert "--remission-exponent must be in 0.1..10, found 0.0" in exponent
     assert "--seed must be in 0..4294967295, found -1" in refused(capsys, root, *model, "--seed", "-1")
     assert "nothing does not exist" in refused(capsys, tmp_path / "nothing", *model)
     assert "adapt reads local recordings" in refused(capsys, "s3://fleet/drive", *model)

@@ -14,6 +14,8 @@ from sqsegv3_ros.data.semantic_kitti import read_scan
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference import range_image
 from sqsegv3_ros.inference.range_image import Normalization, ProjectionConfig, normalize, project, restore
+from sqsegv3_ros.network.config import NetworkConfig
+from sqsegv3_ros.training.module import SegmentationModule
 
 SMALL = ProjectionConfig(height=8, width=32, fov_up_deg=10.0, fov_down_deg=-10.0)
 NORMALIZATION_53 = Normalization((-1.04, 10.88, 0.23, 12.12, 0.21), (0.86, 11.47, 6.91, 12.32, 0.16))
@@ -152,6 +154,27 @@ def test_masked_pixels_are_zero_after_normalisation() -> None:
     assert (network_input[:, :, ~image.mask] == 0).all()
     expected = [(5 - 12.12) / 12.32, (5 - 10.88) / 11.47, -0.23 / 6.91, 1.04 / 0.86, (0.5 - 0.21) / 0.16]
     np.testing.assert_allclose(network_input[0, :, image.mask].flatten(), expected, rtol=1e-5)
+
+
+def test_the_remission_is_raised_to_its_power_in_training_and_in_the_node() -> None:
+    """Also where it is 0 or negative, whose power would be no number."""
+    curved = Normalization(remission_exponent=1.44)
+    image = project(cloud(on_sphere(0, 0, 5), on_sphere(90, 0, 5), on_sphere(180, 0, 5)), SMALL)
+    image.channels[4, image.mask] = torch.tensor([0.25, 0.0, -0.1])
+    network_input = normalize(image, curved)
+    plain = normalize(image, Normalization())
+    torch.testing.assert_close(network_input[:, :4], plain[:, :4])
+    expected = (torch.tensor([0.25**1.44, 0.0, 0.0]) - 0.21) / 0.16
+    torch.testing.assert_close(network_input[0, 4, image.mask], expected)
+    assert (network_input[:, :, ~image.mask] == 0).all()
+    module = SegmentationModule(
+        network=NetworkConfig((1,) * 5, (8,) * 5, attention_kernel=1), projection=SMALL, normalization=curved
+    )
+    torch.testing.assert_close(module.image(image.channels[None], image.mask[None]), network_input)
+    assert Normalization.from_dict(curved.to_dict()) == curved
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match="remission_exponent must be a finite number above 0"):
+            Normalization(remission_exponent=wrong)
 
 
 @pytest.mark.parametrize(("rows", "expected"), [("ring_from_bottom", [7, 4, 0]), ("ring_from_top", [0, 3, 6])])

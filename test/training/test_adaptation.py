@@ -31,7 +31,10 @@ from sqsegv3_ros.training.adaptation import run as adaptation_run
 from sqsegv3_ros.training.adaptation.checks import require_sound, shrunk_classes
 from sqsegv3_ros.training.adaptation.pseudo_labels import (
     SURE,
+    TURNED,
+    VARIED,
     ScanLabels,
+    View,
     keep_confident,
     label_scan,
     thresholds,
@@ -89,7 +92,12 @@ def model(data, tmp_path_factory):
 
 def module_of(path):
     info, weights = read_trained(path)
-    module = SegmentationModule(network=NetworkConfig.from_dict(info.architecture), projection=IMAGE, knn=info.knn)
+    module = SegmentationModule(
+        network=NetworkConfig.from_dict(info.architecture),
+        projection=IMAGE,
+        normalization=info.normalization,
+        knn=info.knn,
+    )
     module.network.load_state_dict(weights)
     return module.eval()
 
@@ -123,11 +131,20 @@ def test_each_class_keeps_its_most_confident_share():
     assert np.count_nonzero(keep_confident(sure, thresholds([sure], 20, 0.4))) > 990
 
 
+def test_the_teacher_sees_three_exponents_of_a_remission_that_the_start_does_not_know():
+    assert [(v.yaw, v.flipped) for v in VARIED] == [(v.yaw, v.flipped) for v in TURNED]
+    assert len({view.yaw for view in TURNED}) == 4 and {view.exponent for view in TURNED} == {1.0}
+    assert sorted({round(view.exponent, 3) for view in VARIED}) == [0.833, 1.0, 1.2]
+    points = np.array([[1.0, 0.0, 0.5, 0.25], [0.0, 2.0, 0.0, -0.1]], np.float32)
+    np.testing.assert_allclose(View(np.pi / 2, True, 0.5).of(points), [[0, -1, 0.5, 0.5], [-2, 0, 0, 0]], atol=1e-6)
+    assert points[0, 3] == 0.25
+
+
 def test_views_are_turned_back(model, data):
     """The views of a network that knows only the azimuth would disagree if labels were not turned back."""
     module = module_of(model)
     points = read_scan(find_scans(data[0])[0].path)
-    quarter = label_scan(module, points, [(np.pi / 2, True)])
+    quarter = label_scan(module, points, [View(np.pi / 2, True)])
     turned = points.copy()
     turned[:, 0], turned[:, 1] = -points[:, 1].copy(), -points[:, 0].copy()  # by 90 degrees, then flipped
     image = project(torch.from_numpy(turned), IMAGE)
@@ -191,7 +208,8 @@ def adapt(monkeypatch, data, model, output, *more, fault=None):
         if fault is not None:
             original = training_run.run_callbacks
             patch.setattr(training_run, "run_callbacks", lambda run: [fault, *original(run)])
-        return main(["adapt", str(target), "--model", str(model), "--output", str(output), *more])
+        command = ["adapt", str(target), "--model", str(model), "--output", str(output), "--remission-exponent", "1.2"]
+        return main([*command, *more])
 
 
 @pytest.fixture(scope="module")
@@ -245,16 +263,19 @@ def test_the_recording_is_not_changed(data, adapted):
     assert adapted[1] == {path: path.read_bytes() for path in sorted(data[1].rglob("*.*"))}
 
 
-def test_the_model_names_its_origin_and_the_report_compares(adapted):
+def test_the_model_names_its_origin_and_the_report_compares(adapted, capsys):
     info = read_info(adapted[0])
     assert info.licence == "for tests"
     provenance = info.provenance
     assert provenance["started_from"]["name"] == "sqsegv3"
+    assert main(["inspect", str(adapted[0])]) == 0
+    assert "raised to the power 1.2" in capsys.readouterr().out
     assert "user's own recording" in provenance["note"]
     workspace = adapted[0].with_suffix(".adapt")
     rounds = [json.loads(line) for line in (workspace / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [entry["round"] for entry in rounds] == [0, 1, 2]
-    assert rounds[0]["start_agreement"] == 1.0
+    assert rounds[0]["start_agreement"] > 0.5
+    assert "vary_remission: true" in (workspace / "train.yaml").read_text()
     page = (workspace / "report.html").read_text()
     assert page.count("<img") == 20 and "IoU before" in page and ">nan<" not in page
     assert not (workspace / "recording").exists() and not (workspace / "simulated").exists()
@@ -270,6 +291,8 @@ def test_nothing_is_lost_by_an_interruption_or_a_collapse(data, model, adapted, 
     assert "holds an adaptation with different settings (seed)" in capfd.readouterr().err
     assert adapt(monkeypatch, data, model, output, "--minutes", "9") == 2
     assert "holds an adaptation with different settings (minutes)" in capfd.readouterr().err
+    assert adapt(monkeypatch, data, model, output, "--remission-exponent", "1") == 2
+    assert "holds an adaptation with different settings (remission_exponent)" in capfd.readouterr().err
     (tmp_path / "other.yaml").write_text("/**:\n  ros__parameters:\n    knn.k: 3\n    threads: 1\n")
     assert adapt(monkeypatch, data, model, output, "--params", str(tmp_path / "other.yaml")) == 2
     assert "different settings (parameters.knn.k)" in capfd.readouterr().err  # threads change no label
@@ -308,6 +331,15 @@ def test_a_bag_is_evaluated_with_the_intensity_settings_of_the_recording(data, m
     assert summaries[0] == pytest.approx(summaries[2], abs=1e-3, nan_ok=True)
 
 
+def test_the_remission_keeps_its_power_unless_another_is_given(model, adapted, tmp_path):
+    def exponent(start, given=None):
+        settings = AdaptationSettings(str(start), {}, None, 1.0, given)
+        return Adaptation(None, settings, tmp_path / "mine.adapt").remission_exponent
+
+    assert [exponent(model), exponent(model, 1.4)] == [1.0, 1.4]
+    assert [exponent(adapted[0]), exponent(adapted[0], 1.0)] == [1.2, 1.0]
+
+
 def record(**shares):
     return {"start_agreement": 0.8, "confidence": 0.7, "shares": {"road": 0.3, "car": 0.05, "person": 0.001, **shares}}
 
@@ -325,8 +357,8 @@ def test_what_a_collapse_looks_like(tmp_path, end, message):
     from sqsegv3_ros.errors import OperationError
 
     with pytest.raises(OperationError, match=message):
-        require_sound([record(), end], tmp_path)
-    require_sound([record(), record(person=0.0)], tmp_path)  # a rare class may go
-    require_sound([record(), record(car=0.004)], tmp_path)  # kept an eighth, which is named instead
+        require_sound(record(), end, tmp_path)
+    require_sound(record(), record(person=0.0), tmp_path)  # a rare class may go
+    require_sound(record(), record(car=0.004), tmp_path)  # kept an eighth, which is named instead
     assert shrunk_classes(record(), record(car=0.004, person=0.0)) == ["car 5.0 -> 0.40 %"]
     assert shrunk_classes(record(), record(car=0.03)) == []

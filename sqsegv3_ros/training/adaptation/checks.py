@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,17 @@ def shrunk_classes(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[str
     ]
 
 
-def require_sound(rounds: Sequence[Mapping[str, Any]], workspace: Path) -> None:
+def require_sound(start: Mapping[str, Any], end: Mapping[str, Any], workspace: Path) -> None:
     """Check the result of an adaptation against its start.
 
     Args:
-        rounds: Records of the rounds, the first of the start, the last of the result.
+        start: Record of the start.
+        end: Record of the result.
         workspace: Folder that is kept, for the message.
 
     Raises:
         OperationError: The labels collapsed; the message says what was seen.
     """
-    start, end = rounds[0], rounds[-1]
     found = []
     if end["start_agreement"] < LEAST_AGREEMENT:
         found.append(f"only {100 * end['start_agreement']:.0f} % of the points kept their label")

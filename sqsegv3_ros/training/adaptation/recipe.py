@@ -17,7 +17,7 @@ import torch
 
 from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.inference.backends import has_native_bf16
-from sqsegv3_ros.training.adaptation.pseudo_labels import label_scan
+from sqsegv3_ros.training.adaptation.pseudo_labels import TURNED, label_scan
 from sqsegv3_ros.training.adaptation.source import TRAINING, VALIDATION
 from sqsegv3_ros.training.adaptation.teacher import TeacherLabels
 from sqsegv3_ros.training.run import TrainCLI, silence_library_warnings
@@ -52,6 +52,7 @@ class Trained:
         model: Settings of the model: arguments of `SegmentationModule`, in plain JSON types.
         recording: SemanticKITTI data set of the recording.
         source: SemanticKITTI data set of the simulated scans.
+        vary_remission: Whether the teacher averages views with several powers of the remission.
         output: Folder of the run.
         seed: Seed of the run.
     """
@@ -59,6 +60,7 @@ class Trained:
     model: Mapping[str, Any]
     recording: Path
     source: Path
+    vary_remission: bool
     output: Path
     seed: int
 
@@ -70,7 +72,12 @@ def training_settings(trained: Trained, plan: Plan) -> dict[str, Any]:
     rare classes, of which a teacher is never sure, are learned from the simulated points.
     """
     width = trained.model["projection"]["width"]
-    teacher = {"root": str(trained.recording), "output": str(trained.output), "rounds": plan.rounds}
+    teacher = {
+        "root": str(trained.recording),
+        "output": str(trained.output),
+        "rounds": plan.rounds,
+        "vary_remission": trained.vary_remission,
+    }
     return {
         "seed_everything": trained.seed,
         "model": {
@@ -192,9 +199,9 @@ def _measure(options: list[str]) -> tuple[float, float]:
         store = cli.datamodule.train_store
         assert store is not None
         points = store.cached()[0].points
-        label_scan(module, points)
+        label_scan(module, points, TURNED)
         begin = time.perf_counter()
-        label_scan(module, points)
+        label_scan(module, points, TURNED)
     return per_step, time.perf_counter() - begin
 
 

@@ -96,7 +96,7 @@ def finish(
         report = adaptation.workspace / REPORT_NAME
         write_atomically(report, _report(adaptation, outcome, evaluations).encode())
     adaptation.clear()
-    start, end = outcome.rounds[0], outcome.rounds[-1]
+    start, end = outcome.before, outcome.after
     lines = [
         f"{percent(end['start_agreement'])} % of the points kept their label; mean confidence "
         f"{percent(start['confidence'])} -> {percent(end['confidence'])} %"
@@ -117,6 +117,8 @@ def finish(
         "model": str(output),
         "report": str(report),
         "recorded_height_m": height,
+        "before": outcome.before,
+        "after": outcome.after,
         "rounds": outcome.rounds,
         "evaluations": evaluations,
     }
@@ -140,4 +142,6 @@ def _report(adaptation: Adaptation, outcome: Outcome, evaluations: Sequence[dict
         ("Sensor", f"{sensor['simulated']}, {sensor['height_m']:g} m above the ground ({sensor['height']})"),
         ("Training", f"{provenance['training']['rounds']} rounds of {provenance['training']['steps']} steps"),
     ]
-    return build_adaptation_report(info.labels, about, outcome.rounds, shown, info.projection, evaluations)
+    return build_adaptation_report(
+        info.labels, about, outcome.before, outcome.after, outcome.rounds, shown, info.projection, evaluations
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sqsegv3_ros.data.label_set import SEMANTIC_KITTI, SEMANTIC_KITTI_MULTISCAN
 from sqsegv3_ros.data.semantic_kitti import find_scans, read_scan
@@ -20,6 +21,7 @@ from sqsegv3_ros.errors import UserError
 from sqsegv3_ros.files import progress, write_atomically
 from sqsegv3_ros.inference.backends import usable_cores
 from sqsegv3_ros.inference.model_file import ModelInfo, find_model, read_info
+from sqsegv3_ros.inference.range_image import Normalization
 from sqsegv3_ros.inference.settings import DEFAULTS, Settings
 from sqsegv3_ros.network.config import NetworkConfig
 from sqsegv3_ros.network.export import export_model
@@ -80,6 +82,7 @@ class AdaptationSettings:
         parameters: Values of the node's parameters for the sensor.
         sensor: Name of the simulated sensor; None to measure it in the recording.
         minutes: Time to spend.
+        remission_exponent: Power to which the new model raises the remission; None for that of the start.
         seed: Seed of simulation and training.
     """
 
@@ -87,6 +90,7 @@ class AdaptationSettings:
     parameters: Mapping[str, Any]
     sensor: str | None
     minutes: float
+    remission_exponent: float | None = None
     seed: int = 0
 
 
@@ -97,7 +101,9 @@ class Outcome:
     Attributes:
         network: The new network.
         info: Its description.
-        rounds: Record of every round, and of the result.
+        before: Statistics of the recording's labels before.
+        after: Those after, and the agreement of both.
+        rounds: Record of every round.
         start: Labels of the recording's scans before.
         end: Labels after.
         recorded_height_m: Height of the sensor that the new model must be told (`extrinsics.height_m`); None if it is
@@ -106,6 +112,8 @@ class Outcome:
 
     network: SqueezeSegV3
     info: ModelInfo
+    before: dict[str, Any]
+    after: dict[str, Any]
     rounds: list[dict[str, Any]]
     start: list[ScanLabels]
     end: list[ScanLabels]
@@ -165,6 +173,11 @@ class Adaptation:
         """Folder of the training run."""
         return self.workspace / RUN
 
+    @property
+    def remission_exponent(self) -> float:
+        """Power to which the new model raises the remission."""
+        return self.settings.remission_exponent or self.start_info.normalization.remission_exponent
+
     def run(self) -> Outcome:
         """Copy, simulate, train and compare, in an `opened` block.
 
@@ -218,6 +231,7 @@ class Adaptation:
             **{f"parameters.{name}": value for name, value in self.settings.parameters.items() if _of_the_image(name)},
             "clouds": repr((recording.bags, recording.bag_clouds, recording.file_clouds)),
             "sensor": self.settings.sensor,
+            "remission_exponent": self.remission_exponent,
             "seed": self.settings.seed,
         }
         return dict(json.loads(json.dumps(identity)))
@@ -280,13 +294,17 @@ class Adaptation:
             "network": dict(info.architecture),
             "labels": info.labels.name,
             "projection": settings.projection(info).to_dict(),
-            "normalization": info.normalization.to_dict(),
+            "normalization": self._normalization().to_dict(),
             "knn": settings.knn(info).to_dict(),
             "sensor_height_m": info.sensor_height_m,
             "recorded_height_m": _recorded_height(facts),
             "start_from": str(self.model.resolve()),
         }
         return dict(json.loads(json.dumps(values)))
+
+    def _normalization(self) -> Normalization:
+        """The normalisation of the adapted network."""
+        return replace(self.start_info.normalization, remission_exponent=self.remission_exponent)
 
     def _train(self, facts: Mapping[str, Any], plan: Plan | None, began: float) -> Plan:
         """Simulate, plan if that is not done, and train or resume. Returns the plan."""
@@ -296,12 +314,16 @@ class Adaptation:
             f"{sensor.columns} columns, {height:.2f} m above the ground",
             flush=True,
         )
-        simulate_source(self.simulated, self.scans, sensor, height, seed=self.settings.seed, jobs=usable_cores())
-        trained = Trained(self._model_settings(facts), self.scans, self.simulated, self.run_folder, self.settings.seed)
+        seed = self.settings.seed
+        exponent = self.remission_exponent / self.start_info.normalization.remission_exponent
+        simulate_source(self.simulated, self.scans, sensor, height, exponent=exponent, seed=seed, jobs=usable_cores())
+        model = self._model_settings(facts)
+        trained = Trained(model, self.scans, self.simulated, exponent != 1.0, self.run_folder, seed)
         plan = plan or self._plan(trained, facts["scans"], began)
         options = write_settings(self.workspace / SETTINGS_NAME, trained, plan)
         if self._last.is_file():
             options += ["--run.resume", "true"]
+        self._labels(START_NAME, self._start_module(_recorded_height(facts)))
         print(f"training: {plan.rounds} rounds of {plan.steps} steps", flush=True)
         if fit(options, resume="the same command without --force").last.stopped_at is not None:
             raise KeyboardInterrupt
@@ -321,6 +343,24 @@ class Adaptation:
         """Whether the run has done all steps."""
         return self._last.is_file() and read_checkpoint(self._last)[0]["training"]["steps"] >= plan.rounds * plan.steps
 
+    def _labels(self, name: str, module: SegmentationModule) -> list[ScanLabels]:
+        """Labels of the recording's scans by a module, from their file if they have been found before."""
+        path = self.run_folder / name
+        if not path.is_file():
+            files = find_scans(self.scans)
+            with mixed_precision(module.device):
+                labels = [label_scan(module, read_scan(file.path)) for file in progress(files, len(files), "scan")]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_labels(path, labels)
+        return load_labels(path)
+
+    def _start_module(self, recorded_height_m: float | None) -> SegmentationModule:
+        """The module that the adaptation starts from, with the parameters of the sensor."""
+        info, weights = read_trained(self.model)
+        settings = self.node_settings()
+        info = replace(info, projection=settings.projection(info), knn=settings.knn(info))
+        return _module(info, weights, recorded_height_m)
+
     def _adapted_module(self, recorded_height_m: float | None) -> SegmentationModule:
         """The module with the mean of the weights that the run ended and started with."""
         info, weights = read_trained(self._last)
@@ -329,34 +369,17 @@ class Adaptation:
             name: torch.lerp(value, start[name], START_SHARE) if value.is_floating_point() else value
             for name, value in weights.items()
         }
-        module = SegmentationModule(
-            name=info.name,
-            network=NetworkConfig.from_dict(info.architecture),
-            labels=info.labels.name,
-            projection=info.projection,
-            normalization=info.normalization,
-            knn=info.knn,
-            sensor_height_m=info.sensor_height_m,
-            recorded_height_m=recorded_height_m,
-        )
-        module.network.load_state_dict(weights)
-        return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return _module(info, weights, recorded_height_m)
 
     def _compare(self, facts: Mapping[str, Any], plan: Plan) -> Outcome:
         """Label the recording with the result and compare it with the start."""
-        height = _recorded_height(facts)
+        height, names = _recorded_height(facts), self.start_info.labels.names
         module = self._adapted_module(height)
-        end_path, names = self.run_folder / END_NAME, self.start_info.labels.names
-        if not end_path.is_file():
-            files = find_scans(self.scans)
-            with mixed_precision(module.device):
-                end = [label_scan(module, read_scan(file.path)) for file in progress(files, len(files), "scan")]
-            save_labels(end_path, end)
-        start, end = load_labels(self.run_folder / START_NAME), load_labels(end_path)
-        result = {"round": plan.rounds, "start_agreement": agreement(start, end), **statistics(end, names)}
-        rounds = [*read_rounds(self.run_folder), result]
-        require_sound(rounds, self.workspace)
-        return Outcome(module.network.cpu(), self._describe(facts, plan, result), rounds, start, end, height)
+        start, end = self._labels(START_NAME, self._start_module(height)), self._labels(END_NAME, module)
+        before, after = statistics(start, names), {"start_agreement": agreement(start, end), **statistics(end, names)}
+        require_sound(before, after, self.workspace)
+        info, rounds = self._describe(facts, plan, after), read_rounds(self.run_folder)
+        return Outcome(module.network.cpu(), info, before, after, rounds, start, end, height)
 
     def _describe(self, facts: Mapping[str, Any], plan: Plan, result: Mapping[str, Any]) -> ModelInfo:
         """Describe the new model: what it started from, on what terms, and whose recording it was adapted to."""
@@ -387,6 +410,7 @@ class Adaptation:
             start,
             name=f"{start.name}-adapted",
             projection=settings.projection(start),
+            normalization=self._normalization(),
             knn=settings.knn(start),
             provenance=provenance,
         )
@@ -397,6 +421,22 @@ class Adaptation:
 
     def _write(self, name: str, value: Any) -> None:
         write_atomically(self.workspace / name, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _module(info: ModelInfo, weights: Mapping[str, Tensor], recorded_height_m: float | None) -> SegmentationModule:
+    """The module of a described network, in eval mode, on the device that trains."""
+    module = SegmentationModule(
+        name=info.name,
+        network=NetworkConfig.from_dict(info.architecture),
+        labels=info.labels.name,
+        projection=info.projection,
+        normalization=info.normalization,
+        knn=info.knn,
+        sensor_height_m=info.sensor_height_m,
+        recorded_height_m=recorded_height_m,
+    )
+    module.network.load_state_dict(weights)
+    return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _of_the_image(parameter: str) -> bool:

@@ -28,7 +28,15 @@ _EVERY = 7  # points that quantiles are computed from
 
 
 def simulate_source(
-    root: Path, recording: Path, sensor: SensorModel, height_m: float, *, seed: int, jobs: int, scans: int = SCANS
+    root: Path,
+    recording: Path,
+    sensor: SensorModel,
+    height_m: float,
+    *,
+    exponent: float,
+    seed: int,
+    jobs: int,
+    scans: int = SCANS,
 ) -> None:
     """Simulate labelled scans; an interrupted call starts anew.
 
@@ -37,6 +45,7 @@ def simulate_source(
         recording: SemanticKITTI data set of the recording.
         sensor: The sensor.
         height_m: Its height above the ground, metres.
+        exponent: Power to which the adapted network raises the remission, relative to its start.
         seed: The same seed gives the same scans.
         jobs: Parallel processes.
         scans: Number of training scans.
@@ -53,7 +62,7 @@ def simulate_source(
         steps = simulate(settings, draft, sequence=sequence, force=True, jobs=jobs)
         for _ in progress(steps, count, "scan"):
             pass
-    match_remission(draft, recording)
+    match_remission(draft, recording, exponent)
     draft.rename(root)
 
 
@@ -78,13 +87,20 @@ def sensor_from_dict(name: str, values: Mapping[str, Any] | None) -> SensorModel
     )
 
 
-def match_remission(source: Path, target: Path) -> None:
-    """Write the scans of a data set again, with remission mapped to the quantiles of another data set."""
+def match_remission(source: Path, target: Path, exponent: float) -> None:
+    """Write the scans of a data set again, with another remission.
+
+    Args:
+        source: Data set to change.
+        target: Data set whose quantiles the new remission has when it is raised to a power: simulated classes look to
+            the adapted network as they would have looked to its start.
+        exponent: The power.
+    """
     files = find_scans(source)
     from_quantiles, to_quantiles = (_quantiles(scans) for scans in (files, find_scans(target)))
     for file in files:
         points = read_scan(file.path)
-        points[:, 3] = map_quantiles(points[:, 3], from_quantiles, to_quantiles)
+        points[:, 3] = map_quantiles(points[:, 3], from_quantiles, to_quantiles) ** np.float32(1 / exponent)
         write_scan(file.path, points)
 
 

@@ -15,7 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from sqsegv3_ros.data.semantic_kitti import write_labels
 from sqsegv3_ros.files import progress, write_atomically
 from sqsegv3_ros.training.adaptation.pseudo_labels import (
-    VIEWS,
+    TURNED,
+    VARIED,
     ScanLabels,
     keep_confident,
     label_scan,
@@ -42,14 +43,16 @@ class TeacherLabels(Callback):
 
     Args:
         root: SemanticKITTI data set of the recording's copy, one of the training data sets.
-        output: Folder for `rounds.jsonl`, a line per round, and `start.npz`, the labels of the first one.
+        output: Folder for `rounds.jsonl`, a line per round; it has `start.npz`, the labels of the start.
         rounds: Planned epochs.
+        vary_remission: Whether the views that are averaged also differ in their remission.
     """
 
-    def __init__(self, root: str, output: str, rounds: int) -> None:
+    def __init__(self, root: str, output: str, rounds: int, vary_remission: bool = False) -> None:
         self.root = root
         self.output = Path(output)
         self.rounds = rounds
+        self.views = VARIED if vary_remission else TURNED
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Label all scans with the average of the weights so far."""
@@ -63,11 +66,12 @@ class TeacherLabels(Callback):
         with precision.forward_context():
             teacher = copy.deepcopy(average).eval()
             teacher._trainer = None
-            found = [label_scan(teacher, points) for points in progress(_points(store, indices), len(indices), "scan")]
+            found = [
+                label_scan(teacher, points, self.views)
+                for points in progress(_points(store, indices), len(indices), "scan")
+            ]
             student = _agreement_of(pl_module, store, indices, found)
         pl_module.train()
-        if number == 0:
-            save_labels(self.output / START_NAME, found)
         start = load_labels(self.output / START_NAME)
         least = thresholds(found, len(pl_module.label_set), share_of_round(number, self.rounds))
         kept = [keep_confident(scan, least) for scan in found]
@@ -176,5 +180,5 @@ def _agreement_of(
     student.eval()
     set_azimuth_padding(student.network, student.network_config.circular)  # crops have another
     chosen = spread(range(len(indices)), 12)
-    own = [label_scan(student, points, VIEWS[:1]) for points in _points(store, [indices[i] for i in chosen])]
+    own = [label_scan(student, points) for points in _points(store, [indices[i] for i in chosen])]
     return agreement([teacher[i] for i in chosen], own)
