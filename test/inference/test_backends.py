@@ -63,7 +63,8 @@ def test_official_weights_give_the_softmax_of_the_release(backend: str, tmp_path
     channels = np.stack([source["proj_range"], *np.moveaxis(source["proj_xyz"], -1, 0), source["proj_remission"]])
     assert main(["import-official", str(GOLDEN / "official_21"), "--output", str(tmp_path / "official.pt")]) == 0
     model = load_model(tmp_path / "official.pt")
-    means, stds = (np.array(v, np.float32).reshape(5, 1, 1) for v in model.info.normalization.to_dict().values())
+    normalization = model.info.normalization
+    means, stds = (np.array(v, np.float32).reshape(5, 1, 1) for v in (normalization.means, normalization.stds))
     image = torch.from_numpy(((channels - means) / stds * source["proj_mask"]).astype(np.float32))[None]
     network = make_backend(model, resolve_runtime(backend, "cpu", "fp32"), 64, 2048)
     with torch.inference_mode():
