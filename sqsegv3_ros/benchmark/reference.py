@@ -75,11 +75,14 @@ def project(points: npt.NDArray[np.float32], config: ProjectionConfig) -> Refere
 
 def normalize(image: ReferenceImage, normalization: Normalization, official_mask: bool) -> Tensor:
     """(1, 5, H, W) float32, 0 in masked pixels."""
+    remission, exponent = torch.from_numpy(image.remission), normalization.remission_exponent
+    if exponent != 1.0:
+        remission = remission.clamp_min(0.0).pow(exponent)
     channels = torch.cat(
         [
             torch.from_numpy(image.range).unsqueeze(0),
             torch.from_numpy(image.xyz).permute(2, 0, 1),
-            torch.from_numpy(image.remission).clamp_min(0.0).pow(normalization.remission_exponent).unsqueeze(0),
+            remission.unsqueeze(0),
         ]
     )
     mask = torch.from_numpy((image.index > 0 if official_mask else image.index >= 0).astype(np.int32))

@@ -44,6 +44,7 @@ from sqsegv3_ros.training.adaptation.recording import Recording
 from sqsegv3_ros.training.adaptation.report import labelled_scans
 from sqsegv3_ros.training.adaptation.run import Adaptation, AdaptationSettings
 from sqsegv3_ros.training.adaptation.source import map_quantiles
+from sqsegv3_ros.training.adaptation.teacher import load_labels
 from sqsegv3_ros.training.checkpoint import read_trained
 from sqsegv3_ros.training.module import SegmentationModule
 
@@ -263,7 +264,7 @@ def test_the_recording_is_not_changed(data, adapted):
     assert adapted[1] == {path: path.read_bytes() for path in sorted(data[1].rglob("*.*"))}
 
 
-def test_the_model_names_its_origin_and_the_report_compares(adapted, capsys):
+def test_the_model_names_its_origin_and_the_report_compares(data, model, adapted, capsys):
     info = read_info(adapted[0])
     assert info.licence == "for tests"
     provenance = info.provenance
@@ -275,6 +276,12 @@ def test_the_model_names_its_origin_and_the_report_compares(adapted, capsys):
     rounds = [json.loads(line) for line in (workspace / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [entry["round"] for entry in rounds] == [0, 1, 2]
     assert rounds[0]["start_agreement"] > 0.5
+    # with the remission as the start sees it
+    before = load_labels(workspace / "run" / "start.npz")
+    seen = [label_scan(module_of(model), read_scan(file.path)).labels for file in find_scans(data[1])]
+    assert (
+        np.mean(np.concatenate([scan.labels for scan in before]) == np.concatenate(seen)) > 0.999
+    )
     assert "vary_remission: true" in (workspace / "train.yaml").read_text()
     page = (workspace / "report.html").read_text()
     assert page.count("<img") == 20 and "IoU before" in page and ">nan<" not in page

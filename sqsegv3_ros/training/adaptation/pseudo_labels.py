@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pseudo-labels: what a network says about unlabelled scans, from one or several views of each."""
+"""Pseudo-labels: what a network says about unlabelled scans, and which of it is kept for training."""
 
 from __future__ import annotations
 

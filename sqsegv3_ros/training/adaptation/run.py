@@ -375,7 +375,7 @@ class Adaptation:
         """Label the recording with the result and compare it with the start."""
         height, names = _recorded_height(facts), self.start_info.labels.names
         module = self._adapted_module(height)
-        start, end = self._labels(START_NAME, self._start_module(height)), self._labels(END_NAME, module)
+        start, end = load_labels(self.run_folder / START_NAME), self._labels(END_NAME, module)
         before, after = statistics(start, names), {"start_agreement": agreement(start, end), **statistics(end, names)}
         require_sound(before, after, self.workspace)
         info, rounds = self._describe(facts, plan, after), read_rounds(self.run_folder)

@@ -100,7 +100,8 @@ def match_remission(source: Path, target: Path, exponent: float) -> None:
     from_quantiles, to_quantiles = (_quantiles(scans) for scans in (files, find_scans(target)))
     for file in files:
         points = read_scan(file.path)
-        points[:, 3] = map_quantiles(points[:, 3], from_quantiles, to_quantiles) ** np.float32(1 / exponent)
+        remission = map_quantiles(points[:, 3], from_quantiles, to_quantiles)
+        points[:, 3] = remission.clip(min=0.0) ** np.float32(1 / exponent)
         write_scan(file.path, points)
 
 

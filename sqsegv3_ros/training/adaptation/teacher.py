@@ -48,7 +48,7 @@ class TeacherLabels(Callback):
         vary_remission: Whether the views that are averaged also differ in their remission.
     """
 
-    def __init__(self, root: str, output: str, rounds: int, vary_remission: bool = False) -> None:
+    def __init__(self, root: str, output: str, rounds: int, vary_remission: bool) -> None:
         self.root = root
         self.output = Path(output)
         self.rounds = rounds
