@@ -279,9 +279,7 @@ def test_the_model_names_its_origin_and_the_report_compares(data, model, adapted
     # with the remission as the start sees it
     before = load_labels(workspace / "run" / "start.npz")
     seen = [label_scan(module_of(model), read_scan(file.path)).labels for file in find_scans(data[1])]
-    assert (
-        np.mean(np.concatenate([scan.labels for scan in before]) == np.concatenate(seen)) > 0.999
-    )
+    assert np.mean(np.concatenate([scan.labels for scan in before]) == np.concatenate(seen)) > 0.999
     assert "vary_remission: true" in (workspace / "train.yaml").read_text()
     page = (workspace / "report.html").read_text()
     assert page.count("<img") == 20 and "IoU before" in page and ">nan<" not in page
